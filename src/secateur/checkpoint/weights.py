@@ -1,0 +1,220 @@
+"""Where weights come from: a folder of safetensors, or a live module. One tensor at a time."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import SecateurError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape and dtype of a tensor that is not in memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return self.elements * self.dtype.itemsize
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        size = 1
+        for length in self.shape:
+            size *= length
+        return size
+
+
+class Weights(Protocol):
+    """The weights of one model, by tensor name, in the order of the model."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """What there is, without reading it."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor `name`; the caller must not change it in place."""
+        ...
+
+    def head(self, name: str) -> Tensor:
+        """The first row of `name` (all of it, if it has no dimension): for fingerprints."""
+        ...
+
+
+class FolderWeights:
+    """Weights in `model.safetensors` or in the shards that its index lists.
+
+    Raises:
+        SecateurError: no safetensors, a shard missing or truncated, an unknown dtype.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Path] = {}
+        self._specs: dict[str, TensorSpec] = {}
+        for path in _safetensors_files(folder):
+            with _open(path) as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    view = file.get_slice(name)
+                    self._files[name] = path
+                    self._specs[name] = TensorSpec(
+                        tuple(view.get_shape()), _dtype(view.get_dtype(), name, path)
+                    )
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Names, shapes and dtypes as the files give them."""
+        return self._specs
+
+    def tensor(self, name: str) -> Tensor:
+        """Read `name` into memory of its own (not a view of the memory-mapped file)."""
+        with _open(self._files[name]) as file:
+            return file.get_tensor(name).clone()
+
+    def head(self, name: str) -> Tensor:
+        """Read the first row of `name`."""
+        with _open(self._files[name]) as file:
+            if not self._specs[name].shape:
+                return file.get_tensor(name).clone()
+            return file.get_slice(name)[:1].clone()
+
+
+class ModuleWeights:
+    """The weights of a module in memory; tied tensors appear under their first name only."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in module.state_dict().items():
+            if tensor.numel() and tensor.data_ptr() in seen:
+                continue
+            seen.add(tensor.data_ptr())
+            self._tensors[name] = tensor
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Names, shapes and dtypes of the module's state."""
+        return {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """The module's own tensor, not a copy."""
+        return self._tensors[name]
+
+    def head(self, name: str) -> Tensor:
+        """The first row of the module's own tensor."""
+        tensor = self._tensors[name]
+        return tensor[:1] if tensor.dim() else tensor
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        SecateurError: missing, unreadable, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecateurError(f"Cannot read {path}: {_reason(error)}.") from error
+    except json.JSONDecodeError as error:
+        raise SecateurError(
+            f"{path} is not JSON: line {error.lineno}, {error.msg}. Download or export it again."
+        ) from error
+    if not isinstance(value, dict):
+        raise SecateurError(f"{path} does not hold a JSON object. Download or export it again.")
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json` of a checkpoint folder.
+
+    Raises:
+        SecateurError: no such folder, no config in it, or not JSON.
+    """
+    if not folder.exists():
+        raise SecateurError(
+            f"No such model folder: {folder}.\nGive a folder with config.json and *.safetensors,"
+            " or the name of a model on the Hugging Face hub."
+        )
+    if not (folder / "config.json").is_file():
+        raise SecateurError(
+            f"{folder} is not a model folder: it has no config.json.\n"
+            "Give the folder that save_pretrained wrote or that the hub downloads."
+        )
+    return read_json(folder / "config.json")
+
+
+def _safetensors_files(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise SecateurError(f"{index} lists no weights. Download it again.")
+        files = [folder / str(name) for name in sorted(set(weight_map.values()))]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise SecateurError(
+                f"{folder} lacks {len(missing)} of {len(files)} shards, first {missing[0]}."
+                " Download the model again."
+            )
+        return files
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        raise SecateurError(
+            f"{folder} has its weights in pickle files (.bin, .pt), which can run code when read;"
+            " safetensors are expected.\nConvert it once: load it with transformers where you trust"
+            " it, then model.save_pretrained(FOLDER)."
+        )
+    raise SecateurError(
+        f"{folder} has no weights: expected {SINGLE} or {INDEX}. Download the model again."
+    )
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise SecateurError(
+            f"{path} is truncated or corrupt ({_reason(error)}). Download it again."
+        ) from error
+
+
+def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:
+    if name not in _DTYPES:
+        raise SecateurError(
+            f"{path.name}: tensor {tensor} has dtype {name}, which is not supported; prune the"
+            " floating-point model and quantise the result."
+        )
+    return _DTYPES[name]
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).split("\n")[0].rstrip(".")

@@ -1,0 +1,233 @@
+"""The commands. Each turns its flags into one call and its result into a table or JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import SecateurError
+from .screen import Screen, table
+from .settings import given_settings, settings_options
+
+_OUT = click.option(
+    "--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Folder to write"
+)
+_FORCE = click.option("--force", is_flag=True, help="Replace the folder --out if it exists")
+_JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output")
+
+
+@click.command(
+    "prune",
+    short_help="Prune a model into a smaller folder.",
+    help="""Prune MODEL (a folder, or a name on the hub) and write the smaller model to --out.
+
+\b
+Example:
+  secateur prune path/to/model --method flap --ratio 0.2 --calibration text.txt --out small/
+  secateur prune path/to/model --method wanda-sp --ratio 0.3 --layers 4-29 --out small/
+  secateur prune --config small/run.toml --out again/
+
+\b
+Methods:     flap, wanda-sp, magnitude, magnitude-l1, random
+Scores:      wifv, ifv, wifn, wanda-sp, magnitude-l1, magnitude-l2, random
+Searches:    AL-AM, AL-MM, UL-MM, UL-UM, uniform
+Repairs:     none, bias
+Calibration: a .txt or .jsonl file, a folder of them, wikitext2, c4, ptb, bookcorpus,
+             owner/name on the hub, self (the model's own samples), embedded
+
+The calibration text is c4 unless you name one. Perplexity is taken on a part of it that was not
+used, unless --evaluate names a text (or none).
+""",
+)
+@click.argument("model", required=False)
+@_OUT
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings: run.toml"
+)
+@settings_options
+@click.option("--dry-run", is_flag=True, help="Make the plan alone; --out gets plan.json")
+@_FORCE
+@_JSON
+def prune_command(
+    model: str | None,
+    out: Path | None,
+    config: Path | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Prune a model."""
+    settings = given_settings(options, model, config)
+    if out is None and not dry_run:
+        raise SecateurError("Where to? Add --out DIR (or --dry-run for the plan alone).")
+    from ..pipeline import prune
+
+    screen = Screen()
+    _quiet_transformers()
+    result = prune(
+        settings.pop("model"), out=out, force=force, dry_run=dry_run, progress=screen, **settings
+    )
+    _show(result, as_json, dry_run)
+
+
+@click.command(
+    "apply",
+    short_help="Cut a model by a plan.json.",
+    help="""Cut MODEL by PLAN (a plan.json, or a folder that has one), repair it, write --out.
+
+\b
+Example:
+  secateur apply plan/plan.json path/to/model --out small/
+
+The plan may have been edited: "keep" lists the units that stay. Its repair is done anew, on the
+calibration text that the plan names or --calibration.
+""",
+)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("model")
+@_OUT
+@click.option("--repair", default=None, metavar="NAME", help="none or bias; default: the plan's")
+@click.option("--calibration", default=None, metavar="NAME", help="Text; default: the plan's")
+@click.option("--samples", type=int, default=None, metavar="N", help="Calibration windows")
+@click.option("--length", type=int, default=None, metavar="N", help="Tokens in a window")
+@click.option("--evaluate", default=None, metavar="NAME", help="Text for perplexity  [spare]")
+@click.option("--batch", type=int, default=None, metavar="N", help="Windows at once  [8]")
+@click.option("--seed", type=int, default=None, metavar="N", help="Seed; default: the plan's")
+@click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda  [auto]")
+@click.option("--dtype", default=None, metavar="NAME", help="Arithmetic of the passes  [auto]")
+@_FORCE
+@_JSON
+def apply_command(
+    plan: Path, model: str, out: Path | None, force: bool, as_json: bool, **options: Any
+) -> None:
+    """Apply a plan."""
+    if out is None:
+        raise SecateurError("Where to? Add --out DIR.")
+    from ..pipeline import apply, read_plan
+
+    given = {name: value for name, value in options.items() if value is not None}
+    read = read_plan(plan)
+    _quiet_transformers()
+    result = apply(read, model, out=out, force=force, progress=Screen(), **given)
+    _show(result, as_json, dry_run=False)
+
+
+@click.command(
+    "evaluate",
+    short_help="Perplexity of a model on a text.",
+    help="""Perplexity of MODEL, pruned or not, on --text; one layer in memory at a time.
+
+\b
+Example:
+  secateur evaluate small/ --text heldout.txt
+  secateur evaluate path/to/model --text wikitext2 --windows 128,2048
+""",
+)
+@click.argument("model")
+@click.option("--text", required=True, metavar="NAME", help="File, folder, wikitext2, c4, ptb...")
+@click.option("--windows", default=None, metavar="N,N", help="Window lengths  [128,2048]")
+@click.option("--tokens", type=int, default=None, metavar="N", help="At most so many tokens")
+@click.option("--batch", type=click.IntRange(min=1), default=8, metavar="N", help="Windows at once")
+@click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda")
+@click.option("--dtype", default="auto", metavar="NAME", help="Arithmetic: auto, float32...")
+@_JSON
+def evaluate_command(
+    model: str,
+    text: str,
+    windows: str | None,
+    tokens: int | None,
+    batch: int,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Evaluate a model."""
+    lengths = _lengths(windows)
+    from ..pipeline import evaluate
+
+    _quiet_transformers()
+    found = evaluate(
+        model,
+        text,
+        tokens=tokens,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        windows=lengths,
+        progress=Screen(),
+    )
+    if as_json:
+        values = [{"window": p.window, "perplexity": p.value, "tokens": p.tokens} for p in found]
+        click.echo(json.dumps({"model": model, "text": text, "perplexity": values}))
+        return
+    rows = [(p.window, f"{p.value:.3f}", f"{p.tokens:,}") for p in found]
+    table(
+        f"{model} on {text}", ("window, tokens", "perplexity per token", "predicted tokens"), rows
+    )
+
+
+@click.command(
+    "inspect",
+    short_help="Show what a folder or plan holds.",
+    help="""Show the layers of DIR: a pruned folder, any supported model, or a folder with a plan.
+
+\b
+Example:
+  secateur inspect small/
+  secateur inspect small/ --against other/
+""",
+)
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--against", type=click.Path(path_type=Path), metavar="DIR", help="Compare with this one's plan"
+)
+@_JSON
+def inspect_command(folder: Path, against: Path | None, as_json: bool) -> None:
+    """Inspect a folder."""
+    from ..pipeline import inspect
+
+    found = inspect(folder, against)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    table(str(folder), ("", "value"), found["facts"].items())
+    if found["layers"]:
+        table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))
+
+
+def _lengths(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise SecateurError(
+            f"--windows {text!r} is not a list of lengths like 128,2048."
+        ) from error
+
+
+def _show(result: Any, as_json: bool, dry_run: bool) -> None:
+    from ..report import evaluation_line, layer_rows, number_rows
+
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+        return
+    columns = ("layer", "attention heads (KV)", "MLP width")
+    table("What stays", columns, layer_rows(result.structure, result.plan))
+    table("Numbers", ("", "before", "after"), number_rows(result.numbers))
+    if line := evaluation_line(result.numbers):
+        click.echo(line)
+    where = result.out if result.out else "nothing written"
+    if dry_run and result.out:
+        where = result.out / "plan.json"
+    click.echo(f"{where}  ({result.seconds['total']:.1f} s)")
+
+
+def _quiet_transformers() -> None:
+    """Its own bars and notices would run through ours."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()

@@ -1,0 +1,77 @@
+"""Entry point: commands, and errors as one or two lines with exit code 2."""
+
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from ..errors import SecateurError
+from .commands import apply_command, evaluate_command, inspect_command, prune_command
+
+HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
+
+The result is a Hugging Face checkpoint folder with fewer parameters that loads.
+
+\b
+Prune a fifth of the decoder's linears away, with your own text for calibration:
+  secateur prune path/to/model --method flap --ratio 0.2 --calibration text.txt --out small/
+
+\b
+Look before you cut, edit the plan, apply it:
+  secateur prune path/to/model --ratio 0.2 --dry-run --out plan/
+  secateur apply plan/plan.json path/to/model --out small/
+
+\b
+Measure and look:
+  secateur evaluate small/ --text heldout.txt
+  secateur inspect small/
+
+\b
+In Python:
+  import secateur
+  model = secateur.load("small/")
+"""
+
+
+@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="secateur")
+def cli() -> None:
+    """Hold the commands."""
+
+
+for _command in (prune_command, apply_command, evaluate_command, inspect_command):
+    cli.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 bad input, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    warnings.simplefilter("ignore")
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    try:
+        cli.main(args=arguments, prog_name="secateur", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "secateur"
+        click.echo(f"Error: {error.format_message()}\nType: {where} --help", err=True)
+        return 2
+    except SecateurError as error:
+        click.echo(f"Error: {error}", err=True)
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted; nothing was left behind.", err=True)
+        return 130
+    return 0
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt

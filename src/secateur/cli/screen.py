@@ -1,0 +1,66 @@
+"""What the terminal shows: progress bars, notes, tables."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import psutil
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+T = TypeVar("T")
+
+
+class Screen:
+    """Progress on standard error, if that is a terminal; notes always."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+
+    def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
+        """Show a bar with stage, count, time left and memory while `items` are worked through."""
+        if not self.console.is_terminal:
+            yield from items
+            return
+        columns = (
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            _Memory(),
+        )
+        with Progress(*columns, console=self.console) as bar:
+            yield from bar.track(items, total=total, description=stage)
+
+    def note(self, message: str) -> None:
+        """Show one line that the user should read."""
+        self.console.print(f"Note: {message}", style="yellow", soft_wrap=True, markup=False)
+
+
+class _Memory(ProgressColumn):
+    """Resident memory of this process."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB", style="cyan")
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Print a table on standard output; all but the first column are numbers."""
+    console = Console(highlight=False)
+    shown = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*(str(cell) for cell in row))
+    console.print(shown)

@@ -1,0 +1,66 @@
+"""Command-line options made from the settings: one place says what there is."""
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+
+from ..config import PruneConfig, read_toml
+from ..errors import SecateurError
+
+# Shown in this order and under the same names as the fields; `model` is an argument.
+_FIELDS = {name: field for name, field in PruneConfig.model_fields.items() if name != "model"}
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add one option for each setting; an option not given is None."""
+    for name, field in reversed(_FIELDS.items()):
+        default = "" if field.default is None else f"  [{field.default}]"
+        flag = f"--{name.replace('_', '-')}"
+        kind = _kind(field.annotation)
+        if kind is bool:
+            flag, kind = f"{flag}/--no-{name.replace('_', '-')}", None
+        command = click.option(
+            flag,
+            name,
+            type=kind,
+            default=None,
+            metavar=None if kind is None else _metavar(field.annotation),
+            help=f"{field.description}{default}",
+        )(command)
+    return command
+
+
+def given_settings(
+    options: dict[str, Any], model: str | None, config: Path | None
+) -> dict[str, Any]:
+    """Settings from a `run.toml`, overridden by the options that were given.
+
+    Raises:
+        SecateurError: no model in either, or the file cannot be read.
+    """
+    settings = read_toml(config) if config else {}
+    settings |= {name: options[name] for name in _FIELDS if options.get(name) is not None}
+    if model is not None:
+        settings["model"] = model
+    if "model" not in settings:
+        raise SecateurError(
+            "No model given.\nType: secateur prune MODEL --method flap --ratio 0.2 --out small/"
+        )
+    return settings
+
+
+def _kind(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is Literal:
+        return str
+    return annotation
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    return {int: "N", float: "X", str: "NAME"}.get(_kind(annotation), "VALUE")

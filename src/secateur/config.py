@@ -1,0 +1,141 @@
+"""The settings of a run: strict, frozen, in and out as TOML."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import SecateurError
+from .importance import IMPORTANCE
+from .methods import METHODS
+from .registry import choose
+from .search import SEARCHES
+from .surgery import REPAIRS
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class PruneConfig(BaseModel):
+    """Everything that decides what a pruned folder holds. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
+    method: Annotated[str, Field(description="Recipe of score, search and repair")] = "flap"
+    ratio: Annotated[float, Field(ge=0, lt=1, description="Share of parameters to remove")] = 0.2
+    of: Annotated[
+        Literal["linears", "model"], Field(description="What the ratio is a share of")
+    ] = "linears"
+    importance: Annotated[str | None, Field(description="Score; default: the method's")] = None
+    search: Annotated[str | None, Field(description="Search; default: the method's")] = None
+    repair: Annotated[str | None, Field(description="Repair; default: the method's")] = None
+    attention_units: Annotated[
+        int | None, Field(ge=0, description="Attention units to remove (UL-MM, AL-MM, uniform)")
+    ] = None
+    square_attention: Annotated[
+        bool, Field(description="Square attention scores, as FLAP's public code does")
+    ] = False
+    layers: Annotated[str | None, Field(description="Layers that may lose units: 4-29")] = None
+    align: Annotated[int, Field(ge=1, description="Grid of MLP widths; 1: exact")] = 8
+    calibration: Annotated[str | None, Field(description="Calibration text")] = None
+    samples: Annotated[int, Field(ge=1, description="Calibration windows")] = 128
+    length: Annotated[int | None, Field(ge=2, description="Tokens in a calibration window")] = None
+    evaluate: Annotated[
+        str, Field(description="Text for perplexity: a source, 'spare' or 'none'")
+    ] = "spare"
+    evaluate_tokens: Annotated[
+        int | None, Field(ge=2, description="Evaluate at most so many tokens")
+    ] = None
+    batch: Annotated[int, Field(ge=1, description="Windows at once")] = 8
+    seed: Annotated[int, Field(ge=0, description="Seed of every draw")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
+    dtype: Annotated[str, Field(description="Arithmetic of the passes; auto: the checkpoint's")] = (
+        "auto"
+    )
+    hidden_gib: Annotated[
+        float, Field(ge=0, description="GiB of hidden states in memory, beyond that on disk")
+    ] = 4.0
+
+    @field_validator("method", "importance", "search", "repair", "dtype")
+    @classmethod
+    def _known(cls, name: str | None, info: Any) -> str | None:
+        known: dict[str, dict[str, Any]] = {
+            "method": METHODS,
+            "importance": IMPORTANCE,
+            "search": SEARCHES,
+            "repair": REPAIRS,
+            "dtype": dict.fromkeys(DTYPES),
+        }
+        if name is not None:
+            choose(info.field_name, name, known[info.field_name])
+        return name
+
+    @property
+    def importance_name(self) -> str:
+        """The score in force."""
+        return self.importance or METHODS[self.method].importance
+
+    @property
+    def search_name(self) -> str:
+        """The search in force."""
+        return self.search or METHODS[self.method].search
+
+    @property
+    def repair_name(self) -> str:
+        """The repair in force."""
+        return self.repair or METHODS[self.method].repair
+
+
+def make_config(**settings: Any) -> PruneConfig:
+    """Check settings.
+
+    Raises:
+        SecateurError: an unknown setting, a value of the wrong type or out of range.
+    """
+    try:
+        return PruneConfig(**settings)
+    except ValidationError as error:
+        raise SecateurError(_explain(error)) from error
+
+
+def to_toml(config: PruneConfig, record: dict[str, Any]) -> str:
+    """The settings as TOML, followed by tables of `record` that a later run does not read."""
+    settings = {key: value for key, value in config.model_dump().items() if value is not None}
+    return tomli_w.dumps({"settings": settings, **record})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a `run.toml` (its other tables are the record of that run).
+
+    Raises:
+        SecateurError: no such file, not TOML, no table [settings].
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecateurError(f"Cannot read {path}: {getattr(error, 'strerror', error)}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SecateurError(f"{path} is not TOML: {error}.") from error
+    settings = content.get("settings")
+    if not isinstance(settings, dict):
+        raise SecateurError(f"{path} has no table [settings]: a pruned folder's run.toml has one.")
+    return settings
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        try:
+            choose("setting", name, PruneConfig.model_fields)
+        except SecateurError as unknown:
+            return str(unknown)
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, SecateurError):
+        return str(cause)
+    if first["type"] == "missing":
+        return f"{name} is missing. Type: secateur prune MODEL --ratio 0.2 --out DIR"
+    about = PruneConfig.model_fields[name].description if name in PruneConfig.model_fields else ""
+    return f"{name} = {first['input']!r} will not do: {first['msg']}. ({about})"

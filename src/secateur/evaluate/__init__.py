@@ -1,0 +1,5 @@
+"""How good a model is."""
+
+from .perplexity import WINDOWS, Perplexity, perplexity, window_lengths
+
+__all__ = ["WINDOWS", "Perplexity", "perplexity", "window_lengths"]

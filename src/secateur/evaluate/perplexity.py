@@ -1,0 +1,87 @@
+"""Perplexity over non-overlapping windows, through the same loop over layers as everything else.
+
+    exp( sum of -log p(token | tokens before it in the window) / predicted tokens )
+
+Each window of T tokens predicts T - 1. The pruning papers use T = 128, everybody else 2048; the
+numbers differ by a factor of two, so both are reported.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ..errors import SecateurError
+from ..progress import Progress
+from ..stats import LayerSource, Walk
+from ..stats.activations import MEMORY_LIMIT
+
+WINDOWS = (128, 2048)
+
+# Logits are made for so many values at once: 2^24 are 64 MiB in fp32, whatever the vocabulary.
+_LOGITS_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """Perplexity per token, the window it was taken with, and over how many predicted tokens."""
+
+    window: int
+    value: float
+    tokens: int
+
+
+def window_lengths(context: int) -> tuple[int, ...]:
+    """The standard windows, cut down to what a model of `context` tokens allows."""
+    return tuple(dict.fromkeys(min(window, context) for window in WINDOWS))
+
+
+def perplexity(
+    source: LayerSource,
+    tokens: Int64[Tensor, "window token"],
+    *,
+    batch: int,
+    limit: int = MEMORY_LIMIT,
+    progress: Progress | None = None,
+    stage: str = "perplexity",
+) -> Perplexity:
+    """Perplexity of the model behind `source` on `tokens`; only one layer is in memory at a time.
+
+    Raises:
+        SecateurError: no windows, or an activation is not finite.
+    """
+    if not len(tokens) or tokens.shape[1] < 2:
+        raise SecateurError("Perplexity needs at least one window of two tokens.")
+    walk = Walk(source, tokens, batch=batch, limit=limit)
+    states = walk.embed()
+    for step in walk.layers(progress=progress, stage=stage):
+        step.run(states)
+    total = torch.zeros((), dtype=torch.float64)
+    with source.back() as logits_of:
+        for windows in walk.batches:
+            hidden = states[windows][:, :-1].flatten(0, 1)
+            total += _loss(logits_of, hidden, tokens[windows][:, 1:].flatten())
+    predicted = tokens.numel() - len(tokens)
+    return Perplexity(tokens.shape[1], math.exp(min(total.item() / predicted, 700.0)), predicted)
+
+
+def _loss(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "token hidden"],
+    targets: Int64[Tensor, " token"],
+) -> Tensor:
+    """Sum of -log p(target) in fp64, in pieces that keep the logits small."""
+    total = torch.zeros((), dtype=torch.float64)
+    start, piece = 0, 64
+    while start < len(targets):
+        # The head looks at one position at a time, so positions of many windows go in one row.
+        logits = logits_of(hidden[None, start : start + piece])[0].float()
+        wanted = targets[start : start + piece].to(logits.device)
+        losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+        total += losses.double().sum().cpu()
+        start += piece
+        piece = max(64, _LOGITS_AT_ONCE // logits.shape[-1])
+    return total

@@ -1,0 +1,83 @@
+"""The README.md of a pruned folder: what was done, and the numbers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_HOW_OWN = """\
+The layers have different widths, so the stock class cannot load it. Any one of these can:
+
+```python
+import secateur
+model = secateur.load("path/to/this/folder")
+```
+
+```python
+import secateur  # registers the classes
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+
+```python
+from transformers import AutoModelForCausalLM  # needs no package: reads modeling_secateur.py
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
+```"""
+
+_HOW_STOCK = """\
+Every layer has the same widths: it is a plain `{architecture}` checkpoint.
+
+```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```"""
+
+
+def model_card(
+    *,
+    base: str,
+    architecture: str,
+    stock: bool,
+    settings: Mapping[str, Any],
+    numbers: Sequence[tuple[str, str, str]],
+    layers: Sequence[tuple[int, str, str]],
+    evaluated_on: str,
+) -> str:
+    """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width)."""
+    how = (_HOW_STOCK if stock else _HOW_OWN).format(architecture=architecture)
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "tags: [pruned, structured-pruning, secateur]",
+        "---",
+        "",
+        f"# {base}, pruned",
+        "",
+        f"Whole attention heads and MLP channels were cut out of {base} with Secateur.",
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+        *(f"| {what} | {before} | {after} |" for what, before, after in numbers),
+        "",
+        evaluated_on,
+        "",
+        "## Loading",
+        "",
+        how,
+        "",
+        "## How it was made",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in settings.items()),
+        "",
+        "`secateur prune --config run.toml --out DIR` repeats it; `plan.json` says which units"
+        " stayed.",
+        "",
+        "## Layers",
+        "",
+        "| layer | attention heads (of which KV) | MLP width |",
+        "|---|---|---|",
+        *(f"| {layer} | {heads} | {width} |" for layer, heads, width in layers),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,20 @@
+"""Importance scores: one pure function a file, registered by name.
+
+To add one, write a file like `wifv.py` and import it here.
+"""
+
+from . import fluctuation, magnitude, random, wanda
+from .registry import IMPORTANCE, Importance, importance
+from .scoring import score, statistics_needed
+
+__all__ = [
+    "IMPORTANCE",
+    "Importance",
+    "fluctuation",
+    "importance",
+    "magnitude",
+    "random",
+    "score",
+    "statistics_needed",
+    "wanda",
+]

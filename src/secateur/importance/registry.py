@@ -1,0 +1,48 @@
+"""The registry of scores. A score's parameter names are the list of what it needs.
+
+| parameter | what it is | shape |
+|---|---|---|
+| `weight` | the consumer's weight, seen by unit | [unit, width, fan] |
+| `input_mean`, `input_var`, `input_norm` | statistics of the consumer's input | [unit, width] |
+| `input_gram` | X^T X of the consumer's input, channels in unit order | [unit*width, unit*width] |
+| `generator` | random numbers, seeded by run and axis | |
+
+`width` is the number of channels of a unit, `fan` the width of the consumer's output.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """A score: a pure function of tensors to one value a unit, or one a channel of each unit."""
+
+    name: str
+    function: Callable[..., Tensor]
+    paper: str
+    needs: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n")[0]
+
+
+IMPORTANCE: dict[str, Importance] = {}
+
+
+def importance(
+    name: str, *, paper: str
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register the decorated function as the score `name`; larger means keep."""
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        needs = tuple(inspect.signature(function).parameters)
+        IMPORTANCE[name] = Importance(name, function, paper, needs)
+        return function
+
+    return register

@@ -1,0 +1,87 @@
+"""From ingredients to one score tensor an axis."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import SecateurError
+from ..structure import Axis
+from .registry import Importance
+
+
+class Ingredients(Protocol):
+    """Statistics of one axis by name (`secateur.stats.Tally` is one)."""
+
+    def __getitem__(self, name: str) -> Tensor: ...
+
+
+def statistics_needed(importance: Importance) -> tuple[str, ...]:
+    """Names of the statistics that the streaming pass must collect for a score."""
+    return tuple(name for name in importance.needs if name.startswith("input_"))
+
+
+def score(
+    importance: Importance,
+    axis: Axis,
+    weight: Tensor | None,
+    statistics: Ingredients | Mapping[str, Tensor],
+    *,
+    seed: int,
+) -> Float[Tensor, "unit width"]:
+    """Score every unit of `axis`, fp32; scores of one value a unit come back with width 1.
+
+    `weight` is the consumer's weight as stored, or None if the score does not ask for it.
+
+    Raises:
+        SecateurError: the score asks for something unknown, or its result has another shape.
+    """
+    ingredients = {
+        name: _ingredient(name, axis, weight, statistics, seed) for name in importance.needs
+    }
+    scores = importance.function(**ingredients).float()
+    if scores.dim() == 1:
+        scores = scores[:, None]
+    width = axis.consumer.blocks.width
+    if scores.dim() != 2 or len(scores) != axis.units or scores.shape[1] not in (1, width):
+        raise SecateurError(
+            f"The score {importance.name!r} returned shape {list(scores.shape)} for {axis.name};"
+            f" expected [{axis.units}] or [{axis.units}, {width}]."
+        )
+    if not torch.isfinite(scores).all():
+        raise SecateurError(f"The score {importance.name!r} is NaN or infinite on {axis.name}.")
+    return scores
+
+
+def _ingredient(
+    name: str,
+    axis: Axis,
+    weight: Tensor | None,
+    statistics: Ingredients | Mapping[str, Tensor],
+    seed: int,
+) -> Any:
+    consumer = axis.consumer
+    if name == "weight":
+        assert weight is not None, "a score that asks for the weight is given it"
+        return consumer.view(weight.float(), axis.units)
+    if name == "generator":
+        return _generator(axis.name, seed)
+    if not name.startswith("input_"):
+        raise SecateurError(
+            f"A score asks for {name!r}; known are weight, generator and the statistics"
+            " input_mean, input_var, input_norm, input_gram."
+        )
+    order = consumer.blocks.indices(torch.arange(axis.units))
+    statistic = statistics[name]
+    if name == "input_gram":
+        return statistic[order.flatten()][:, order.flatten()]
+    return statistic[order]
+
+
+def _generator(axis: str, seed: int) -> torch.Generator:
+    """One stream of random numbers an axis, so that layer ranges do not shift the others."""
+    digest = hashlib.sha256(f"{seed} {axis}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)

@@ -1,0 +1,272 @@
+"""Opening a model: a folder, a hub name or a live module become config, weights and layout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import FolderWeights, ModuleWeights, TensorSpec, Weights, read_config, read_json
+from ..errors import SecateurError
+from ..registry import choose
+from ..structure import Structure
+from .families import FAMILIES, Family
+from .registration import register
+from .streamed import StreamedModel, empty_model
+from .structures import declared_structure
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A causal LM whose weights are read on demand.
+
+    `raw_config` is config.json as it stands, `config` transformers' reading of it. `folder` is
+    None for a live module.
+    """
+
+    source: str
+    folder: Path | None
+    raw_config: Mapping[str, Any]
+    config: Any
+    weights: Weights
+    family: Family
+
+    @cached_property
+    def skeleton(self) -> nn.Module:
+        """The model on the meta device, in the checkpoint's dtype."""
+        return empty_model(self.config, self.dtype)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The coupled structures that can be pruned."""
+        return declared_structure(self.family, self.skeleton, self.weights)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the config states, or else that of the first weight."""
+        stated = getattr(self.config, "dtype", None)
+        if isinstance(stated, torch.dtype):
+            return stated
+        return next(iter(self.weights.specs.values())).dtype
+
+    @property
+    def context(self) -> int:
+        """The longest window, in tokens, that the model allows."""
+        return int(self.config.max_position_embeddings)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer in the folder.
+
+        Raises:
+            SecateurError: there is none (or the model is a live module).
+        """
+        from transformers import AutoTokenizer
+
+        if self.folder is None:
+            raise SecateurError("A live model has no tokenizer: pass tokenizer=...")
+        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+        if not any((self.folder / name).is_file() for name in names):
+            raise SecateurError(
+                f"{self.folder} has no tokenizer ({names[0]} or {names[1]}), and calibration text"
+                " needs one.\nCopy the tokenizer files of the original model into the folder."
+            )
+        try:
+            return AutoTokenizer.from_pretrained(self.folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SecateurError(
+                f"The tokenizer in {self.folder} does not load: {str(error).splitlines()[0]}"
+            ) from error
+
+    def streamed(self, *, device: str = "auto", dtype: str = "auto") -> StreamedModel:
+        """The model for the streaming pass, computing in `dtype` (`auto`: its own)."""
+        model = empty_model(self.config, resolve_dtype(dtype) or self.dtype)
+        return StreamedModel(model, self.family.layers, self.weights, resolve_device(device))
+
+
+def open_model(model: str | Path | nn.Module, *, revision: str | None = None) -> OpenModel:
+    """Open a checkpoint folder, a model of the Hugging Face hub by name, or a live module.
+
+    Raises:
+        SecateurError: no such model, not a causal LM, an unsupported family, weights missing,
+            corrupt, quantised or of other shapes than the config says.
+    """
+    register()
+    folder: Path | None = None
+    weights: Weights
+    if isinstance(model, nn.Module):
+        config: Any = getattr(model, "config", None)
+        raw = config.to_dict() if config is not None else {}
+        source = "live module"
+        family = _family(raw, source)
+        weights = ModuleWeights(model)
+    else:
+        folder, source = _local(str(model), revision), str(model)
+        raw = read_config(folder)
+        family = _family(raw, source)
+        config, weights = _config(folder), FolderWeights(folder)
+    opened = OpenModel(source, folder, raw, config, weights, family)
+    fitted = Fitted(weights, _expected(opened.skeleton), source)
+    return OpenModel(source, folder, raw, config, fitted, family)
+
+
+def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> Any:
+    """Load a pruned (or any supported) folder as a transformers model, ready for `generate`.
+
+    `kwargs` go to `AutoModelForCausalLM.from_pretrained` (for example `device_map`).
+
+    Raises:
+        SecateurError: as `open_model`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    opened = open_model(folder)
+    return AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
+
+
+class Fitted:
+    """The weights that a model expects, found under its names in what a checkpoint holds.
+
+    A checkpoint of the base model lacks the prefix (`layers.0...` for `model.layers.0...`); extra
+    tensors (old rotary buffers, a tied head) are left out.
+
+    Raises:
+        SecateurError: a tensor is missing or has another shape.
+    """
+
+    def __init__(self, weights: Weights, expected: Mapping[str, TensorSpec], source: str) -> None:
+        self._weights = weights
+        self._names: dict[str, str] = {}
+        self._specs: dict[str, TensorSpec] = {}
+        have = weights.specs
+        for name, spec in expected.items():
+            found = next((n for n in (name, name.partition(".")[2]) if n in have), None)
+            if found is None:
+                raise SecateurError(
+                    f"{source} lacks the tensor {name}: the weights are incomplete or of another"
+                    " model. Download it again."
+                )
+            if have[found].shape != spec.shape:
+                raise SecateurError(
+                    f"{source}: tensor {name} has shape {list(have[found].shape)}, config.json"
+                    f" says {list(spec.shape)}. The config and the weights do not belong together."
+                )
+            if not have[found].dtype.is_floating_point or have[found].dtype.itemsize < 2:
+                raise SecateurError(
+                    f"{source} is quantised ({name} is {have[found].dtype}); prune the"
+                    " floating-point model and quantise the result."
+                )
+            self._names[name] = found
+            self._specs[name] = have[found]
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Names in the model's order; shapes and dtypes as stored."""
+        return self._specs
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor.
+
+        Raises:
+            SecateurError: it holds NaN or infinity.
+        """
+        tensor = self._weights.tensor(self._names[name])
+        if not torch.isfinite(tensor).all():
+            raise SecateurError(
+                f"The weights hold NaN or infinity, first in {name}. Pruning needs a sound"
+                " checkpoint: download or export the model again."
+            )
+        return tensor
+
+    def head(self, name: str) -> Tensor:
+        """The first row of one tensor."""
+        return self._weights.head(self._names[name])
+
+
+def _expected(skeleton: nn.Module) -> dict[str, TensorSpec]:
+    tied = set(getattr(skeleton, "all_tied_weights_keys", None) or {})
+    return {
+        name: TensorSpec(tuple(tensor.shape), tensor.dtype)
+        for name, tensor in skeleton.state_dict().items()
+        if name not in tied
+    }
+
+
+def _local(model: str, revision: str | None) -> Path:
+    path = Path(model).expanduser()
+    looks_like_a_hub_name = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    if path.exists() or not looks_like_a_hub_name:
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub raises a dozen kinds, all meaning the same to a user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SecateurError(
+            f"There is no folder {model}, and the Hugging Face hub does not give it: {reason}\n"
+            "Check the name, or download it first and give the folder."
+        ) from error
+
+
+def _family(raw: Mapping[str, Any], source: str) -> Family:
+    model_type = str(raw.get("model_type"))
+    architectures = [str(name) for name in raw.get("architectures") or []]
+    supported = f"Supported families: {', '.join(FAMILIES)}."
+    causal = not architectures or any(
+        "CausalLM" in name or "LMHead" in name for name in architectures
+    )
+    if raw.get("is_encoder_decoder") or not causal:
+        raise SecateurError(
+            f"{source} is not a decoder language model: it is"
+            f" {', '.join(architectures) or model_type}, expected ...ForCausalLM.\n{supported}"
+        )
+    if raw.get("quantization_config"):
+        raise SecateurError(
+            f"{source} is quantised; prune the floating-point model and quantise the result."
+        )
+    family = FAMILIES.get(model_type.removeprefix("secateur_"))
+    if family is None:
+        raise SecateurError(f"The model family {model_type!r} is not supported yet.\n{supported}")
+    return family
+
+
+def _config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    read_json(folder / "config.json")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # validation errors of many kinds; the cure is the same
+        reason = " ".join(str(error).split())
+        raise SecateurError(f"{folder}/config.json does not make sense: {reason[:300]}") from error
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device by name; `auto` is a CUDA device where there is one.
+
+    Raises:
+        SecateurError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SecateurError(f"Unknown device {name!r}. Use auto, cpu, cuda or cuda:1.") from error
+    usable = device.type == "cpu" or (
+        device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+    )
+    if not usable:
+        raise SecateurError(f"This machine has no device {name!r}. Use --device cpu or auto.")
+    return device
+
+
+def resolve_dtype(name: str) -> torch.dtype | None:
+    """The dtype by name; None for `auto`."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return choose("dtype", name, {"auto": None, **dtypes})

@@ -1,0 +1,15 @@
+"""After `import secateur`, transformers' Auto classes load pruned folders without a flag."""
+
+from .. import modeling_secateur
+from .families import FAMILIES
+
+
+def register() -> None:
+    """Make `AutoConfig` and `AutoModelForCausalLM` know the pruned form of every family."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for family in FAMILIES.values():
+        config = getattr(modeling_secateur, modeling_secateur.PREFIX + family.config)
+        model = getattr(modeling_secateur, modeling_secateur.PREFIX + family.model)
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, model, exist_ok=True)

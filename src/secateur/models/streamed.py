@@ -1,0 +1,151 @@
+"""A causal LM of which only one decoder layer at a time has weights.
+
+The model is built on the meta device; a part gets its tensors when it is entered and gives them
+back when it is left. Embeddings, masks, rotary tables and the head are the model's own code: its
+forward runs with the decoder layers replaced by stand-ins that record or hand through.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import Weights
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def empty_model(config: Any, dtype: torch.dtype) -> Any:
+    """Build the transformers causal LM of `config` without weights, in evaluation mode.
+
+    Parameters are on meta; buffers that no checkpoint holds (rotary frequencies) are real.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def filled(model: Any, weights: Weights) -> Any:
+    """Give an empty model all its weights at once, in their own dtype."""
+    state = {name: weights.tensor(name) for name in weights.specs}
+    model.load_state_dict(state, assign=True, strict=False)
+    model.tie_weights()
+    return model
+
+
+class StreamedModel:
+    """The layer source of the streaming pass: see `secateur.stats.LayerSource`."""
+
+    def __init__(self, model: Any, layers: str, weights: Weights, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self.dtype: torch.dtype = model.dtype
+        self.hidden_size: int = model.config.hidden_size
+        self._path = layers
+        self._layers: list[nn.Module] = list(model.get_submodule(layers))
+        self._weights = weights
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(device)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[nn.Module]:
+        """Decoder layer `index` with its weights on the device.
+
+        Raises:
+            SecateurError: a weight is not finite, or its file is corrupt.
+        """
+        with self._materialised(f"{self._path}.{index}"):
+            yield self._layers[index]
+
+    @contextmanager
+    def front(self) -> Iterator[Callable[[Tensor], tuple[Tensor, list[Call]]]]:
+        """A function from token ids [batch, token] to the first hidden states and layer calls.
+
+        The hidden states are [batch, token, hidden]; the calls are, for each layer, the arguments
+        besides the hidden states that the model's own forward passes to it.
+        """
+        head = self.model.get_output_embeddings()
+        with ExitStack() as stack:
+            self._enter_outside(stack, skip=head)
+            yield self._record
+
+    @contextmanager
+    def back(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A function from the last hidden states [batch, token, hidden] to logits."""
+        with ExitStack() as stack:
+            tied = self.model.config.tie_word_embeddings
+            self._enter_outside(stack, skip=None if tied else self.model.get_input_embeddings())
+            yield self._logits
+
+    def _record(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
+        calls: list[Call] = []
+
+        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            calls.append(((hidden, *args), kwargs))
+            return hidden
+
+        base = getattr(self.model, self.model.base_model_prefix)
+        with self._stand_in([record] * len(self)), torch.no_grad():
+            base(input_ids=ids.to(self.device), use_cache=False)
+        return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        hidden = hidden.to(self.device)
+
+        def hand_through(_: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return hidden
+
+        with self._stand_in([hand_through] * len(self)), torch.no_grad():
+            logits: Tensor = self.model(inputs_embeds=hidden, use_cache=False).logits
+        return logits
+
+    @contextmanager
+    def _stand_in(self, forwards: list[Callable[..., Tensor]]) -> Iterator[None]:
+        """Replace the layers' forward (on the instance: attributes stay readable)."""
+        for layer, forward in zip(self._layers, forwards, strict=True):
+            layer.forward = forward
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                del layer.forward
+
+    def _enter_outside(self, stack: ExitStack, skip: nn.Module | None) -> None:
+        """Materialise everything but the decoder layers and `skip`."""
+        for path, module in self.model.named_modules():
+            inside = path == self._path or path.startswith(self._path + ".")
+            if module is skip or inside or not module._parameters:
+                continue
+            stack.enter_context(self._materialised(path, recurse=False))
+
+    @contextmanager
+    def _materialised(self, path: str, *, recurse: bool = True) -> Iterator[None]:
+        root = self.model.get_submodule(path)
+        modules = dict(root.named_modules(prefix=path)) if recurse else {path: root}
+        empty: list[tuple[nn.Module, str, nn.Parameter]] = []
+        try:
+            for prefix, module in modules.items():
+                for name, parameter in list(module._parameters.items()):
+                    if parameter is None or not parameter.is_meta:
+                        continue
+                    module._parameters[name] = self._read(f"{prefix}.{name}")
+                    empty.append((module, name, parameter))
+            yield
+        finally:
+            for module, name, parameter in empty:
+                module._parameters[name] = parameter
+
+    def _read(self, name: str) -> nn.Parameter:
+        name = name if name in self._weights.specs else self._tied_to(name)
+        tensor = self._weights.tensor(name).to(device=self.device, dtype=self.dtype)
+        return nn.Parameter(tensor, requires_grad=False)
+
+    def _tied_to(self, name: str) -> str:
+        return str(self.model.all_tied_weights_keys[name])

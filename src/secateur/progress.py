@@ -1,0 +1,29 @@
+"""What long work tells about itself; the command line draws it, everything else stays quiet."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Receives the course of one long stage after another."""
+
+    def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
+        """Yield `items`, showing `stage` and how many of `total` (counted in `unit`) are done."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Show one line that the user should read (a fallback taken, fewer samples than asked)."""
+        ...
+
+
+class Quiet:
+    """A `Progress` that shows nothing."""
+
+    def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
+        """Yield `items` unchanged."""
+        yield from items
+
+    def note(self, message: str) -> None:
+        """Drop the message."""

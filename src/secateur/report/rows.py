@@ -1,0 +1,70 @@
+"""Rows for the summary table of the terminal and of the model card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..structure import Plan, Structure
+
+
+def number_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, before, after) for people; `numbers` are a run's results."""
+    rows = []
+    for key, what in (
+        ("parameters", "parameters"),
+        ("prunable_parameters", "decoder linears, parameters"),
+    ):
+        if key in numbers:
+            before, after = numbers[key]["before"], numbers[key]["after"]
+            rows.append((what, f"{before:,}", f"{after:,} ({after / max(before, 1) - 1:+.1%})"))
+    if "bytes" in numbers:
+        before, after = (numbers["bytes"][when] / 1e6 for when in ("before", "after"))
+        rows.append(("weights on disk, MB", f"{before:,.1f}", f"{after:,.1f}"))
+    for entry in numbers.get("perplexity", ()):
+        what = f"perplexity per token, windows of {entry['window']}"
+        rows.append((what, f"{entry['before']:.2f}", f"{entry['after']:.2f}"))
+    return rows
+
+
+def evaluation_line(numbers: Mapping[str, Any]) -> str:
+    """Which text the perplexity is on, in one sentence (empty if there is none)."""
+    if not numbers.get("perplexity"):
+        return ""
+    tokens = max(entry["tokens"] for entry in numbers["perplexity"])
+    return f"Perplexity on {numbers['evaluation']['text']} ({tokens:,} predicted tokens)."
+
+
+def layer_rows(structure: Structure, plan: Plan) -> list[tuple[int, str, str]]:
+    """(layer, heads kept of all with KV heads, MLP width kept of all)."""
+    cells: dict[int, dict[str, str]] = {}
+    for axis in structure.axes:
+        kept, units = len(plan.kept(axis)), axis.units
+        per_unit = max(count for _, count in axis.counts)
+        text = f"{kept * per_unit} of {units * per_unit}"
+        if axis.kind == "attention":
+            text += f" ({kept} of {units})"
+        cells.setdefault(axis.layer, {})[axis.kind] = text
+    return [
+        (layer, kinds.get("attention", ""), kinds.get("mlp", ""))
+        for layer, kinds in sorted(cells.items())
+    ]
+
+
+def plan_difference(one: Plan, other: Plan) -> list[dict[str, Any]]:
+    """For each axis, how many units both keep, and how many only one of the two."""
+    rows = []
+    for name in sorted({*one.keep, *other.keep}, key=_by_layer):
+        ours, theirs = set(one.keep.get(name, ())), set(other.keep.get(name, ()))
+        rows.append(
+            {
+                "axis": name,
+                "kept by both": len(ours & theirs),
+                "only this one": len(ours - theirs),
+                "only the other": len(theirs - ours),
+            }
+        )
+    return rows
+
+
+def _by_layer(name: str) -> tuple[int, str]:
+    """`layers.10.mlp` after `layers.9.mlp`."""
+    return int(name.split(".")[1]), name

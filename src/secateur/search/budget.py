@@ -1,0 +1,53 @@
+"""What may go: layer ranges, floors, alignment; and how much that is at most."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import SecateurError
+from ..structure import Axis
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Which layers may lose units (`None`: all), and the grid of MLP widths.
+
+    No layer loses its last attention unit, nor its last `align` MLP channels.
+    """
+
+    layers: tuple[int, ...] | None = None
+    align: int = 1
+
+    def grid(self, axis: Axis) -> int:
+        """Widths that `axis` may have are multiples of this."""
+        return self.align if axis.kind == "mlp" else 1
+
+    def selected(self, axes: Sequence[Axis]) -> list[Axis]:
+        """Axes in the layers that may lose units."""
+        return [axis for axis in axes if self.layers is None or axis.layer in self.layers]
+
+
+def removable(axes: Sequence[Axis], limits: Limits) -> int:
+    """Parameters that can go at most, with every axis down to its floor."""
+    total = 0
+    for axis in limits.selected(axes):
+        grid = limits.grid(axis)
+        kept = min(grid, axis.units)
+        total += (axis.units - kept) * axis.cost
+    return total
+
+
+def check_budget(axes: Sequence[Axis], limits: Limits, budget: float) -> None:
+    """Make sure that `budget` parameters can go.
+
+    Raises:
+        SecateurError: the floors and the layer range allow less; the message says how much.
+    """
+    most = removable(axes, limits)
+    if budget <= most:
+        return
+    total = sum(axis.units * axis.cost for axis in axes)
+    raise SecateurError(
+        f"The ratio asks for {budget:,.0f} parameters, but at most {most:,} can go"
+        f" ({most / total:.1%} of the decoder's linears): every layer keeps an attention unit and"
+        f" {limits.align} MLP channels.\nLower --ratio, or widen --layers."
+    )

@@ -1,0 +1,170 @@
+"""The searches: who competes with whom for the budget.
+
+| name | attention | MLP | scores |
+|---|---|---|---|
+| `UL-UM` | the same share of each layer | the same share of each layer | raw |
+| `UL-MM` | the same number in each layer | what the budget leaves, the same in each layer | raw |
+| `AL-MM` | a number over all layers | what the budget leaves, over all layers | standardised |
+| `AL-AM` | one ranking of everything, each unit at its cost | | standardised |
+| `uniform` | as `UL-MM`, the number nearest to the ratio | what the budget leaves, nearest | raw |
+
+The first four are FLAP's (2312.11983, section "Adaptive structure search"; the rounding is its
+public code's): UL/AL uniform/adaptive over layers, UM/MM/AM uniform/manual/adaptive over modules.
+`uniform` meets the budget where `UL-UM` rounds both shares down. Costs are parameters, biases
+included; the budget of a search is met to at most one step (one unit, or `align` channels).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..structure import Axis
+from .budget import Limits, check_budget
+from .removal import Removal, remove_lowest
+from .standardise import channel_sum, standardised
+
+Scores = Mapping[str, Float[Tensor, "unit width"]]
+
+# (axes that may lose units, their removal steps, budget in parameters, ratio of the selected
+# axes' parameters, attention units to remove in all or None) -> steps lost by each axis
+Search = Callable[[Sequence[Axis], Mapping[str, Removal], float, float, int | None], dict[str, int]]
+
+
+def search(
+    name: str,
+    axes: Sequence[Axis],
+    scores: Scores,
+    budget: float,
+    *,
+    limits: Limits | None = None,
+    attention_units: int | None = None,
+) -> dict[str, tuple[int, ...]]:
+    """Units to remove from each axis, by the search `name`, for `budget` parameters in all.
+
+    `attention_units` is the number of attention units to remove over all layers in the searches
+    that take one (`UL-MM`, `AL-MM`, `uniform`); None means the budget's share.
+
+    Raises:
+        SecateurError: more is asked for than the floors and the layer range allow.
+    """
+    mode, reduce = SEARCHES[name]
+    limits = limits or Limits()
+    chosen = limits.selected(axes)
+    check_budget(axes, limits, budget)
+    removals = {
+        axis.name: Removal.plan(
+            reduce(scores[axis.name]),
+            axis.cost,
+            align=limits.grid(axis),
+            floor=min(limits.grid(axis), axis.units),
+        )
+        for axis in chosen
+    }
+    share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
+    steps = mode(chosen, removals, budget, share, attention_units)
+    return {name: removals[name].units(count) for name, count in steps.items()}
+
+
+def ul_um(
+    axes: Sequence[Axis],
+    removals: Mapping[str, Removal],
+    budget: float,
+    ratio: float,
+    attention_units: int | None,
+) -> dict[str, int]:
+    """The same share of every axis, rounded down (so at most the budget)."""
+    return {axis.name: removals[axis.name].steps_for(int(ratio * axis.units)) for axis in axes}
+
+
+def ul_mm(
+    axes: Sequence[Axis],
+    removals: Mapping[str, Removal],
+    budget: float,
+    ratio: float,
+    attention_units: int | None,
+) -> dict[str, int]:
+    """The same number of attention units in each layer; MLP channels up to each layer's budget."""
+    return _per_layer(axes, removals, ratio, attention_units, nearest=False)
+
+
+def uniform(
+    axes: Sequence[Axis],
+    removals: Mapping[str, Removal],
+    budget: float,
+    ratio: float,
+    attention_units: int | None,
+) -> dict[str, int]:
+    """The same share of every layer: attention to the nearest unit, MLP nearest to the rest."""
+    return _per_layer(axes, removals, ratio, attention_units, nearest=True)
+
+
+def al_mm(
+    axes: Sequence[Axis],
+    removals: Mapping[str, Removal],
+    budget: float,
+    ratio: float,
+    attention_units: int | None,
+) -> dict[str, int]:
+    """The lowest attention units of all layers; then the lowest MLP channels of all layers."""
+    attention = [axis for axis in axes if axis.kind == "attention"]
+    if attention_units is None:
+        attention_units = round(ratio * sum(axis.units for axis in attention))
+    ones = {
+        axis.name: Removal(r.order, r.ends, r.scores, 1)
+        for axis in attention
+        for r in [removals[axis.name]]
+    }
+    steps = remove_lowest(ones, attention_units, nearest=False)
+    left = budget - _spent(steps, removals)
+    channels = {axis.name: removals[axis.name] for axis in axes if axis.kind != "attention"}
+    return steps | remove_lowest(channels, left, nearest=False)
+
+
+def al_am(
+    axes: Sequence[Axis],
+    removals: Mapping[str, Removal],
+    budget: float,
+    ratio: float,
+    attention_units: int | None,
+) -> dict[str, int]:
+    """One ranking of all units, each at its cost in parameters; nearest to the budget."""
+    return remove_lowest(removals, budget, nearest=True)
+
+
+SEARCHES: dict[str, tuple[Search, Callable[[Tensor], Tensor]]] = {
+    "AL-AM": (al_am, standardised),
+    "AL-MM": (al_mm, standardised),
+    "UL-MM": (ul_mm, channel_sum),
+    "UL-UM": (ul_um, channel_sum),
+    "uniform": (uniform, channel_sum),
+}
+
+
+def _per_layer(
+    axes: Sequence[Axis],
+    removals: Mapping[str, Removal],
+    ratio: float,
+    attention_units: int | None,
+    *,
+    nearest: bool,
+) -> dict[str, int]:
+    steps: dict[str, int] = {}
+    layers = sorted({axis.layer for axis in axes})
+    for layer in layers:
+        here = [axis for axis in axes if axis.layer == layer]
+        left = ratio * sum(axis.units * axis.cost for axis in here)
+        for axis in (axis for axis in here if axis.kind == "attention"):
+            if attention_units is not None:
+                wanted = attention_units // len(layers)
+            else:
+                wanted = round(ratio * axis.units) if nearest else int(ratio * axis.units)
+            steps[axis.name] = removals[axis.name].steps_for(wanted)
+            left -= len(removals[axis.name].units(steps[axis.name])) * axis.cost
+        channels = {axis.name: removals[axis.name] for axis in here if axis.kind != "attention"}
+        steps |= remove_lowest(channels, left, nearest=nearest)
+    return steps
+
+
+def _spent(steps: Mapping[str, int], removals: Mapping[str, Removal]) -> int:
+    return sum(int(removals[name].costs[:count].sum()) for name, count in steps.items())

@@ -1,0 +1,48 @@
+"""Gram matrix X^T X of inputs, streamed, in fp32 on the device of the inputs.
+
+fp32 because it is [channel, channel]: 485 MB for 11008 channels, twice that in fp64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass
+class Gram:
+    """Running count and X^T X."""
+
+    count: int
+    products: Float[Tensor, "channel channel"]
+
+    @classmethod
+    def empty(cls, channels: int) -> "Gram":
+        """Nothing seen yet."""
+        return cls(0, torch.zeros(channels, channels))
+
+    def update(self, inputs: Float[Tensor, "token channel"]) -> None:
+        """Add the tokens of one batch, whatever its dtype and device."""
+        inputs = inputs.float()
+        self.products = self.products.to(inputs.device).addmm_(inputs.T, inputs)
+        self.count += len(inputs)
+
+    def merge(self, other: "Gram") -> None:
+        """Add what another pass (another batch, another process) has seen."""
+        self.count += other.count
+        self.products = self.products + other.products.to(self.products.device)
+
+    @property
+    def gram(self) -> Float[Tensor, "channel channel"]:
+        """X^T X over all tokens (a sum, not a mean)."""
+        return self.products.cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors to save; `from_state` makes an equal value of them."""
+        return {"count": torch.tensor(self.count), "products": self.products.cpu()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> "Gram":
+        """Read what `state` gave."""
+        return cls(int(state["count"]), state["products"])

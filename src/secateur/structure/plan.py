@@ -1,0 +1,172 @@
+"""A plan says which units stay. It is data: print it, edit it, compare it, apply it again."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..errors import SecateurError
+from .axis import Axis, Structure
+
+FORMAT = "secateur-plan-1"
+
+
+def format_ranges(indices: Iterable[int]) -> str:
+    """Write ascending indices for people: `[0, 1, 2, 5]` becomes `"0-2,5"`."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def parse_ranges(text: str, *, what: str, size: int) -> tuple[int, ...]:
+    """Read `"0-2,5"` as `(0, 1, 2, 5)`: ascending, each below `size`.
+
+    Raises:
+        SecateurError: not of that form, descending, repeated, or out of range.
+    """
+    indices: list[int] = []
+    for part in text.replace(" ", "").split(",") if text.strip() else []:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not match:
+            raise SecateurError(f"{what}: {part!r} is not a number or a range like 4-29.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last >= size or (indices and first <= indices[-1]):
+            raise SecateurError(
+                f"{what}: {part!r} is out of range or order; expected ascending numbers"
+                f" from 0 to {size - 1}, like 0-{size - 1}."
+            )
+        indices.extend(range(first, last + 1))
+    return tuple(indices)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which units stay, for each axis by name; axes not named stay whole.
+
+    `repair` and `calibration` are what applying the plan again needs; `settings` records how the
+    plan came about and changes nothing.
+    """
+
+    keep: Mapping[str, tuple[int, ...]]
+    architecture: str
+    weights: str
+    repair: str = "none"
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def kept(self, axis: Axis) -> tuple[int, ...]:
+        """Units of `axis` that stay, ascending."""
+        return self.keep.get(axis.name, tuple(range(axis.units)))
+
+    def removed(self, axis: Axis) -> tuple[int, ...]:
+        """Units of `axis` that go, ascending."""
+        kept = set(self.kept(axis))
+        return tuple(unit for unit in range(axis.units) if unit not in kept)
+
+    def kept_tensor(self, axis: Axis) -> Int64[Tensor, " unit"]:
+        """`kept` as a tensor of indices."""
+        return torch.tensor(self.kept(axis), dtype=torch.int64)
+
+    def removed_tensor(self, axis: Axis) -> Int64[Tensor, " unit"]:
+        """`removed` as a tensor of indices."""
+        return torch.tensor(self.removed(axis), dtype=torch.int64)
+
+    def removed_parameters(self, structure: Structure) -> int:
+        """Parameters that leave with the removed units (a bias added in repair not set off)."""
+        return sum(len(self.removed(axis)) * axis.cost for axis in structure.axes)
+
+    def check(self, structure: Structure) -> None:
+        """Make sure that the plan can be applied to the model of `structure`.
+
+        Raises:
+            SecateurError: made for another architecture, an unknown axis, an axis left empty.
+        """
+        if self.architecture != structure.architecture:
+            raise SecateurError(
+                "The plan was made for a model of another architecture or size"
+                f" ({self.architecture[:12]}, this model is {structure.architecture[:12]}).\n"
+                "Make one for this model: secateur prune MODEL --ratio 0.2 --dry-run --out DIR"
+            )
+        for name, units in self.keep.items():
+            axis = structure.by_name.get(name)
+            if axis is None:
+                raise SecateurError(f"The plan names {name!r}, which this model does not have.")
+            if not units:
+                raise SecateurError(
+                    f"The plan keeps no unit of {name}: a layer without any loads in no engine.\n"
+                    'Keep at least one, for example "keep": "0".'
+                )
+            if units[-1] >= axis.units:
+                raise SecateurError(
+                    f"The plan keeps unit {units[-1]} of {name}, which has {axis.units}."
+                )
+
+    def to_json(self, structure: Structure) -> str:
+        """The plan as JSON text: one line an axis, kept units as ranges."""
+        head: dict[str, Any] = {
+            "format": FORMAT,
+            "architecture": self.architecture,
+            "weights": self.weights,
+            "prunable_parameters": structure.prunable,
+            "removed_parameters": self.removed_parameters(structure),
+            "repair": self.repair,
+            "calibration": dict(self.calibration),
+            "settings": dict(self.settings),
+        }
+        axes = ",\n".join(
+            "  "
+            + json.dumps(
+                {
+                    "name": axis.name,
+                    "units": axis.units,
+                    "kept": len(self.kept(axis)),
+                    "keep": format_ranges(self.kept(axis)),
+                }
+            )
+            for axis in structure.axes
+        )
+        body = json.dumps(head, indent=1)
+        return f'{body[:-2]},\n "axes": [\n{axes}\n ]\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read what `to_json` wrote, by hand edited or not (only `keep` counts, not `kept`).
+
+        Raises:
+            SecateurError: not a plan, one of another version, or ranges that make no sense.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SecateurError(
+                f"Not a plan: line {error.lineno} is not JSON ({error.msg})."
+            ) from error
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise SecateurError(
+                f"Not a plan of format {FORMAT!r}: plan.json of a pruned folder is."
+            )
+        try:
+            return cls(
+                keep={
+                    axis["name"]: parse_ranges(axis["keep"], what=axis["name"], size=axis["units"])
+                    for axis in raw["axes"]
+                },
+                architecture=raw["architecture"],
+                weights=raw["weights"],
+                repair=raw["repair"],
+                calibration=raw["calibration"],
+                settings=raw["settings"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SecateurError(
+                f"Not a whole plan: {error} is missing or of another type."
+            ) from error

@@ -1,0 +1,18 @@
+"""FLAP's bias compensation: what the removed channels gave on average stays, as a bias.
+
+    b_out = sum over removed channels j of W_out,j * mean(X_j)
+
+A removed channel that is constant is then repaired exactly, and the mean error of the consumer's
+output over the calibration tokens is zero. The public code overwrites an existing bias; here the
+compensation is added to it. An, Zhao, Yu, Tang, Wang (2312.11983), equation of the baseline bias.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def bias(
+    weight: Float[Tensor, "removed width fan"], input_mean: Float[Tensor, "removed width"]
+) -> Float[Tensor, " fan"]:
+    """Average contribution of the removed units to the consumer's output, in fp64."""
+    return (weight.double() * input_mean.double()[:, :, None]).sum(dim=(0, 1))

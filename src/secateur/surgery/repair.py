@@ -1,0 +1,47 @@
+"""Repairs by name: which statistics each needs, and what it adds to the consumers' biases."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..structure import Axis, Plan
+from .bias import bias
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A repair: statistics needed, and a function of (axis, plan, weight, statistics) to a bias.
+
+    The bias [out] is to be added to the consumer's, None if nothing is.
+    """
+
+    name: str
+    summary: str
+    needs: tuple[str, ...]
+    added_bias: Callable[[Axis, Plan, Tensor, Mapping[str, Tensor]], Tensor | None]
+
+
+def _nothing(
+    axis: Axis, plan: Plan, weight: Tensor, statistics: Mapping[str, Tensor]
+) -> Tensor | None:
+    return None
+
+
+def _bias(
+    axis: Axis, plan: Plan, weight: Tensor, statistics: Mapping[str, Tensor]
+) -> Tensor | None:
+    removed = plan.removed_tensor(axis)
+    if not len(removed):
+        return None
+    mean = statistics["input_mean"][axis.consumer.blocks.indices(torch.arange(axis.units))]
+    return bias(axis.consumer.view(weight, axis.units)[removed], mean[removed])
+
+
+REPAIRS = {
+    "none": Repair("none", "Leave the kept weights as they are.", (), _nothing),
+    "bias": Repair(
+        "bias", "Add what the removed units gave on average (FLAP).", ("input_mean",), _bias
+    ),
+}
