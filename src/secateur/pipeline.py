@@ -23,7 +23,7 @@ from . import data
 from .checkpoint import Weights, new_folder
 from .config import PruneConfig, make_config, to_toml
 from .errors import SecateurError
-from .evaluate import Perplexity, perplexity, window_lengths
+from .evaluation import Perplexity, perplexity, window_lengths
 from .export import Form, copy_companions, model_card, pruned_form, write_model
 from .importance import IMPORTANCE, score, statistics_needed
 from .models import OpenModel, StreamedModel, filled, load, open_model, resolve_device
@@ -299,7 +299,7 @@ def added_biases(
         if not plan.removed(axis):
             continue
         weight = weights.tensor(axis.consumer.tensor)
-        bias = REPAIRS[repair].added_bias(axis, plan, weight, statistics[axis.name])  # type: ignore[arg-type]
+        bias = REPAIRS[repair].added_bias(axis, plan, weight, statistics[axis.name])
         if bias is not None:
             biases[f"{axis.consumer.module}.bias"] = bias
     return biases

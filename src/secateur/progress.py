@@ -1,11 +1,12 @@
 """What long work tells about itself; the command line draws it, everything else stays quiet."""
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Receives the course of one long stage after another."""
 

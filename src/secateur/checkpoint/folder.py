@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import SecateurError
@@ -17,23 +17,26 @@ _OURS = ("config.json", "plan.json")
 def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write into; rename it to `path` on success.
 
-    On any error, an interrupt included, the sibling is removed and `path` is as it was.
+    On any error, an interrupt included, the sibling is removed (and the folders made on the way to
+    it), and `path` is as it was. If `path` is a link, what it points to is written.
 
     Raises:
         SecateurError: `path` exists and `force` is not set (or it is no folder of ours),
             the place is not writable, the disk is full.
     """
-    path = path.absolute()
-    _refuse_existing(path, force)
+    try:
+        path = path.resolve()
+        _refuse_existing(path, force)
+        missing = [folder for folder in path.parents if not folder.exists()]
+    except OSError as error:
+        raise _not_writable(path.parent, error) from error
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        raise SecateurError(
-            f"Cannot write to {path.parent}: {error.strerror}. Choose another --out."
-        ) from error
-    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.mkdir()
+        except OSError as error:
+            raise _not_writable(path.parent, error) from error
         yield partial
         _swap(partial, path)
     except OSError as error:
@@ -42,9 +45,14 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
                 f"No space left while writing {path}; nothing was kept. Free some, or choose"
                 " another --out."
             ) from error
+        if str(error.filename).startswith(str(partial)):
+            raise _not_writable(path.parent, error) from error
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):  # not empty: there is a result in it
+                folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,10 +83,14 @@ def _swap(partial: Path, path: Path) -> None:
         partial.rename(path)
         return
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    path.rename(old)
     try:
+        path.rename(old)
         partial.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old)
+    finally:
+        if not path.exists():
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _not_writable(folder: Path, error: OSError) -> SecateurError:
+    return SecateurError(f"Cannot write to {folder}: {error.strerror}. Choose another --out.")

@@ -1,9 +1,12 @@
 """Writing safetensors shard by shard, so that only one shard is ever in memory."""
 
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -33,7 +36,7 @@ def write_shards(
     for number, names in enumerate(groups, start=1):
         file = SINGLE if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         shard = {name: tensor(name).contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        _save(shard, folder / file)
         del shard
         total += (folder / file).stat().st_size
         weight_map.update(dict.fromkeys(names, file))
@@ -44,6 +47,19 @@ def write_shards(
         }
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return total
+
+
+def _save(shard: dict[str, Tensor], path: Path) -> None:
+    """Write one file; what the operating system says against it comes as an OSError."""
+    try:
+        save_file(shard, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it has the errno in its text alone
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    # safetensors goes by way of a temporary file that only its owner may read.
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _group(specs: Mapping[str, TensorSpec], limit: int) -> list[list[str]]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -52,6 +52,7 @@ class TensorSpec:
         return size
 
 
+@runtime_checkable
 class Weights(Protocol):
     """The weights of one model, by tensor name, in the order of the model."""
 

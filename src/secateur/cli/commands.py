@@ -128,7 +128,9 @@ Example:
 @click.argument("model")
 @click.option("--text", required=True, metavar="NAME", help="File, folder, wikitext2, c4, ptb...")
 @click.option("--windows", default=None, metavar="N,N", help="Window lengths  [128,2048]")
-@click.option("--tokens", type=int, default=None, metavar="N", help="At most so many tokens")
+@click.option(
+    "--tokens", type=click.IntRange(min=2), default=None, metavar="N", help="At most so many tokens"
+)
 @click.option("--batch", type=click.IntRange(min=1), default=8, metavar="N", help="Windows at once")
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda")
 @click.option("--dtype", default="auto", metavar="NAME", help="Arithmetic: auto, float32...")

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,9 +82,13 @@ def documents(source: str, *, use: Use, seed: int | None) -> Iterator[str]:
         yield from hub_documents(HUB_SETS[source], use=use, seed=seed)
         return
     if path.suffix in _SUFFIXES or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        # The model writes calibration text of its own ("self"), but is not measured on it.
+        names = [*HUB_SETS, *(["self"] if use == "calibration" else []), EMBEDDED]
+        nearest = get_close_matches(source.lower(), names, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise SecateurError(
-            f"No such text: {source}.\nGive a .txt or .jsonl file, a folder of them,"
-            f" {', '.join(HUB_SETS)}, a data set of the hub like owner/name, 'self' or 'embedded'."
+            f"No such text: {source}.{hint}\nGive a .txt or .jsonl file, a folder of them, a data"
+            f" set of the hub like owner/name, or one of {', '.join(names)}."
         )
     yield from hub_documents(HubSet(source), use=use, seed=seed)
 
@@ -166,7 +171,9 @@ def _shuffled(texts: list[str], seed: int | None) -> list[str]:
 def _folder(folder: Path) -> list[str]:
     files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
     if not files:
-        raise SecateurError(f"{folder} has no .txt or .jsonl file in it.")
+        raise SecateurError(
+            f"{folder} has no .txt or .jsonl file in it. Give a folder with some, or one file."
+        )
     return [text for file in files for text in _file(file)]
 
 
@@ -181,20 +188,21 @@ def _file(path: Path) -> list[str]:
     parts = _jsonl(text, path) if path.suffix == ".jsonl" else text.split(SEPARATOR)
     found = [part.strip() for part in parts if part.strip()]
     if not found:
-        raise SecateurError(f"{path} has no text in it.")
+        raise SecateurError(f"{path} has no text in it. Give a .txt or .jsonl file with some.")
     return found
 
 
 def _jsonl(text: str, path: Path) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    expected = 'expected an object like {"text": "..."} on each line'
+    for number, line in enumerate(text.split("\n"), start=1):  # text itself may hold U+2028
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise SecateurError(f"{path}, line {number} is not JSON: {error.msg}.") from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise SecateurError(
-                f'{path}, line {number} has no text: expected an object like {{"text": "..."}}.'
-            )
+                f"{path}, line {number} is not JSON ({error.msg}): {expected}."
+            ) from error
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise SecateurError(f"{path}, line {number} has no text: {expected}.")
         yield row["text"]

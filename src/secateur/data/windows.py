@@ -80,7 +80,7 @@ def running_text(
     return _stream(documents, tokenizer, source, 2, at_most)[:at_most]
 
 
-def cut(text: Int64[Tensor, " token"], length: int) -> Int64[Tensor, "window token"]:
+def cut(text: Int64[Tensor, " all"], length: int) -> Int64[Tensor, "window token"]:
     """Windows of `length` tokens one after the other; no overlap, the tail is dropped."""
     return text[: len(text) // length * length].view(-1, length)
 
@@ -102,7 +102,7 @@ def _stream(
     if count < length:
         raise SecateurError(
             f"The text of {source} has {count} tokens, fewer than one window of {length}.\n"
-            "Give more text, or a smaller --length."
+            f"Give more text{', or a smaller --length' if length > 2 else ''}."
         )
     return torch.cat(pieces)
 

@@ -5,11 +5,12 @@ To add one, write a file like `wifv.py` and import it here.
 
 from . import fluctuation, magnitude, random, wanda
 from .registry import IMPORTANCE, Importance, importance
-from .scoring import score, statistics_needed
+from .scoring import Ingredients, score, statistics_needed
 
 __all__ = [
     "IMPORTANCE",
     "Importance",
+    "Ingredients",
     "fluctuation",
     "importance",
     "magnitude",

@@ -1,8 +1,7 @@
 """From ingredients to one score tensor an axis."""
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -13,10 +12,11 @@ from ..structure import Axis
 from .registry import Importance
 
 
+@runtime_checkable
 class Ingredients(Protocol):
-    """Statistics of one axis by name (`secateur.stats.Tally` is one)."""
+    """Statistics of one axis by name: `secateur.stats.Tally` is one, a dictionary another."""
 
-    def __getitem__(self, name: str) -> Tensor: ...
+    def __getitem__(self, name: str, /) -> Tensor: ...
 
 
 def statistics_needed(importance: Importance) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def score(
     importance: Importance,
     axis: Axis,
     weight: Tensor | None,
-    statistics: Ingredients | Mapping[str, Tensor],
+    statistics: Ingredients,
     *,
     seed: int,
 ) -> Float[Tensor, "unit width"]:
@@ -60,7 +60,7 @@ def _ingredient(
     name: str,
     axis: Axis,
     weight: Tensor | None,
-    statistics: Ingredients | Mapping[str, Tensor],
+    statistics: Ingredients,
     seed: int,
 ) -> Any:
     consumer = axis.consumer

@@ -109,7 +109,7 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         family = _family(raw, source)
         config, weights = _config(folder), FolderWeights(folder)
     opened = OpenModel(source, folder, raw, config, weights, family)
-    fitted = Fitted(weights, _expected(opened.skeleton), source)
+    fitted = Fitted(weights, opened.skeleton, source)
     return OpenModel(source, folder, raw, config, fitted, family)
 
 
@@ -130,20 +130,26 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any
 class Fitted:
     """The weights that a model expects, found under its names in what a checkpoint holds.
 
-    A checkpoint of the base model lacks the prefix (`layers.0...` for `model.layers.0...`); extra
-    tensors (old rotary buffers, a tied head) are left out.
+    A checkpoint of the base model lacks the prefix (`layers.0...` for `model.layers.0...`); tied
+    tensors may be stored under either name; others (old rotary buffers) are left out.
 
     Raises:
         SecateurError: a tensor is missing or has another shape.
     """
 
-    def __init__(self, weights: Weights, expected: Mapping[str, TensorSpec], source: str) -> None:
+    def __init__(self, weights: Weights, skeleton: nn.Module, source: str) -> None:
         self._weights = weights
         self._names: dict[str, str] = {}
         self._specs: dict[str, TensorSpec] = {}
         have = weights.specs
-        for name, spec in expected.items():
-            found = next((n for n in (name, name.partition(".")[2]) if n in have), None)
+        tied = dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
+        for name, tensor in skeleton.state_dict().items():
+            if name in tied:
+                continue
+            spec = TensorSpec(tuple(tensor.shape), tensor.dtype)
+            names = [name, *(alias for alias, target in tied.items() if target == name)]
+            names += [other.partition(".")[2] for other in names]
+            found = next((other for other in names if other in have), None)
             if found is None:
                 raise SecateurError(
                     f"{source} lacks the tensor {name}: the weights are incomplete or of another"
@@ -184,15 +190,6 @@ class Fitted:
     def head(self, name: str) -> Tensor:
         """The first row of one tensor."""
         return self._weights.head(self._names[name])
-
-
-def _expected(skeleton: nn.Module) -> dict[str, TensorSpec]:
-    tied = set(getattr(skeleton, "all_tied_weights_keys", None) or {})
-    return {
-        name: TensorSpec(tuple(tensor.shape), tensor.dtype)
-        for name, tensor in skeleton.state_dict().items()
-        if name not in tied
-    }
 
 
 def _local(model: str, revision: str | None) -> Path:

@@ -153,18 +153,23 @@ def _per_layer(
     layers = sorted({axis.layer for axis in axes})
     for layer in layers:
         here = [axis for axis in axes if axis.layer == layer]
-        left = ratio * sum(axis.units * axis.cost for axis in here)
+        left = ratio * sum(axis.units * removals[axis.name].cost for axis in here)
         for axis in (axis for axis in here if axis.kind == "attention"):
             if attention_units is not None:
                 wanted = attention_units // len(layers)
             else:
                 wanted = round(ratio * axis.units) if nearest else int(ratio * axis.units)
             steps[axis.name] = removals[axis.name].steps_for(wanted)
-            left -= len(removals[axis.name].units(steps[axis.name])) * axis.cost
+        left -= _spent(steps, {axis.name: removals[axis.name] for axis in here})
         channels = {axis.name: removals[axis.name] for axis in here if axis.kind != "attention"}
         steps |= remove_lowest(channels, left, nearest=nearest)
     return steps
 
 
 def _spent(steps: Mapping[str, int], removals: Mapping[str, Removal]) -> int:
-    return sum(int(removals[name].costs[:count].sum()) for name, count in steps.items())
+    """Parameters that the first `steps` of the axes in `removals` take."""
+    return sum(
+        int(removal.costs[: steps[name]].sum())
+        for name, removal in removals.items()
+        if name in steps
+    )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors import safe_open
@@ -21,6 +21,7 @@ from .stream import Walk, not_finite
 A = TypeVar("A", bound="Accumulator")
 
 
+@runtime_checkable
 class Accumulator(Protocol):
     """Sees inputs batch by batch; can be merged, saved, and read again."""
 

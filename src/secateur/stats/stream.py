@@ -15,7 +15,7 @@ kept (`step.run(states, into=next_states)`), gradients go down the same way.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -31,6 +31,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 _POOL_DEPTH = 4
 
 
+@runtime_checkable
 class LayerSource(Protocol):
     """What the loop needs of a model (`secateur.models.StreamedModel` has it)."""
 

@@ -1,11 +1,12 @@
 """Repairs by name: which statistics each needs, and what it adds to the consumers' biases."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..importance import Ingredients
 from ..structure import Axis, Plan
 from .bias import bias
 
@@ -20,18 +21,14 @@ class Repair:
     name: str
     summary: str
     needs: tuple[str, ...]
-    added_bias: Callable[[Axis, Plan, Tensor, Mapping[str, Tensor]], Tensor | None]
+    added_bias: Callable[[Axis, Plan, Tensor, Ingredients], Tensor | None]
 
 
-def _nothing(
-    axis: Axis, plan: Plan, weight: Tensor, statistics: Mapping[str, Tensor]
-) -> Tensor | None:
+def _nothing(axis: Axis, plan: Plan, weight: Tensor, statistics: Ingredients) -> Tensor | None:
     return None
 
 
-def _bias(
-    axis: Axis, plan: Plan, weight: Tensor, statistics: Mapping[str, Tensor]
-) -> Tensor | None:
+def _bias(axis: Axis, plan: Plan, weight: Tensor, statistics: Ingredients) -> Tensor | None:
     removed = plan.removed_tensor(axis)
     if not len(removed):
         return None

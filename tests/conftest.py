@@ -1,0 +1,136 @@
+"""Shapes are checked in every test; tiny random models of every family, with odd sizes."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("secateur", "typecheck.checked")
+
+from collections.abc import Callable, Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+import secateur  # noqa: E402, F401  (registers the pruned classes)
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+# Odd sizes on purpose: a head_dim that hidden does not divide into, widths off every grid.
+_COMMON: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "head_dim": 10,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-mha": ("Llama", {"num_key_value_heads": 6, "head_dim": 8}),
+    "llama-gqa": ("Llama", {}),
+    "llama-mqa": ("Llama", {"num_key_value_heads": 1}),
+    "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-tied": ("Llama", {"tie_word_embeddings": True}),
+    "mistral-gqa": ("Mistral", {"sliding_window": 8}),
+    "mistral-mha": ("Mistral", {"num_key_value_heads": 6, "sliding_window": None}),
+    "qwen2-gqa": ("Qwen2", {"head_dim": 8}),
+    "qwen2-sliding": (
+        "Qwen2",
+        {"head_dim": 8, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
+    "qwen3-gqa": ("Qwen3", {}),
+    "qwen3-biased": ("Qwen3", {"attention_bias": True, "num_key_value_heads": 2}),
+}
+# A multi-query layer has one unit only, so its heads cannot be pruned.
+ALL = list(VARIANTS)
+
+
+def tiny_model(variant: str = "llama-gqa", seed: int = 0, **changes: Any) -> Any:
+    """A random fp32 model whose biases and norms are not at their trivial values."""
+    family, own = VARIANTS[variant]
+    config = getattr(transformers, f"{family}Config")(**{**_COMMON, **own, **changes})
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        scale, centre = (0.2, 1.0) if "norm" in name else (0.15, 0.0)
+        parameter.data.copy_(centre + scale * noise)
+    return model
+
+
+def tiny_tokenizer() -> Any:
+    """Bytes below 128 are the tokens; the first three are special."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    vocab |= {chr(code): code for code in range(3, 128)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="</s>",
+    )
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Write a tiny random checkpoint with a tokenizer; give its folder."""
+
+    def make(variant: str = "llama-gqa", **changes: Any) -> Path:
+        folder = tmp_path / f"dense-{variant}-{len(list(tmp_path.iterdir()))}"
+        dtype = changes.pop("dtype", torch.float32)
+        tiny_model(variant, **changes).to(dtype).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """About six thousand characters (and tokens) of text that is not all alike."""
+    path = tmp_path / "calibration.txt"
+    lines = [
+        f"The {i} gardener cuts branch {i * 7 % 13} of tree {i * i % 29}, then rests."
+        for i in range(110)
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Six windows of 24 tokens."""
+    return torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def quiet_transformers() -> Iterator[None]:
+    """Its loading bars would fill the captured output."""
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.enable_progress_bar()
+
+
+def shared(path: str) -> Path:
+    """A file of the reference material beside the checkout, or skip the test."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"reference material is not here: shared/{path}")
+    return found

@@ -1,0 +1,433 @@
+"""The command line on good input: what it prints, what it writes, and that it repeats."""
+
+import inspect as python_inspect
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import transformers
+from safetensors.torch import load_file
+
+from secateur import data
+from secateur.cli.main import cli, run
+from secateur.config import PruneConfig
+from secateur.importance import IMPORTANCE
+from secateur.methods import METHODS
+from secateur.search import SEARCHES
+from secateur.surgery import REPAIRS
+
+COMMANDS = {"prune", "apply", "evaluate", "inspect"}
+
+Said = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def transformers_voice() -> Iterator[None]:
+    """The command line silences transformers in this process; other tests get it back as it was."""
+    verbosity = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture
+def model(tiny_folder: Callable[..., Path]) -> Path:
+    return tiny_folder()
+
+
+@pytest.fixture
+def calibrated(text_file: Path) -> list[str]:
+    """Options of a quick run that asks for no more windows than the text has."""
+    return ["--calibration", str(text_file), "--samples", "4", "--length", "16", "--align", "1"]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """Run a command that must succeed and have nothing to say beside its result; give that."""
+
+    def check(*arguments: object) -> str:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, "")
+        return out
+
+    return check
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def elements(folder: Path) -> int:
+    return sum(tensor.numel() for tensor in load_file(folder / "model.safetensors").values())
+
+
+# --- prune ----------------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_with_numbers_that_the_folder_bears_out(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    small = tmp_path / "small"
+    out = said("prune", model, *calibrated, "--ratio", "0.3", "--out", small, "--json")
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    assert found["out"] == str(small)
+    assert found["notes"] == []
+    assert found["settings"]["ratio"] == 0.3
+    results = found["results"]
+    assert results["parameters"] == {"before": elements(model), "after": elements(small)}
+    size = (small / "model.safetensors").stat().st_size
+    before = (model / "model.safetensors").stat().st_size
+    assert results["bytes"] == {"before": before, "after": size}
+    prunable = results["prunable_parameters"]
+    share = 1 - prunable["after"] / prunable["before"]
+    assert results["removed_share"] == pytest.approx(share)
+    # The last unit that goes brings the share nearest to the ratio: half a KV group at most.
+    assert abs(results["removed_share"] - 0.3) <= 0.5 * 60 * 48 * 2 / prunable["before"]
+    assert found["kept"] == {
+        axis["name"]: axis["kept"] for axis in json.loads((small / "plan.json").read_text())["axes"]
+    }
+    assert all(
+        entry["before"] > 1 and entry["after"] > 1 and entry["tokens"] > 0
+        for entry in results["perplexity"]
+    )
+    assert set(found["seconds"]) >= {"statistics", "scores and search", "cut", "write", "total"}
+    assert sum(found["seconds"].values()) <= 2 * found["seconds"]["total"]
+
+
+def test_the_table_says_what_stays_and_the_numbers(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    small = tmp_path / "small"
+    out = said("prune", model, *calibrated, "--ratio", "0.3", "--out", small)
+    found = json.loads(
+        said("prune", model, *calibrated, "--ratio", "0.3", "--out", tmp_path / "again", "--json")
+    )
+    for number in found["results"]["parameters"].values():
+        assert f"{number:,}" in out
+    for layer in range(3):
+        kept = found["kept"][f"layers.{layer}.mlp"]
+        assert re.search(rf"│ {layer} +│.*│ +{kept} of 56 │", out)
+    for entry in found["results"]["perplexity"]:
+        assert f"windows of {entry['window']}" in out
+        assert f"{entry['before']:.2f}" in out
+        assert f"{entry['after']:.2f}" in out
+    assert "calibration.txt" in out
+
+
+def test_a_pruned_folder_has_every_promised_file_as_readable_as_the_others(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    small = tmp_path / "small"
+    said("prune", model, *calibrated, "--out", small)
+    names = {"config.json", "model.safetensors", "plan.json", "run.toml", "README.md"}
+    assert set(files(small)) >= names | {"tokenizer.json", "tokenizer_config.json"}
+    modes = {path.name: path.stat().st_mode & 0o777 for path in small.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
+def test_without_evaluation_no_perplexity_is_reported(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    options = [*calibrated, "--evaluate", "none", "--out", tmp_path / "small"]
+    assert "perplexity" not in json.loads(said("prune", model, *options, "--json"))["results"]
+    assert "perplexity" not in said("prune", model, *options, "--force")
+
+
+def test_a_ratio_of_nothing_keeps_every_weight(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    said("prune", model, *calibrated, "--ratio", "0", "--out", tmp_path / "same")
+    before, after = (load_file(f / "model.safetensors") for f in (model, tmp_path / "same"))
+    assert set(before) == set(after)
+    assert all(before[name].equal(after[name]) for name in before)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_prunes_to_the_ratio(
+    method: str, model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    options = ["--method", method, "--ratio", "0.3", "--json", "--out", tmp_path / "small"]
+    found = json.loads(said("prune", model, *calibrated, *options))
+    assert found["results"]["removed_share"] == pytest.approx(0.3, abs=0.04)
+    assert elements(tmp_path / "small") < elements(model)
+
+
+def test_force_replaces_a_pruned_folder_and_leaves_no_second_one(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    small = tmp_path / "small"
+    said("prune", model, *calibrated, "--ratio", "0.2", "--out", small)
+    (small / "stale.txt").write_text("of the first run")
+    said("prune", model, *calibrated, "--ratio", "0.5", "--out", small, "--force")
+    assert "ratio = 0.5" in (small / "run.toml").read_text()
+    assert not (small / "stale.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir() if "small" in path.name) == ["small"]
+
+
+def test_a_link_given_as_out_is_followed(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk", target_is_directory=True)
+    said("prune", model, *calibrated, "--out", link)
+    assert link.is_symlink()
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+
+
+def test_a_new_folder_may_lie_deep(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    small = tmp_path / "a" / "b" / "small"
+    said("prune", model, *calibrated, "--out", small)
+    assert list(small.parent.iterdir()) == [small]
+
+
+def test_fewer_windows_than_asked_for_are_noted(
+    model: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["prune", str(model), "--calibration", str(text_file), "--length", "64"]
+    assert run([*arguments, "--dry-run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    notes = json.loads(out)["notes"]
+    assert len(notes) == 1
+    assert "not the 128 asked for" in notes[0]
+    assert f"Note: {notes[0]}\n" in err
+
+
+# --- plans and repeating --------------------------------------------------------------------------
+
+
+def test_a_dry_run_writes_the_plan_alone(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    plan, small = tmp_path / "plan", tmp_path / "small"
+    out = said("prune", model, *calibrated, "--ratio", "0.3", "--dry-run", "--out", plan)
+    assert list(files(plan)) == ["plan.json"]
+    assert str(plan / "plan.json") in out.replace("\n", "")
+    said("prune", model, *calibrated, "--ratio", "0.3", "--out", small)
+    assert files(plan)["plan.json"] == files(small)["plan.json"]
+
+
+def test_a_dry_run_without_out_writes_nothing(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert "nothing written" in said("prune", model, *calibrated, "--dry-run")
+    found = json.loads(said("prune", model, *calibrated, "--dry-run", "--json"))
+    assert found["out"] is None
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("method", "more"), [("flap", []), ("magnitude", ["--evaluate", "none"])])
+def test_a_dry_run_applied_gives_the_bytes_of_pruning_directly(
+    method: str, more: list[str], model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    options = [*calibrated, "--method", method, "--ratio", "0.3"]
+    said("prune", model, *options, "--dry-run", "--out", tmp_path / "plan")
+    said("apply", tmp_path / "plan", model, *more, "--out", tmp_path / "applied")
+    said("prune", model, *options, "--out", tmp_path / "direct")
+    applied, direct = files(tmp_path / "applied"), files(tmp_path / "direct")
+    assert applied.keys() == direct.keys()
+    for name in ("model.safetensors", "config.json", "plan.json"):
+        assert applied[name] == direct[name], name
+
+
+def test_an_edited_plan_is_applied_as_edited(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    said("prune", model, *calibrated, "--dry-run", "--out", tmp_path / "plan")
+    file = tmp_path / "plan" / "plan.json"
+    plan = json.loads(file.read_text())
+    for axis in plan["axes"]:
+        axis["keep"] = "1" if axis["name"].endswith("attention") else "0-3,50"
+    file.write_text(json.dumps(plan))
+    out = said("apply", file, model, "--repair", "none", "--out", tmp_path / "small", "--json")
+    assert set(json.loads(out)["kept"].values()) == {1, 5}
+    before, after = (load_file(f / "model.safetensors") for f in (model, tmp_path / "small"))
+    name = "model.layers.2.mlp.down_proj.weight"
+    assert after[name].equal(before[name][:, [0, 1, 2, 3, 50]])
+    name = "model.layers.1.self_attn.k_proj.weight"
+    assert after[name].equal(before[name][10:20])
+
+
+def test_run_toml_repeats_the_folder_byte_for_byte(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    one, two, other = tmp_path / "one", tmp_path / "two", tmp_path / "other"
+    options = ["--ratio", "0.3", "--method", "flap", "--seed", "7", "--layers", "0,2"]
+    said("prune", model, *calibrated, *options, "--out", one)
+    said("prune", "--config", one / "run.toml", "--out", two)
+    assert files(one) == files(two)
+    said("prune", "--config", one / "run.toml", "--seed", "8", "--out", other)
+    assert "seed = 8" in (other / "run.toml").read_text()
+    assert "ratio = 0.3" in (other / "run.toml").read_text()
+    assert files(one)["model.safetensors"] != files(other)["model.safetensors"]
+
+
+# --- evaluate and inspect -------------------------------------------------------------------------
+
+
+def test_evaluate_finds_the_perplexity_that_prune_reported(
+    model: Path, calibrated: list[str], text_file: Path, tmp_path: Path, said: Said
+) -> None:
+    small = tmp_path / "small"
+    options = [*calibrated, "--ratio", "0.3", "--evaluate", text_file, "--out", small, "--json"]
+    (reported,) = json.loads(said("prune", model, *options))["results"]["perplexity"]
+    for folder, when in ((model, "before"), (small, "after")):
+        found = json.loads(said("evaluate", folder, "--text", text_file, "--json"))
+        assert found["model"] == str(folder)
+        assert found["text"] == str(text_file)
+        assert found["perplexity"] == [
+            {"window": 64, "perplexity": reported[when], "tokens": reported["tokens"]}
+        ]
+
+
+def test_evaluate_prints_one_row_for_each_window(model: Path, text_file: Path, said: Said) -> None:
+    arguments = ["evaluate", model, "--text", text_file, "--windows", "8,32", "--tokens", "640"]
+    found = json.loads(said(*arguments, "--json"))["perplexity"]
+    assert [(entry["window"], entry["tokens"]) for entry in found] == [(8, 560), (32, 620)]
+    out = said(*arguments)
+    for entry in found:
+        assert math.isfinite(entry["perplexity"])
+        assert re.search(rf"│ {entry['window']} +│ +{entry['perplexity']:.3f} │", out)
+
+
+def test_inspect_shows_the_layers_of_any_folder(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    small = tmp_path / "small"
+    kept = json.loads(said("prune", model, *calibrated, "--ratio", "0.4", "--out", small, "--json"))
+    for folder, name in ((model, "LlamaForCausalLM"), (small, "SecateurLlamaForCausalLM")):
+        found = json.loads(said("inspect", folder, "--json"))
+        assert found["facts"]["class"] == name
+        assert found["facts"]["family"] == "llama"
+        assert found["facts"]["parameters"] == f"{elements(folder):,}"
+        assert [row["layer"] for row in found["layers"]] == [0, 1, 2]
+        out = said("inspect", folder)
+        assert name in out
+        assert f"{elements(folder):,}" in out
+    for row in found["layers"]:
+        width = kept["kept"][f"layers.{row['layer']}.mlp"]
+        assert row["MLP width"] == f"{width} of {width}"
+    assert found["facts"]["method"] == "flap"
+    assert found["facts"]["repair"] == "bias"
+
+
+def test_inspect_reads_a_folder_with_a_plan_alone(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    plan = tmp_path / "plan"
+    kept = json.loads(said("prune", model, *calibrated, "--dry-run", "--out", plan, "--json"))
+    found = json.loads(said("inspect", plan, "--json"))
+    assert {row["axis"]: row["kept"] for row in found["layers"]} == kept["kept"]
+    assert "layers.0.mlp" in said("inspect", plan / "plan.json")
+
+
+def test_inspect_counts_where_two_plans_differ(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    kept = {}
+    for folder, seed in ((one, "1"), (two, "2")):
+        options = ["--method", "random", "--seed", seed, "--ratio", "0.4", "--out", folder]
+        kept[folder] = json.loads(said("prune", model, *calibrated, *options, "--json"))["kept"]
+    rows = json.loads(said("inspect", one, "--against", two, "--json"))["layers"]
+    assert {row["axis"] for row in rows} == set(kept[one])
+    for row in rows:
+        assert row["kept by both"] + row["only this one"] == kept[one][row["axis"]]
+        assert row["kept by both"] + row["only the other"] == kept[two][row["axis"]]
+    assert any(row["only this one"] for row in rows)
+    same = json.loads(said("inspect", one, "--against", one, "--json"))["layers"]
+    assert not any(row["only this one"] or row["only the other"] for row in same)
+    assert "kept by both" in said("inspect", one, "--against", two)
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+
+def examples(command: click.Command) -> list[list[str]]:
+    lines = python_inspect.cleandoc(command.help or "").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.strip().startswith("secateur ")]
+
+
+def test_the_commands_are_those_of_the_documentation() -> None:
+    assert set(cli.commands) == COMMANDS
+
+
+@pytest.mark.parametrize("name", ["", *sorted(COMMANDS)])
+def test_every_help_shows_examples_that_the_parser_takes(name: str, said: Said) -> None:
+    command: click.Command = cli.commands[name] if name else cli
+    shown = said(*([name] if name else []), "--help")
+    found = examples(command)
+    assert found
+    for example in found:
+        assert " ".join(["secateur", *example]) in shown
+        assert not name or example[0] == name
+        context = cli.commands[example[0]].make_context(example[0], example[1:])
+        assert context.params
+
+
+def test_prune_help_names_every_choice_and_every_setting(said: Said) -> None:
+    shown = said("prune", "--help")
+    words = set(re.findall(r"[\w-]+", shown))
+    choices = {*METHODS, *IMPORTANCE, *SEARCHES, *REPAIRS, *data.HUB_SETS, "self", data.EMBEDDED}
+    assert choices <= words
+    for setting in set(PruneConfig.model_fields) - {"model"}:
+        assert f"--{setting.replace('_', '-')}" in words
+
+
+def test_no_arguments_show_the_help(said: Said) -> None:
+    assert said() == said("--help")
+
+
+def test_help_does_not_wait_for_transformers() -> None:
+    program = (
+        "import sys; sys.argv = ['secateur', '--help']\n"
+        "from secateur.cli import main\n"
+        "try: main()\n"
+        "finally: print('LOADED', sorted({'transformers', 'accelerate'} & set(sys.modules)))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "Usage: secateur" in result.stdout
+    assert "LOADED []" in result.stdout
+
+
+def test_a_process_whose_output_is_no_terminal_is_quiet(
+    model: Path, calibrated: list[str], tmp_path: Path
+) -> None:
+    """A process of its own: bars, warnings and notices of libraries would all come out here."""
+    command = [sys.executable, "-m", "secateur", "prune", str(model), *calibrated, "--json"]
+    result = subprocess.run(
+        [*command, "--out", str(tmp_path / "small")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["out"] == str(tmp_path / "small")
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def test_a_line_of_jsonl_may_hold_every_other_line_separator(tmp_path: Path) -> None:
+    texts = ["one\u2028two", "three\x85four", "five\u2029six"]
+    file = tmp_path / "text.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    found: list[Any] = list(data.documents(str(file), use="calibration", seed=None))
+    assert found == texts

@@ -1,0 +1,112 @@
+"""Laws that every score keeps, whoever wrote it."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import tiny_model
+from secateur.errors import SecateurError
+from secateur.importance import IMPORTANCE, Importance, score, statistics_needed
+from secateur.models import open_model
+from secateur.structure import Axis
+
+SCORES = list(IMPORTANCE)
+DETERMINISTIC = [name for name in SCORES if "generator" not in IMPORTANCE[name].needs]
+
+
+def axis_of(kind: str) -> Axis:
+    return next(a for a in open_model(tiny_model()).structure.axes if a.kind == kind)
+
+
+def ingredients(axis: Axis, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    width = axis.units * axis.consumer.blocks.width
+    X = torch.randn(200, width, generator=generator) * torch.rand(width, generator=generator)
+    weight = torch.randn(48, width, generator=generator)
+    return weight, {
+        "input_mean": X.mean(0),
+        "input_var": X.var(0),
+        "input_norm": X.square().mean(0).sqrt(),
+        "input_gram": X.T @ X,
+    }
+
+
+@pytest.mark.parametrize("kind", ["attention", "mlp"])
+@pytest.mark.parametrize("name", SCORES)
+def test_one_finite_non_negative_value_a_unit_or_channel(name: str, kind: str) -> None:
+    axis = axis_of(kind)
+    weight, statistics = ingredients(axis)
+    value = score(IMPORTANCE[name], axis, weight, statistics, seed=0)
+    assert value.shape in ((axis.units, 1), (axis.units, axis.consumer.blocks.width))
+    assert torch.isfinite(value).all()
+    assert (value >= 0).all()
+    assert value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_permuting_units_permutes_scores(name: str) -> None:
+    axis = axis_of("attention")
+    weight, statistics = ingredients(axis)
+    order = torch.tensor([2, 0, 1])
+    columns = axis.consumer.blocks.indices(order).flatten()
+    shuffled = {
+        k: v[columns] if v.dim() == 1 else v[columns][:, columns] for k, v in statistics.items()
+    }
+    plain = score(IMPORTANCE[name], axis, weight, statistics, seed=0)
+    moved = score(IMPORTANCE[name], axis, weight[:, columns], shuffled, seed=0)
+    assert torch.allclose(moved, plain[order], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_the_sign_of_a_unit_does_not_matter(name: str) -> None:
+    axis = axis_of("mlp")
+    weight, statistics = ingredients(axis)
+    plain = score(IMPORTANCE[name], axis, weight, statistics, seed=0)
+    assert torch.equal(score(IMPORTANCE[name], axis, -weight, statistics, seed=0), plain)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_unit_that_does_nothing_scores_lowest(name: str) -> None:
+    axis = axis_of("mlp")
+    weight, statistics = ingredients(axis)
+    weight[:, 7] = 0
+    statistics["input_var"][7] = 0
+    value = score(IMPORTANCE[name], axis, weight, statistics, seed=0).sum(1)
+    assert value.argmin() == 7
+    assert value[7] == 0
+
+
+def test_random_follows_its_seed_and_differs_between_layers() -> None:
+    axes = open_model(tiny_model()).structure.axes
+    draws = [
+        score(IMPORTANCE["random"], axis, torch.zeros(48, 56), {}, seed=seed)
+        for axis in (axes[1], axes[3])
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[3])
+
+
+def test_a_scores_parameters_are_the_statistics_to_collect() -> None:
+    assert statistics_needed(IMPORTANCE["wifv"]) == ("input_var",)
+    assert statistics_needed(IMPORTANCE["wanda-sp"]) == ("input_norm",)
+    assert statistics_needed(IMPORTANCE["magnitude-l1"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda weight: torch.zeros(2), r"returned shape \[2, 1\].*expected \[56\]"),
+        (lambda weight: torch.full((56,), torch.nan), "NaN or infinite on layers.0.mlp"),
+        (lambda gradient: torch.zeros(56), "asks for 'gradient'; known are weight"),
+    ],
+)
+def test_a_wrong_score_is_told_what_was_expected(function: Any, message: str) -> None:
+    axis = axis_of("mlp")
+    wrong = Importance("mine", function, "", tuple(inspect.signature(function).parameters))
+    with pytest.raises(SecateurError, match=message):
+        score(wrong, axis, torch.ones(48, 56), {}, seed=0)

@@ -1,0 +1,62 @@
+"""Streamed perplexity equals that of the whole model, by its own loss."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import secateur
+from conftest import ALL, tiny_model
+from secateur.errors import SecateurError
+from secateur.evaluation import perplexity, window_lengths
+from secateur.models import open_model
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("variant", ALL)
+def test_streamed_perplexity_equals_the_models_own_loss(
+    variant: str, batch: int, tokens: Tensor
+) -> None:
+    model = tiny_model(variant)
+    with torch.no_grad():
+        loss = model(tokens, labels=tokens).loss.item()
+    found = perplexity(open_model(model).streamed(device="cpu"), tokens, batch=batch)
+    assert math.isclose(found.value, math.exp(loss), rel_tol=1e-5)
+    assert (found.window, found.tokens) == (24, 6 * 23)
+
+
+def test_pieces_of_the_logits_do_not_matter(tokens: Tensor, monkeypatch: Any) -> None:
+    from secateur.evaluation import perplexity as function
+
+    source = open_model(tiny_model()).streamed(device="cpu")
+    whole = function(source, tokens, batch=6)
+    monkeypatch.setitem(function.__globals__, "_LOGITS_AT_ONCE", 1)
+    assert math.isclose(function(source, tokens, batch=6).value, whole.value, rel_tol=1e-6)
+
+
+def test_windows_are_cut_down_to_the_context() -> None:
+    assert window_lengths(4096) == (128, 2048)
+    assert window_lengths(512) == (128, 512)
+    assert window_lengths(64) == (64,)
+
+
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(tokens: Tensor) -> None:
+    model = tiny_model()
+    model.lm_head.weight.data.zero_()
+    found = perplexity(open_model(model).streamed(device="cpu"), tokens, batch=6)
+    assert math.isclose(found.value, 128, rel_tol=1e-6)
+
+
+def test_nothing_to_predict_is_an_error(tokens: Tensor) -> None:
+    source = open_model(tiny_model()).streamed(device="cpu")
+    with pytest.raises(SecateurError, match="at least one window of two tokens"):
+        perplexity(source, tokens[:, :1], batch=1)
+
+
+def test_evaluate_says_which_windows_it_used(tiny_folder: Any, text_file: Any) -> None:
+    found = secateur.evaluate(tiny_folder(), str(text_file), device="cpu")
+    assert [entry.window for entry in found] == [64]
+    found = secateur.evaluate(tiny_folder(), str(text_file), windows=[16, 32], tokens=100)
+    assert [(entry.window, entry.tokens) for entry in found] == [(16, 90), (32, 93)]

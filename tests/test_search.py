@@ -1,0 +1,173 @@
+"""Searches meet their budget, keep their floors, and remove more when more is asked for."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import tiny_model
+from secateur.errors import SecateurError
+from secateur.models import open_model
+from secateur.search import SEARCHES, Limits, removable, search, standardised
+from secateur.search.modes import al_am
+from secateur.search.removal import Removal, remove_lowest
+from secateur.structure import Axis
+
+ALL = list(SEARCHES)
+
+
+def axes_of(variant: str = "llama-gqa") -> tuple[Axis, ...]:
+    return open_model(tiny_model(variant)).structure.axes
+
+
+def random_scores(axes: tuple[Axis, ...], seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        axis.name: torch.rand(axis.units, axis.consumer.blocks.width, generator=generator) ** 3
+        for axis in axes
+    }
+
+
+def cost(axes: tuple[Axis, ...], removed: dict[str, tuple[int, ...]]) -> int:
+    return sum(len(removed.get(axis.name, ())) * axis.cost for axis in axes)
+
+
+@pytest.mark.parametrize("align", [1, 8])
+@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.5, 0.7])
+@pytest.mark.parametrize("name", ["AL-AM", "AL-MM", "uniform"])
+def test_the_budget_is_met_to_within_one_step(name: str, ratio: float, align: int) -> None:
+    axes = axes_of()
+    budget = ratio * sum(axis.units * axis.cost for axis in axes)
+    limits = Limits(align=align)
+    removed = search(name, axes, random_scores(axes), budget, limits=limits)
+    steps = {"attention": axes[0].cost, "mlp": align * axes[1].cost}
+    within = max(steps.values()) if name == "AL-AM" else steps["mlp"]
+    if name == "uniform":
+        within *= 3  # one step in each of three layers
+    assert abs(cost(axes, removed) - budget) <= within
+
+
+@pytest.mark.parametrize("name", ["UL-UM", "UL-MM"])
+def test_the_searches_that_round_down_stay_below_the_budget(name: str) -> None:
+    axes = axes_of()
+    for ratio in (0.1, 0.2, 0.5, 0.7):
+        budget = ratio * sum(axis.units * axis.cost for axis in axes)
+        assert cost(axes, search(name, axes, random_scores(axes), budget)) <= budget
+
+
+@pytest.mark.parametrize("align", [1, 8])
+@pytest.mark.parametrize("name", ALL)
+def test_no_layer_is_emptied_and_widths_stay_on_the_grid(name: str, align: int) -> None:
+    axes = axes_of()
+    scores = random_scores(axes)
+    scores["layers.1.mlp"] *= 1e-9  # everything in this layer looks useless
+    scores["layers.2.attention"] *= 0
+    limits = Limits(align=align)
+    for budget in torch.linspace(0, removable(axes, limits), 7).tolist():
+        removed = search(name, axes, scores, budget, limits=limits)
+        for axis in axes:
+            kept = axis.units - len(removed[axis.name])
+            grid = limits.grid(axis)
+            assert kept >= grid
+            assert kept == axis.units or kept % grid == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_larger_ratio_removes_a_superset(name: str) -> None:
+    axes = axes_of()
+    total = sum(axis.units * axis.cost for axis in axes)
+    scores = random_scores(axes)
+    plans = [search(name, axes, scores, ratio * total) for ratio in (0.0, 0.2, 0.4, 0.6)]
+    for small, large in itertools.pairwise(plans):
+        if name in ("AL-MM", "uniform", "UL-MM"):
+            continue  # what is left for the MLP can shrink where attention rounds up
+        assert all(set(small[axis.name]) <= set(large[axis.name]) for axis in axes)
+    assert cost(axes, plans[0]) == 0
+    assert cost(axes, plans[3]) > cost(axes, plans[2]) > cost(axes, plans[1]) > 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_within_an_axis_the_lowest_scores_go(name: str) -> None:
+    axes = axes_of()
+    scores = random_scores(axes)
+    removed = search(name, axes, scores, 0.4 * sum(axis.units * axis.cost for axis in axes))
+    for axis in axes:
+        total = scores[axis.name].sum(1)
+        gone = list(removed[axis.name])
+        kept = sorted(set(range(axis.units)) - set(gone))
+        if gone:
+            assert total[gone].max() <= total[kept].min()
+
+
+def test_layers_outside_the_range_stay_whole() -> None:
+    axes = axes_of()
+    limits = Limits(layers=(1,))
+    budget = 0.2 * sum(axis.units * axis.cost for axis in axes)
+    for name in ALL:
+        removed = search(name, axes, random_scores(axes), budget, limits=limits)
+        assert all(name.startswith("layers.1.") for name in removed)
+
+
+def test_uniform_removes_the_same_from_every_layer() -> None:
+    axes = axes_of()
+    budget = 0.3 * sum(axis.units * axis.cost for axis in axes)
+    removed = search("uniform", axes, random_scores(axes), budget)
+    for kind in ("attention", "mlp"):
+        assert len({len(removed[axis.name]) for axis in axes if axis.kind == kind}) == 1
+
+
+def test_the_number_of_attention_units_can_be_given() -> None:
+    axes = axes_of()
+    budget = 0.5 * sum(axis.units * axis.cost for axis in axes)
+    for name, wanted in (("AL-MM", 2), ("UL-MM", 3), ("uniform", 3)):
+        removed = search(name, axes, random_scores(axes), budget, attention_units=wanted)
+        assert sum(len(removed[a.name]) for a in axes if a.kind == "attention") == wanted
+
+
+def test_more_than_can_go_is_refused_with_how_much_can() -> None:
+    axes = axes_of()
+    total = sum(axis.units * axis.cost for axis in axes)
+    with pytest.raises(SecateurError, match=r"at most [\d,]+ can go \(\d+\.\d%"):
+        search("AL-AM", axes, random_scores(axes), 0.99 * total, limits=Limits(align=8))
+
+
+def test_adaptive_search_equals_plain_sorting_of_all_units() -> None:
+    """Two routes: the vectorised steps, and a list of (score, cost) taken from the bottom."""
+    axes = axes_of()
+    scores = random_scores(axes)
+    total = sum(axis.units * axis.cost for axis in axes)
+    removals = {a.name: Removal.plan(standardised(scores[a.name]), a.cost, floor=0) for a in axes}
+    steps = al_am(axes, removals, 0.35 * total, 0.35, None)
+    ranked = sorted(
+        (value.item(), axis.cost, axis.name, unit)
+        for axis in axes
+        for unit, value in enumerate(standardised(scores[axis.name]))
+    )
+    spent = [0, *itertools.accumulate(entry[1] for entry in ranked)]
+    taken = min(range(len(spent)), key=lambda count: abs(spent[count] - 0.35 * total))
+    expected = {(name, unit) for _, _, name, unit in ranked[:taken]}
+    got = {(name, unit) for name, count in steps.items() for unit in removals[name].units(count)}
+    assert got == expected
+
+
+def test_steps_of_a_width_off_the_grid_lead_onto_it() -> None:
+    removal = Removal.plan(torch.rand(172), 5, align=8, floor=8)
+    widths = [172, *(172 - removal.ends).tolist()]
+    assert widths[:3] == [172, 168, 160]
+    assert widths[-1] == 8
+    assert removal.costs[:2].tolist() == [20, 40]
+
+
+def test_ties_go_by_the_order_of_axes_and_units() -> None:
+    removals = {name: Removal.plan(torch.zeros(4), 1, floor=0) for name in ("a", "b")}
+    steps = remove_lowest(removals, 5, nearest=True)
+    assert steps == {"a": 4, "b": 1}
+    assert removals["a"].units(2) == (0, 1)
+
+
+def test_standardised_scores_ignore_scale_and_offset() -> None:
+    scores = torch.rand(5, 3)
+    assert torch.allclose(standardised(scores * 70 + 3), standardised(scores), atol=1e-4)
+    assert torch.equal(standardised(torch.full((4, 2), 3.0)), torch.zeros(4))
+    assert torch.equal(standardised(torch.full((1, 1), 3.0)), torch.zeros(1))

@@ -1,0 +1,110 @@
+"""Structures are data: index maps, costs, and files that give equal values back."""
+
+import json
+
+import pytest
+import torch
+
+from conftest import ALL, tiny_model
+from secateur.errors import SecateurError
+from secateur.models import open_model
+from secateur.structure import Blocks, Member, Plan, Structure, format_ranges, parse_ranges
+
+
+def structure_of(variant: str) -> Structure:
+    return open_model(tiny_model(variant)).structure
+
+
+def test_blocks_cover_contiguous_fused_and_interleaved_layouts() -> None:
+    units = torch.tensor([0, 2])
+    assert Blocks(0, 4, 4).indices(units).tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
+    # the k part of a fused [q; k; v] of width 12 + 6 + 6
+    assert Blocks(12, 2, 2).indices(units).tolist() == [[12, 13], [16, 17]]
+    # the v part of a projection interleaved per head as [q k v] of width 2
+    assert Blocks(4, 6, 2).indices(units).tolist() == [[4, 5], [16, 17]]
+
+
+def test_a_member_sees_rows_and_columns_in_the_same_shape() -> None:
+    weight = torch.arange(24.0).view(6, 4)
+    rows = Member("m", "weight", 0, Blocks(0, 2, 2), "producer").view(weight, 3)
+    columns = Member("m", "weight", 1, Blocks(0, 2, 2), "consumer").view(weight, 2)
+    assert rows.shape == (3, 2, 4)
+    assert columns.shape == (2, 2, 6)
+    assert torch.equal(rows[1, 0], weight[2])
+    assert torch.equal(columns[1, 0], weight[:, 2])
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_every_parameter_of_the_decoder_linears_belongs_to_exactly_one_unit(variant: str) -> None:
+    model = tiny_model(variant)
+    structure = open_model(model).structure
+    owned = {name: torch.zeros(p.shape, dtype=torch.int) for name, p in model.named_parameters()}
+    for axis in structure.axes:
+        for member in axis.members:
+            indices = member.blocks.indices(torch.arange(axis.units)).flatten()
+            owned[member.tensor].index_add_(
+                member.dim,
+                indices,
+                torch.ones_like(owned[member.tensor].index_select(member.dim, indices)),
+            )
+    for name, counts in owned.items():
+        linear = ".self_attn." in name or ".mlp." in name
+        consumer_bias = name.endswith(("o_proj.bias", "down_proj.bias"))
+        expected = 1 if linear and "norm" not in name and not consumer_bias else 0
+        assert (counts == expected).all(), name
+    assert structure.prunable == sum(int(counts.sum()) for counts in owned.values())
+
+
+def test_costs_are_those_of_the_method_contract() -> None:
+    D, d, r = 48, 10, 2  # hidden, head_dim, query heads a KV head
+    attention, mlp = structure_of("llama-gqa").axes[:2]
+    assert attention.cost == D * d * (2 * r + 2)
+    assert mlp.cost == 3 * D
+    attention, mlp = structure_of("llama-biased").axes[:2]
+    assert attention.cost == D * d * (2 * r + 2) + d * (r + 2)
+    assert mlp.cost == 3 * D + 2
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_structure_survives_json(variant: str) -> None:
+    structure = structure_of(variant)
+    assert Structure.from_json(structure.to_json()) == structure
+
+
+def test_fingerprints_tell_architectures_and_weights_apart() -> None:
+    one, same = (open_model(tiny_model(seed=0)).structure for _ in range(2))
+    tuned = open_model(tiny_model(seed=1)).structure
+    other = open_model(tiny_model(intermediate_size=60)).structure
+    assert (one.architecture, one.weights) == (same.architecture, same.weights)
+    assert one.architecture == tuned.architecture
+    assert one.weights != tuned.weights
+    assert one.architecture != other.architecture
+
+
+def test_ranges_are_written_for_people_and_read_back() -> None:
+    assert format_ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    assert parse_ranges("0-2, 5,7-8", what="x", size=9) == (0, 1, 2, 5, 7, 8)
+    assert parse_ranges(format_ranges([]), what="x", size=9) == ()
+
+
+@pytest.mark.parametrize("text", ["3-1", "5,5", "4,2", "0-9", "9", "a", "1-", "-1", "1.5"])
+def test_bad_ranges_say_what_was_expected(text: str) -> None:
+    with pytest.raises(SecateurError, match=r"expected ascending|number or a range"):
+        parse_ranges(text, what="--layers", size=9)
+
+
+def test_plan_survives_json_and_editing() -> None:
+    structure = structure_of("llama-gqa")
+    keep = {axis.name: tuple(range(1, axis.units)) for axis in structure.axes}
+    plan = Plan(
+        keep, structure.architecture, structure.weights, "bias", {"seed": 3}, {"ratio": 0.2}
+    )
+    text = plan.to_json(structure)
+    assert Plan.from_json(text) == plan
+    raw = json.loads(text)
+    raw["axes"][0]["keep"] = "0,2"
+    edited = Plan.from_json(json.dumps(raw))
+    assert edited.kept(structure.axes[0]) == (0, 2)
+    assert edited.removed(structure.axes[0]) == (1,)
+    removed = sum(len(plan.removed(axis)) * axis.cost for axis in structure.axes)
+    assert json.loads(text)["removed_parameters"] == removed
