@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
 
 # Registering imports torch and transformers, four seconds that `secateur --help` need not take:
 # the command line registers when it opens a model.
-if Path(sys.argv[0] if sys.argv else "").stem != "secateur":
+if Path(sys.argv[0] if sys.argv else "").stem not in ("secateur", "-m"):
     from .models import register
 
     register()

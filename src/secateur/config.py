@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -49,13 +49,16 @@ class PruneConfig(BaseModel):
         int | None, Field(ge=2, description="Evaluate at most so many tokens")
     ] = None
     batch: Annotated[int, Field(ge=1, description="Windows at once")] = 8
-    seed: Annotated[int, Field(ge=0, description="Seed of every draw")] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="Seed of every draw")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
     dtype: Annotated[str, Field(description="Arithmetic of the passes; auto: the checkpoint's")] = (
         "auto"
     )
     hidden_gib: Annotated[
-        float, Field(ge=0, description="GiB of hidden states in memory, beyond that on disk")
+        float,
+        Field(
+            ge=0, allow_inf_nan=False, description="GiB of hidden states in memory, then on disk"
+        ),
     ] = 4.0
 
     @field_validator("method", "importance", "search", "repair", "dtype")
@@ -135,6 +138,12 @@ def _explain(error: ValidationError) -> str:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, SecateurError):
         return str(cause)
+    if first["type"] == "literal_error" and isinstance(first["input"], str):
+        choices = get_args(PruneConfig.model_fields[name].annotation)
+        try:
+            choose(name, first["input"], dict.fromkeys(choices))
+        except SecateurError as unknown:
+            return str(unknown)
     if first["type"] == "missing":
         return f"{name} is missing. Type: secateur prune MODEL --ratio 0.2 --out DIR"
     about = PruneConfig.model_fields[name].description if name in PruneConfig.model_fields else ""

@@ -18,6 +18,7 @@ from ..errors import SecateurError
 from ..progress import Progress
 from ..stats import LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
+from ..stats.stream import not_finite
 
 WINDOWS = (128, 2048)
 
@@ -64,6 +65,8 @@ def perplexity(
         for windows in walk.batches:
             hidden = states[windows][:, :-1].flatten(0, 1)
             total += _loss(logits_of, hidden, tokens[windows][:, 1:].flatten())
+    if not torch.isfinite(total):
+        raise not_finite("the logits (the output of the head)", source.dtype)
     predicted = tokens.numel() - len(tokens)
     return Perplexity(tokens.shape[1], math.exp(min(total.item() / predicted, 700.0)), predicted)
 

@@ -52,7 +52,11 @@ def score(
             f" expected [{axis.units}] or [{axis.units}, {width}]."
         )
     if not torch.isfinite(scores).all():
-        raise SecateurError(f"The score {importance.name!r} is NaN or infinite on {axis.name}.")
+        raise SecateurError(
+            f"The score {importance.name!r} is NaN or infinite on {axis.name}: weights or inputs of"
+            f" {axis.consumer.module} are too large.\n"
+            "The checkpoint is probably damaged: download or export the model again."
+        )
     return scores
 
 

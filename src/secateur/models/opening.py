@@ -78,7 +78,9 @@ class OpenModel:
             return AutoTokenizer.from_pretrained(self.folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SecateurError(
-                f"The tokenizer in {self.folder} does not load: {str(error).splitlines()[0]}"
+                f"The tokenizer in {self.folder} does not load:"
+                f" {type(error).__name__}, {(str(error).splitlines() or [''])[0]}\n"
+                "Copy the tokenizer files of the original model into the folder again."
             ) from error
 
     def streamed(self, *, device: str = "auto", dtype: str = "auto") -> StreamedModel:
@@ -109,7 +111,11 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         family = _family(raw, source)
         config, weights = _config(folder), FolderWeights(folder)
     opened = OpenModel(source, folder, raw, config, weights, family)
-    fitted = Fitted(weights, opened.skeleton, source)
+    try:
+        skeleton = opened.skeleton
+    except Exception as error:  # the model's constructor divides, indexes, asserts
+        raise _senseless(f"{source}/config.json", error) from error
+    fitted = Fitted(weights, skeleton, source)
     return OpenModel(source, folder, raw, config, fitted, family)
 
 
@@ -239,8 +245,14 @@ def _config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder)
     except Exception as error:  # validation errors of many kinds; the cure is the same
-        reason = " ".join(str(error).split())
-        raise SecateurError(f"{folder}/config.json does not make sense: {reason[:300]}") from error
+        raise _senseless(f"{folder}/config.json", error) from error
+
+
+def _senseless(config: str, error: Exception) -> SecateurError:
+    reason = " ".join(str(error).split())[:300]
+    return SecateurError(
+        f"{config} does not make sense: {reason}\nDownload or export the model again."
+    )
 
 
 def resolve_device(name: str) -> torch.device:

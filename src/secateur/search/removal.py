@@ -32,7 +32,7 @@ class Removal:
         units = len(scores)
         order = scores.argsort(stable=True)
         first = units % align or align
-        ends = torch.arange(first, units - floor + 1, align)
+        ends = torch.arange(first, max(units - floor + 1, first), align)
         starts = torch.cat([ends.new_zeros(1), ends[:-1]]) if len(ends) else ends
         sums = torch.cat([scores.new_zeros(1).double(), scores[order].double().cumsum(0)])
         means = (sums[ends] - sums[starts]) / (ends - starts)

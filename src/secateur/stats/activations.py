@@ -1,10 +1,13 @@
 """Hidden states of all windows between two layers: in memory, or memory-mapped past a limit."""
 
+import os
 import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..errors import SecateurError
 
 # Hidden states of 128 windows of 2048 tokens at width 4096 in bf16 are 2 GiB.
 MEMORY_LIMIT = 4 * 2**30
@@ -30,6 +33,7 @@ class Activations:
         self.mapped = elements * dtype.itemsize > limit
         if self.mapped:
             with tempfile.NamedTemporaryFile(dir=folder, prefix="secateur-") as file:
+                _reserve(file.fileno(), elements * dtype.itemsize, file.name)
                 flat = torch.from_file(file.name, shared=True, size=elements, dtype=dtype)
             self.tensor = flat.view(shape)
         else:
@@ -47,3 +51,14 @@ class Activations:
         other = Activations((count, length, width), self.tensor.dtype, limit=limit)
         other.tensor.copy_(self.tensor)
         return other
+
+
+def _reserve(file: int, size: int, name: str) -> None:
+    """Take the space on disk now: a full disk would kill the process later, in mid-write."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        raise SecateurError(
+            f"No space for {size / 2**30:.1f} GiB of hidden states in {Path(name).parent}"
+            f" ({error.strerror}).\nPoint TMPDIR to a larger disk, or raise --hidden-gib."
+        ) from error

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Int64
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..errors import SecateurError
 from .axis import Axis, Structure
+
+T = TypeVar("T")
 
 FORMAT = "secateur-plan-1"
 
@@ -154,19 +156,30 @@ class Plan:
             raise SecateurError(
                 f"Not a plan of format {FORMAT!r}: plan.json of a pruned folder is."
             )
-        try:
-            return cls(
-                keep={
-                    axis["name"]: parse_ranges(axis["keep"], what=axis["name"], size=axis["units"])
-                    for axis in raw["axes"]
-                },
-                architecture=raw["architecture"],
-                weights=raw["weights"],
-                repair=raw["repair"],
-                calibration=raw["calibration"],
-                settings=raw["settings"],
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SecateurError(
-                f"Not a whole plan: {error} is missing or of another type."
-            ) from error
+        axes = _part(raw, "axes", list)
+        keep: dict[str, tuple[int, ...]] = {}
+        for axis in axes:
+            name = _part(axis, "name", str)
+            if name in keep:
+                raise SecateurError(f"The plan names {name} twice; remove one of the two lines.")
+            units, text = _part(axis, "units", int, name), _part(axis, "keep", str, name)
+            keep[name] = parse_ranges(text, what=name, size=units)
+        return cls(
+            keep=keep,
+            architecture=_part(raw, "architecture", str),
+            weights=_part(raw, "weights", str),
+            repair=_part(raw, "repair", str),
+            calibration=_part(raw, "calibration", dict),
+            settings=_part(raw, "settings", dict),
+        )
+
+
+def _part(raw: Any, key: str, kind: type[T], where: str = "it") -> T:
+    """`raw[key]`, if it is there and a `kind`."""
+    value = raw.get(key) if isinstance(raw, dict) else None
+    if not isinstance(value, kind):
+        names = {str: 'a text like "0-3,7"', int: "a number", list: "a list", dict: "an object"}
+        raise SecateurError(
+            f"Not a whole plan: {key!r} of {where} is missing or not {names[kind]}."
+        )
+    return value

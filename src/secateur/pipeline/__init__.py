@@ -1,0 +1,27 @@
+"""From a model to a smaller one: whole runs, and their stages one by one."""
+
+from .look import evaluate, inspect, read_plan
+from .run import Result, apply, prune
+from .stages import (
+    added_biases,
+    calibration_windows,
+    evaluation_text,
+    kept_units,
+    scores,
+    statistics,
+)
+
+__all__ = [
+    "Result",
+    "added_biases",
+    "apply",
+    "calibration_windows",
+    "evaluate",
+    "evaluation_text",
+    "inspect",
+    "kept_units",
+    "prune",
+    "read_plan",
+    "scores",
+    "statistics",
+]

@@ -1,0 +1,74 @@
+"""Checks that a run makes before it spends time or touches a folder."""
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from torch import Tensor
+
+from ..checkpoint import new_folder
+from ..errors import SecateurError
+from ..export import Form
+from ..models import OpenModel
+from ..structure import Structure, parse_ranges
+
+
+def target(
+    path: Path | None, force: bool, opened: OpenModel
+) -> AbstractContextManager[Path | None]:
+    """The folder to write into (see `new_folder`), or nothing at all if `path` is None.
+
+    Raises:
+        SecateurError: `path` cannot be written, exists, or holds the model itself.
+    """
+    if path is None:
+        return nullcontext(None)
+    source = None if opened.folder is None else opened.folder.resolve()
+    if force and source is not None and path.resolve() in (source, *source.parents):
+        raise SecateurError(
+            f"--out {path} holds the model that is pruned, which --force would delete."
+            " Choose another --out."
+        )
+    return new_folder(path, force=force)
+
+
+def known_ids(ids: Tensor, opened: OpenModel) -> Tensor:
+    """`ids`, if the model has an embedding for each."""
+    size = opened.skeleton.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if ids.numel() and int(ids.max()) >= size:
+        raise SecateurError(
+            f"The tokenizer gives token {int(ids.max())}, but the model has {size}: it is another"
+            " model's.\nCopy the tokenizer files of the original model into the folder."
+        )
+    return ids
+
+
+def layer_range(text: str | None, structure: Structure) -> tuple[int, ...] | None:
+    """The layers that `text` (4-29) names; None for all.
+
+    Raises:
+        SecateurError: not a range, or beyond the model's layers.
+    """
+    if text is None:
+        return None
+    layers = parse_ranges(text, what="--layers", size=structure.layers)
+    if not layers:
+        raise SecateurError(
+            f"--layers names no layer; expected a range like 0-{structure.layers - 1}."
+        )
+    return layers
+
+
+def check_space(folder: Path, form: Form) -> None:
+    """Make sure that the weights fit on the disk before they are written.
+
+    Raises:
+        SecateurError: they do not.
+    """
+    needed = sum(spec.bytes for spec in form.weights.specs.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise SecateurError(
+            f"The pruned weights take {needed / 2**20:,.0f} MiB, but {folder.parent} has"
+            f" {free / 2**20:,.0f} MiB free.\nFree some, or choose another --out."
+        )

@@ -1,0 +1,71 @@
+"""What stands beside the weights of a pruned folder: the plan, the settings, the card."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import PruneConfig, to_toml
+from ..data import Windows
+from ..export import model_card
+from ..models import OpenModel
+from ..report import evaluation_line, layer_rows, number_rows
+from ..structure import Plan
+
+_VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
+
+
+def write_plan(folder: Path, opened: OpenModel, plan: Plan) -> None:
+    """Write plan.json."""
+    (folder / "plan.json").write_text(plan.to_json(opened.structure), encoding="utf-8")
+
+
+def write_record(
+    folder: Path,
+    opened: OpenModel,
+    config: PruneConfig,
+    plan: Plan,
+    numbers: Mapping[str, Any],
+    windows: Windows | None,
+    *,
+    stock: bool,
+) -> None:
+    """Write plan.json, run.toml and README.md.
+
+    Nothing that differs between two runs of the same settings goes in (no date, no time taken, no
+    name of the folder): same seed, same bytes.
+    """
+    write_plan(folder, opened, plan)
+    record: dict[str, Any] = {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _VERSIONS},
+        },
+        "results": dict(numbers),
+    }
+    if windows is not None:
+        record["calibration"] = {
+            "windows": len(windows.ids),
+            "tokens_sha256": windows.sha256,
+        }
+    (folder / "run.toml").write_text(to_toml(config, record), encoding="utf-8")
+    card = model_card(
+        base=Path(opened.source).resolve().name if opened.folder else opened.source,
+        architecture=opened.family.model,
+        stock=stock,
+        settings=_card_settings(config),
+        numbers=number_rows(numbers),
+        layers=layer_rows(opened.structure, plan),
+        evaluated_on=evaluation_line(numbers),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _card_settings(config: PruneConfig) -> dict[str, Any]:
+    settings = {key: value for key, value in config.model_dump().items() if value is not None}
+    return settings | {
+        "importance": config.importance_name,
+        "search": config.search_name,
+        "repair": config.repair_name,
+    }

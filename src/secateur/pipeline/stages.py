@@ -1,0 +1,229 @@
+"""The stages of a run, each a function that can be called alone.
+
+calibration -> statistics -> scores -> kept units -> added biases -> perplexity
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .. import data
+from ..checkpoint import Weights
+from ..config import PruneConfig
+from ..errors import SecateurError
+from ..evaluation import Perplexity, perplexity
+from ..importance import IMPORTANCE, score
+from ..models import OpenModel, StreamedModel, load
+from ..progress import Progress, Quiet
+from ..search import Limits, check_budget, search
+from ..stats import Statistics, Walk, collect
+from ..structure import Plan, Structure
+from ..surgery import REPAIRS
+from .checks import known_ids, layer_range
+
+# Windows shorter than this say little about attention; longer ones cost more than they add.
+DEFAULT_LENGTH = 256
+DEFAULT_CALIBRATION = "c4"
+SPARE_TOKENS = 16384
+
+
+def calibration_windows(
+    opened: OpenModel,
+    config: PruneConfig,
+    *,
+    tokenizer: Any = None,
+    note: Callable[[str], None] | None = None,
+) -> data.Windows:
+    """The calibration stage: windows of tokens, as the settings say.
+
+    Raises:
+        SecateurError: no such text, too little of it, or windows longer than the context.
+    """
+    length = config.length or min(DEFAULT_LENGTH, opened.context)
+    if length > opened.context:
+        raise SecateurError(
+            f"--length {length} is longer than the context of the model, {opened.context} tokens."
+            f"\nType --length {opened.context} or less."
+        )
+    tokenizer = tokenizer or opened.tokenizer
+    spare = config.evaluate == "spare"
+    if config.calibration == "self":
+        documents: Iterable[Any] = _own_text(opened, config, length)
+        choice = 1
+    else:
+        source = config.calibration or DEFAULT_CALIBRATION
+        documents = data.documents(source, use="calibration", seed=config.seed)
+        choice = data.CHOICE
+    make: dict[str, Any] = {
+        "samples": config.samples,
+        "length": length,
+        "seed": config.seed,
+        "spare": spare,
+    }
+    source = config.calibration or DEFAULT_CALIBRATION
+    try:
+        windows = data.sample_windows(documents, tokenizer, source=source, choice=choice, **make)
+    except SecateurError as error:
+        if config.calibration is not None:
+            raise
+        if note is not None:
+            note(
+                f"{str(error).splitlines()[0]}\nCalibrating on the English text in this package"
+                " instead; a text like what the model will read is better: --calibration FILE.txt"
+            )
+        documents = data.documents(data.EMBEDDED, use="calibration", seed=config.seed)
+        windows = data.sample_windows(documents, tokenizer, source=data.EMBEDDED, **make)
+    known_ids(windows.ids, opened)
+    return windows
+
+
+def evaluation_text(
+    opened: OpenModel,
+    source: str,
+    *,
+    tokenizer: Any = None,
+    tokens: int | None = None,
+) -> Tensor:
+    """The text that perplexity is taken on, as running token ids [token].
+
+    Raises:
+        SecateurError: no such text, or the tokenizer is another model's.
+    """
+    documents = data.documents(source, use="evaluation", seed=None)
+    text = data.running_text(
+        documents, tokenizer or opened.tokenizer, source=source, at_most=tokens
+    )
+    return known_ids(text, opened)
+
+
+def statistics(
+    source: StreamedModel,
+    structure: Structure,
+    windows: data.Windows,
+    needs: Iterable[str],
+    config: PruneConfig,
+    *,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Walk the layers once and collect `needs` for the axes that may lose units.
+
+    Raises:
+        SecateurError: an activation is not finite.
+    """
+    limit = int(config.hidden_gib * 2**30)
+    walk = Walk(source, windows.ids, batch=config.batch, limit=limit)
+    axes = limits_of(structure, config).selected(structure.axes)
+    return collect(walk, axes, needs, progress=progress)
+
+
+def scores(
+    structure: Structure,
+    importance: str,
+    weights: Weights,
+    statistics: Statistics,
+    *,
+    seed: int,
+    layers: tuple[int, ...] | None = None,
+    square_attention: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """The scoring stage: [unit, width] by axis, for the axes of `layers` (None: all)."""
+    chosen = IMPORTANCE[importance]
+    axes = Limits(layers).selected(structure.axes)
+    found: dict[str, Tensor] = {}
+    for axis in (progress or Quiet()).track(axes, "scores", len(axes), "axis"):
+        weight = weights.tensor(axis.consumer.tensor) if "weight" in chosen.needs else None
+        tally: Any = statistics.tallies.get(axis.name, {})
+        value = score(chosen, axis, weight, tally, seed=seed)
+        found[axis.name] = value**2 if square_attention and axis.kind == "attention" else value
+    return found
+
+
+def kept_units(
+    structure: Structure, found: Mapping[str, Tensor], config: PruneConfig
+) -> dict[str, tuple[int, ...]]:
+    """The search stage: which units of the axes that may lose some stay.
+
+    Raises:
+        SecateurError: the ratio asks for more than can go.
+    """
+    removed = search(
+        config.search_name,
+        structure.axes,
+        found,
+        budget_of(structure, config),
+        limits=limits_of(structure, config),
+        attention_units=config.attention_units,
+    )
+    return {
+        name: tuple(sorted(set(range(structure.by_name[name].units)) - set(gone)))
+        for name, gone in removed.items()
+    }
+
+
+def check_ratio(structure: Structure, config: PruneConfig) -> None:
+    """Find out before any work is done that the ratio cannot be met.
+
+    Raises:
+        SecateurError: it cannot, or the layer range makes no sense.
+    """
+    check_budget(structure.axes, limits_of(structure, config), budget_of(structure, config))
+
+
+def limits_of(structure: Structure, config: PruneConfig) -> Limits:
+    """The layer range and the grid of widths that the settings ask for."""
+    return Limits(layer_range(config.layers, structure), config.align)
+
+
+def budget_of(structure: Structure, config: PruneConfig) -> float:
+    """How many parameters the settings ask to remove."""
+    whole = structure.parameters if config.of == "model" else structure.prunable
+    return config.ratio * whole
+
+
+def added_biases(
+    structure: Structure, plan: Plan, repair: str, weights: Weights, statistics: Statistics
+) -> dict[str, Tensor]:
+    """The repair stage: what is added to the consumers' biases, by tensor name."""
+    biases: dict[str, Tensor] = {}
+    for axis in structure.axes if REPAIRS[repair].needs else ():
+        if not plan.removed(axis):
+            continue
+        weight = weights.tensor(axis.consumer.tensor)
+        bias = REPAIRS[repair].added_bias(axis, plan, weight, statistics[axis.name])
+        if bias is not None:
+            biases[f"{axis.consumer.module}.bias"] = bias
+    return biases
+
+
+def perplexities(
+    source: StreamedModel,
+    text: Tensor,
+    lengths: Sequence[int],
+    batch: int,
+    progress: Progress,
+    stage: str,
+) -> list[Perplexity]:
+    """One value a window length; batches of long windows are smaller, so that memory stays even."""
+    found = []
+    for length in lengths:
+        windows = max(1, batch * DEFAULT_LENGTH // length)
+        found.append(
+            perplexity(
+                source,
+                data.cut(text, length),
+                batch=windows,
+                progress=progress,
+                stage=f"{stage}, {length}",
+            )
+        )
+    return found
+
+
+def _own_text(opened: OpenModel, config: PruneConfig, length: int) -> Iterable[Tensor]:
+    """The model's own samples; it is loaded whole for that, as nothing else is."""
+    if opened.folder is None:
+        raise SecateurError("A live model is not sampled from; give calibration a text.")
+    model = load(opened.folder, dtype=config.dtype).to(config.device)
+    return data.generated_documents(model, length=length, batch=config.batch, seed=config.seed)

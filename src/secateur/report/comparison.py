@@ -1,0 +1,117 @@
+"""Several methods on one model: a table for the terminal, a page with a chart for the browser."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One method at one ratio: what was removed, and the numbers after it.
+
+    `perplexity` is by window length in tokens, `size` the weight files in MB, `seconds` wall time.
+    """
+
+    method: str
+    ratio: float
+    removed: float
+    perplexity: Mapping[int, float]
+    size: float
+    seconds: float
+
+
+def trial_columns(windows: Sequence[int]) -> list[str]:
+    """Headings of `trial_row`."""
+    perplexities = [f"perplexity, window {window}" for window in windows]
+    return ["method", "linears removed", *perplexities, "weights, MB", "time, s"]
+
+
+def trial_row(trial: Trial) -> list[str]:
+    """A trial as cells for people."""
+    return [
+        trial.method,
+        f"{trial.removed:.1%}",
+        *(f"{value:,.1f}" for value in trial.perplexity.values()),
+        f"{trial.size:.2f}",
+        f"{trial.seconds:.1f}",
+    ]
+
+
+def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
+    """Perplexity over the share removed, one line a method, as SVG text."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    for method in dict.fromkeys(trial.method for trial in trials):
+        points = [dense, *(trial for trial in trials if trial.method == method)]
+        shares = [100 * point.removed for point in points]
+        values = [point.perplexity[window] for point in points]
+        axes.plot(shares, values, marker="o", label=method)
+        axes.annotate(
+            method, (shares[-1], values[-1]), textcoords="offset points", xytext=(8, -3), fontsize=9
+        )
+    axes.set_yscale("log")
+    axes.set_xlim(left=0, right=1.18 * max(100 * trial.removed for trial in trials))
+    axes.set_xlabel("parameters of the decoder's linears removed, %")
+    axes.set_ylabel(f"perplexity per token, window {window} (log scale)")
+    axes.grid(visible=True, which="both", alpha=0.25)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1c2420 }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+table { border-collapse: collapse; width: 100% }
+th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #d8dedb }
+th:first-child, td:first-child { text-align: left }
+th { border-bottom: 2px solid #2f6b4f; font-weight: 600 }
+tr.best td { background: #e9f4ee; font-weight: 600 }
+svg { max-width: 100%; height: auto } p.small { color: #55605b; font-size: .9rem }
+</style>
+<h1>{{ title }}</h1>
+<p>{{ about }}</p>
+{{ chart }}
+{% for heading, rows, best in tables %}
+<h2>{{ heading }}</h2>
+<table><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
+{% for row in rows %}<tr{% if loop.index0 == best %} class="best"{% endif %}>
+{%- for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+{% endfor %}
+<p class="small">{{ footnote }}</p>
+</html>
+"""
+
+
+def page(title: str, about: str, footnote: str, dense: Trial, trials: Sequence[Trial]) -> str:
+    """A page of its own: chart, then one table a ratio with the best method marked."""
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    windows = list(dense.perplexity)
+    tables: list[tuple[str, Any, int]] = []
+    for ratio in dict.fromkeys(trial.ratio for trial in trials):
+        here = [trial for trial in trials if trial.ratio == ratio]
+        values = [trial.perplexity[windows[0]] for trial in here]
+        rows = [trial_row(trial) for trial in (*here, dense)]
+        tables.append((f"{ratio:.0%} of the decoder's linears", rows, values.index(min(values))))
+    drawn = chart(dense, trials, windows[0])
+    template = Environment(autoescape=True).from_string(_PAGE)
+    return template.render(
+        title=title,
+        about=about,
+        footnote=footnote,
+        chart=Markup(drawn[drawn.index("<svg") :]),
+        columns=trial_columns(windows),
+        tables=tables,
+    )
