@@ -40,8 +40,10 @@ def trial_row(trial: Trial) -> list[str]:
 
 def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
     """Perplexity over the share removed, one line a method, as SVG text."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
 
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     FigureCanvasSVG(figure)
@@ -51,16 +53,17 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
         shares = [100 * point.removed for point in points]
         values = [point.perplexity[window] for point in points]
         axes.plot(shares, values, marker="o", label=method)
-        axes.annotate(
-            method, (shares[-1], values[-1]), textcoords="offset points", xytext=(8, -3), fontsize=9
-        )
     axes.set_yscale("log")
-    axes.set_xlim(left=0, right=1.18 * max(100 * trial.removed for trial in trials))
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlim(left=0)
+    axes.legend(title="method")
     axes.set_xlabel("parameters of the decoder's linears removed, %")
     axes.set_ylabel(f"perplexity per token, window {window} (log scale)")
     axes.grid(visible=True, which="both", alpha=0.25)
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "secateur"}):  # same data, same bytes
+        figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
 
@@ -103,8 +106,10 @@ def page(title: str, about: str, footnote: str, dense: Trial, trials: Sequence[T
     for ratio in dict.fromkeys(trial.ratio for trial in trials):
         here = [trial for trial in trials if trial.ratio == ratio]
         values = [trial.perplexity[windows[0]] for trial in here]
-        rows = [trial_row(trial) for trial in (*here, dense)]
-        tables.append((f"{ratio:.0%} of the decoder's linears", rows, values.index(min(values))))
+        rows = [trial_row(trial) for trial in (dense, *here)]
+        tables.append(
+            (f"{ratio:.0%} of the decoder's linears", rows, 1 + values.index(min(values)))
+        )
     drawn = chart(dense, trials, windows[0])
     template = Environment(autoescape=True).from_string(_PAGE)
     return template.render(

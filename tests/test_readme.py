@@ -1,0 +1,76 @@
+"""What the documentation tells people to type works."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur.cli.main import cli, run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line[2:] for block in blocks("console") for line in block.splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.startswith("secateur ")]
+
+
+@pytest.fixture
+def desk(request: pytest.FixtureRequest, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the README names."""
+    folder = text_file.parent
+    dense = request.getfixturevalue("tiny_folder")()
+    (folder / "path" / "to").mkdir(parents=True)
+    dense.rename(folder / "path" / "to" / "model")
+    text_file.rename(folder / "text.txt")
+    (folder / "heldout.txt").write_text((folder / "text.txt").read_text())
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_commands_of_the_readme_run(desk: Path, capsys: Any) -> None:
+    assert len(commands()) >= 5
+    for command in commands():
+        if "other/" in command:
+            (desk / "other").mkdir(exist_ok=True)
+            (desk / "other" / "plan.json").write_bytes((desk / "plan" / "plan.json").read_bytes())
+        force = ["--force"] if (desk / "small").exists() and "--out small/" in command else []
+        assert run(shlex.split(command)[1:] + force) == 0, (command, capsys.readouterr().err)
+
+
+def test_the_python_of_the_readme_runs(desk: Path) -> None:
+    code = [block for block in blocks("python") if not block.startswith("@")]
+    assert len(code) == 4
+    order = [code[3], *code[:3]]  # the one that prunes comes first
+    for block in order:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_options_of_the_readme_exist() -> None:
+    known = {
+        option for command in cli.commands.values() for p in command.params for option in p.opts
+    }
+    named = set(re.findall(r"`?(--[a-z][a-z-]+)", README)) - {"--all"}
+    assert named <= known
+    assert len(named) > 15
+
+
+def test_the_score_of_the_readme_is_the_one_in_the_package() -> None:
+    (shown,) = (block for block in blocks("python") if block.startswith("@importance"))
+    source = (ROOT / "src/secateur/importance/fluctuation.py").read_text(encoding="utf-8")
+    paper = '"https://arxiv.org/abs/2312.11983"'
+    function = source[source.index('@importance("wifv"') :].replace("PAPER", paper)
+    assert shown.split() == function.split()[: len(shown.split())]
+
+
+def test_links_of_the_documentation_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
