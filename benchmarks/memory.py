@@ -1,21 +1,19 @@
-"""Peak memory of pruning a one-billion-parameter model, and of reading the result back.
-
-The claim under test: pruning needs memory for a decoder layer and an embedding, not for the model;
-at most 1.2 GB above the interpreter with its imports. Run it (Linux only) as::
+"""Peak memory of pruning a model of a billion parameters, and of reading the result back.
 
     python benchmarks/memory.py
 
-Every part runs in a process of its own, so that one part's memory is not mistaken for another's:
-`build` writes a random bf16 Llama of 2 GB shard by shard, `prune` prunes it and takes the
-perplexity of the result through the streaming pass, `load` loads it whole and looks at its logits.
+The claim: pruning needs memory for a decoder layer and an embedding, not for the model; at most
+1.2 GB above the interpreter with its imports. Each part has a process of its own, so that the
+memory of one is not taken for another's: `build` writes a random bf16 Llama of 2 GB shard by
+shard, `prune` prunes it and takes the perplexity of the result (this one is measured), `load`
+loads the result whole.
 
-The peak is the kernel's (VmHWM), file-backed pages of memory-mapped shards included, less the
-resident memory after the imports. The kernel resets that mark on request, so each stage has an
-exact peak of its own; the anonymous part is sampled from outside every few milliseconds.
+The peak is the kernel's own mark (VmHWM; pages of memory-mapped shards count), less what is
+resident after the imports. Linux resets that mark on request, so every stage has its exact peak;
+it includes what earlier stages left behind. The anonymous part is sampled from outside.
 """
 
 import argparse
-import importlib
 import importlib.metadata
 import json
 import math
@@ -36,8 +34,15 @@ from typing import Any
 import psutil
 
 LIMIT = 1.2e9
-RATIO, SAMPLES, LENGTH, TOKENS = 0.2, 8, 128, 1024
-# 1.0 billion parameters; the decoder layer is 109 MB in bf16, the embedding and the head 131 MB.
+SETTINGS: dict[str, Any] = {
+    "method": "flap",
+    "ratio": 0.2,
+    "samples": 8,
+    "length": 128,
+    "evaluate": "none",
+}
+TOKENS, WINDOW = 1024, 128
+# 1.0 billion parameters: a decoder layer is 109 MB in bf16, the embedding and the head 131 MB each.
 SIZES = {
     "vocab_size": 32000,
     "hidden_size": 2048,
@@ -45,71 +50,66 @@ SIZES = {
     "num_hidden_layers": 16,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
-    "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
-LAYERS_IN_A_SHARD = 2
-# What the pipeline calls, by the name of the stage that the report has; the rest is "other".
+# Stages by the function that is called for each, in two modules of the pipeline.
+RUN = {"open": "open_model", "form": "pruned_form", "write": "write_model"}
 STAGES = {
-    "open_model": "open",
-    "calibration_windows": "windows",
-    "collect": "statistics",
+    "windows": "calibration_windows",
+    "statistics": "statistics",
     "scores": "scores",
-    "search": "search",
-    "added_biases": "repair",
-    "pruned_form": "form",
-    "write_model": "write",
+    "search": "kept_units",
+    "repair": "added_biases",
 }
 VERSIONS = ("secateur", "torch", "transformers", "safetensors", "tokenizers")
 SAMPLE_SECONDS = 0.004
-SYLLABLES = [consonant + vowel for consonant in "bdglmprt" for vowel in "aiou"]
-WORDS = [first + second for first in SYLLABLES for second in SYLLABLES]
+WORDS = [a + b + c + d for a in "bdglmprt" for b in "aiou" for c in "bdglmprt" for d in "aiou"]
 
 
-def memory(pid: int | str, *fields: str) -> list[int]:
-    """Bytes of some fields of /proc/PID/status; zeros once the process is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        lines = []
-    known = {name: value for name, _, value in (line.partition(":") for line in lines)}
-    return [int(known.get(field, "0 kB").split()[0]) * 1024 for field in fields]
+def memory(field: str, pid: int | str = "self") -> int:
+    """Bytes, from /proc/PID/status; 0 once the process is gone."""
+    for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 class Stages:
-    """Kernel peaks and time spans by stage; a stage inside another is not counted twice."""
+    """Kernel peaks and time spans by stage; of nested stages, the inner one is charged."""
 
     def __init__(self) -> None:
         self.peaks: dict[str, int] = {}
         self.spans: list[tuple[str, float, float]] = []
-        self._now, self._since = "imports", time.monotonic()
+        self._name, self._since = "imports", time.monotonic()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Charge what happens inside to the stage `name`."""
-        outer = self._switch(name)
+        """Charge what happens inside to `name`."""
+        outer = self._name
+        self._switch(name)
         try:
             yield
         finally:
             self._switch(outer)
 
-    def _switch(self, name: str) -> str:
-        before, now = self._now, time.monotonic()
-        self.peaks[before] = max(self.peaks.get(before, 0), memory("self", "VmHWM")[0])
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM = resident now
-        self.spans.append((before, self._since, now))
-        self._now, self._since = name, now
-        return before
+    def _switch(self, name: str) -> None:
+        now = time.monotonic()
+        self.peaks[self._name] = max(self.peaks.get(self._name, 0), memory("VmHWM"))
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM = VmRSS
+        self.spans.append((self._name, self._since, now))
+        self._name, self._since = name, now
 
-    def watch(self, module: Any, function: str, name: str) -> None:
-        """Let `function` of `module` run as the stage `name`."""
-        inner: Callable[..., Any] = getattr(module, function)
+    def watch(self, module: Any, functions: dict[str, str]) -> None:
+        """Let functions of `module` run as the stages that name them."""
+        for stage, function in functions.items():
+            setattr(module, function, self._staged(stage, getattr(module, function)))
 
-        def staged(*args: Any, **kwargs: Any) -> Any:
-            with self(name):
+    def _staged(self, stage: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self(stage):
                 return inner(*args, **kwargs)
 
-        setattr(module, function, staged)
+        return call
 
 
 def build(work: Path) -> dict[str, Any]:
@@ -120,65 +120,58 @@ def build(work: Path) -> dict[str, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder = work / "dense"
-    folder.mkdir(parents=True, exist_ok=True)
     config = LlamaConfig(**SIZES, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     config.save_pretrained(folder)
     with torch.device("meta"):
         shapes = {name: t.shape for name, t in LlamaForCausalLM(config).state_dict().items()}
-    groups: dict[str, list[str]] = {}
-    for name in shapes:
-        part = name.split(".")
-        shard = f"layers {int(part[2]) // LAYERS_IN_A_SHARD}" if "layers" in part else part[-2]
-        groups.setdefault(shard, []).append(name)
-    generator = torch.Generator().manual_seed(0)
+    shards: dict[str, list[str]] = {}
+    for name in shapes:  # a shard for every decoder layer, the embedding, the norm and the head
+        shards.setdefault(name.partition(".layers.")[2].partition(".")[0] or name, []).append(name)
     weight_map: dict[str, str] = {}
-    for number, names in enumerate(groups.values(), start=1):
-        file = f"model-{number:05}-of-{len(groups):05}.safetensors"
+    torch.manual_seed(0)
+    for number, names in enumerate(shards.values(), start=1):
         tensors = {name: torch.ones(shapes[name], dtype=torch.bfloat16) for name in names}
-        for tensor in tensors.values():
-            if tensor.dim() == 2:
-                tensor.normal_(std=0.02, generator=generator)
+        for matrix in (tensor for tensor in tensors.values() if tensor.dim() == 2):
+            matrix.normal_(std=0.02)
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
     parameters = sum(shape.numel() for shape in shapes.values())
     index = {"metadata": {"total_size": 2 * parameters}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    words = {word: number for number, word in enumerate(["<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    vocabulary = {word: number for number, word in enumerate(["<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
-    text = " ".join(random.Random(0).choices(WORDS, k=8 * SAMPLES * LENGTH))
+    text = " ".join(random.Random(0).choices(WORDS, k=8 * TOKENS))
     (work / "text.txt").write_text(text + "\n", encoding="utf-8")
-    return {"parameters": parameters, "shards": len(groups), "peak": memory("self", "VmHWM")[0]}
+    return {"parameters": parameters, "shards": len(shards), "peak": memory("VmHWM")}
 
 
 def prune(work: Path) -> dict[str, Any]:
     """Prune by FLAP, then read the result back; this is the process that the limit is about."""
     import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
     import secateur
-    import secateur.pipeline
+    from secateur.pipeline import run, stages
 
-    importlib.import_module("transformers.models.llama.modeling_llama")
-    stages = Stages()
-    base = dict(zip(("rss", "anonymous"), memory("self", "VmRSS", "RssAnon"), strict=True))
-    assert abs(base["rss"] - psutil.Process().memory_info().rss) < 2**24
-    for function, name in STAGES.items():
-        stages.watch(secateur.pipeline, function, name)
+    clock = Stages()
+    base = {"resident": psutil.Process().memory_info().rss, "anonymous": memory("RssAnon")}
+    clock.watch(run, RUN)
+    clock.watch(stages, STAGES)
     text, out = str(work / "text.txt"), work / "pruned"
-    windows: dict[str, Any] = {"calibration": text, "samples": SAMPLES, "length": LENGTH}
-    recipe: dict[str, Any] = {"method": "flap", "ratio": RATIO, "evaluate": "none"}
-    with stages("other"):
-        result = secateur.prune(work / "dense", out=out, force=True, **recipe, **windows)
-    with stages("reload"):
-        (found,) = secateur.pipeline.evaluate(out, text, tokens=TOKENS, windows=[LENGTH])
+    with clock("other"):
+        result = secateur.prune(work / "dense", out=out, force=True, calibration=text, **SETTINGS)
+    with clock("reload"):
+        (found,) = secateur.evaluate(out, text, tokens=TOKENS, windows=[WINDOW])
     if not math.isfinite(found.value):
         raise SystemExit("the pruned model has no finite perplexity")
     return {
         "base": base,
-        "peaks": stages.peaks,
-        "spans": stages.spans,
-        "parameters": result.numbers["parameters"],
+        "peaks": clock.peaks,
+        "spans": clock.spans,
+        "parameters": result.numbers["parameters"]["after"],
         "perplexity": found.value,
         "threads": torch.get_num_threads(),
     }
@@ -192,119 +185,122 @@ def load(work: Path) -> dict[str, Any]:
 
     started = time.monotonic()
     model = secateur.load(work / "pruned")
-    loading = time.monotonic() - started
+    seconds = time.monotonic() - started
     with torch.no_grad():
         logits = model(torch.arange(1, 33).view(2, 16)).logits
     if logits.shape != (2, 16, SIZES["vocab_size"]) or not torch.isfinite(logits).all():
         raise SystemExit(f"the pruned model gives bad logits: {list(logits.shape)}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"class": type(model).__name__, "parameters": parameters, "seconds": loading}
+    return {"class": type(model).__name__, "parameters": parameters, "seconds": seconds}
 
 
-def run(part: str, work: Path) -> dict[str, Any]:
-    """Run `part` in a fresh process and add the samples of its anonymous memory."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", part, "--work", str(work)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    started = time.monotonic()
+PARTS = {"build": build, "prune": prune, "load": load}
+
+
+def in_fresh_process(part: str, work: Path) -> dict[str, Any]:
+    """Run a part; `samples` are its anonymous memory by time. Malloc has its default settings."""
+    command = [sys.executable, __file__, "--part", part, "--work", str(work)]
+    tuned = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    environment = {name: x for name, x in os.environ.items() if not name.startswith(tuned)}
+    environment["HF_HUB_OFFLINE"] = "1"
     samples: list[tuple[float, int]] = []
-    with (work / f"{part}.json").open("w+", encoding="utf-8") as answer:
+    with tempfile.TemporaryFile(dir=work) as answer:
         process = subprocess.Popen(command, stdout=answer, env=environment)
         while process.poll() is None:
-            samples.append((time.monotonic(), memory(process.pid, "RssAnon")[0]))
+            samples.append((time.monotonic(), memory("RssAnon", process.pid)))
             time.sleep(SAMPLE_SECONDS)
-        answer.seek(0)
         if process.returncode:
             raise SystemExit(f"the part {part!r} failed with exit code {process.returncode}")
-        report: dict[str, Any] = json.loads(answer.read())
-    return {"wall": time.monotonic() - started, "samples": samples, **report}
+        answer.seek(0)
+        return {**json.load(answer), "samples": samples}
 
 
-def measured(report: dict[str, Any]) -> dict[str, Any]:
-    """One repeat in bytes and seconds: by stage, and the peak of all stages, above the imports."""
+def above_imports(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Seconds, and bytes above the imports, by stage and in total."""
     base = report["base"]
-    stages: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for name, since, until in report["spans"]:
         inside = [size for moment, size in report["samples"] if since <= moment <= until]
-        row = stages.setdefault(name, {"seconds": 0.0, "peak": 0, "anonymous": 0})
+        row = rows.setdefault(name, {"seconds": 0.0, "peak": 0, "anonymous": 0})
         row["seconds"] += until - since
-        row["peak"] = max(0, report["peaks"][name] - base["rss"])
-        row["anonymous"] = max([row["anonymous"], *(n - base["anonymous"] for n in inside)])
-    del stages["imports"]
-    total = {
-        "seconds": sum(row["seconds"] for row in stages.values()),
-        "peak": max(row["peak"] for row in stages.values()),
-        "anonymous": max(row["anonymous"] for row in stages.values()),
+        row["peak"] = report["peaks"][name] - base["resident"]
+        row["anonymous"] = max([row["anonymous"], *(size - base["anonymous"] for size in inside)])
+    del rows["imports"]
+    rows["total"] = {
+        key: (sum if key == "seconds" else max)(row[key] for row in rows.values())
+        for key in ("seconds", "peak", "anonymous")
     }
-    return {"base": base["rss"], "total": total, "stages": stages}
+    return rows
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on, and nothing that names the machine."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "?")
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "memory": psutil.virtual_memory().total,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def table(runs: list[dict[str, Any]]) -> tuple[list[str], dict[str, Any]]:
-    """The lines to print, and the median, least and greatest of every number over the repeats."""
-    lines = [f"{'stage':<12}{'seconds':>9}{'peak, MB':>11}{'of it anonymous, MB':>22}"]
-    summary: dict[str, Any] = {}
-    for name in [*runs[0]["stages"], "total"]:
-        rows = [run["stages"].get(name, run["total"]) for run in runs]
-        for key in ("seconds", "peak", "anonymous"):
-            values = [row[key] for row in rows]
-            spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-            summary.setdefault(name, {})[key] = spread
-        seconds, peak, anonymous = (value["median"] for value in summary[name].values())
-        lines.append(f"{name:<12}{seconds:>9.1f}{peak / 1e6:>11.0f}{anonymous / 1e6:>22.0f}")
-    return lines, summary
+def spread(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Median, least and greatest of every number over the repeats."""
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for stage, row in runs[0].items():
+        for key in row:
+            values = [run[stage][key] for run in runs]
+            ends = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+            summary.setdefault(stage, {})[key] = ends
+    return summary
 
 
 def benchmark(work: Path, repeats: int) -> dict[str, Any]:
     """Build once, prune `repeats` times, load once; everything that the JSON file holds."""
-    built = run("build", work)
+    built = in_fresh_process("build", work)
     print(f"built {built['parameters']:,} parameters in {built['shards']} shards", flush=True)
-    reports = [run("prune", work) for _ in range(repeats)]
-    loaded = run("load", work)
-    if loaded["parameters"] != reports[0]["parameters"]["after"]:
-        raise SystemExit("the loaded model does not have the parameters that the report names")
-    runs = [measured(report) for report in reports]
-    lines, summary = table(runs)
-    print("\n".join(lines))
-    first = reports[0]
+    reports = [in_fresh_process("prune", work) for _ in range(repeats)]
+    loaded = in_fresh_process("load", work)
+    if loaded["parameters"] != reports[0]["parameters"]:
+        raise SystemExit("the loaded model does not have the parameters that pruning reported")
+    runs = [above_imports(report) for report in reports]
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("model name\t: ")[2]
     return {
-        "machine": machine() | {"threads": first["threads"]},
+        "machine": {
+            "processor": cpu.partition("\n")[0] or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": reports[0]["threads"],
+            "memory": psutil.virtual_memory().total,
+            "libc": " ".join(platform.libc_ver()),
+        },
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in VERSIONS},
-        "settings": {"ratio": RATIO, "samples": SAMPLES, "length": LENGTH, "tokens": TOKENS},
-        "model": {**SIZES, "shards": built["shards"], "parameters": first["parameters"]},
-        "limit": LIMIT,
-        "peak": summary["total"]["peak"]["max"],
-        "summary": summary,
-        "runs": runs,
+        "settings": SETTINGS | {"evaluated tokens": TOKENS, "evaluation window": WINDOW},
+        "model": SIZES | {"parameters": built["parameters"], "shards": built["shards"]},
+        "pruned": {key: loaded[key] for key in ("class", "parameters", "seconds")},
         "perplexity": [report["perplexity"] for report in reports],
-        "build": {"seconds": built["wall"], "resident with imports": built["peak"]},
-        "load": {key: loaded[key] for key in ("class", "parameters", "seconds")},
+        "limit": LIMIT,
+        "peak": max(run["total"]["peak"] for run in runs),
+        "resident after imports": [report["base"]["resident"] for report in reports],
+        "above imports": spread(runs),
+        "repeats": runs,
     }
+
+
+def show(numbers: dict[str, Any]) -> bool:
+    """Print the table; say whether the limit is met."""
+    print(f"{'stage':<12}{'seconds':>8}{'peak, MB':>10}{'least - greatest':>18}{'anonymous':>11}")
+    for stage, row in numbers["above imports"].items():
+        peak, seconds, anonymous = row["peak"], row["seconds"]["median"], row["anonymous"]["median"]
+        ends = f"{peak['min'] / 1e6:.0f} - {peak['max'] / 1e6:.0f}"
+        print(f"{stage:<12}{seconds:>8.1f}{peak['median'] / 1e6:>10.0f}", end="")
+        print(f"{ends:>18}{anonymous / 1e6:>11.0f}")
+    met = bool(numbers["peak"] <= LIMIT)
+    verdict = "met" if met else "NOT MET"
+    print(f"greatest peak {numbers['peak'] / 1e9:.2f} GB, limit {LIMIT / 1e9:.1f} GB: {verdict}")
+    return met
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--work", type=Path, help="folder for the models; default: a temporary one")
-    parser.add_argument("--keep", action="store_true", help="leave the models in --work")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="leave the models there")
+    parser.add_argument("--repeats", type=int, default=1, help="prune so many times")
     default = Path(__file__).parent / "results" / "memory.json"
     parser.add_argument("--json", type=Path, default=default, help="where the numbers go")
-    parts = {"build": build, "prune": prune, "load": load}
-    parser.add_argument("--part", choices=parts, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(json.dumps(parts[options.part](options.work)))
+        print(json.dumps(PARTS[options.part](options.work)))
         return 0
     if options.work:
         options.work.mkdir(parents=True, exist_ok=True)
@@ -316,10 +312,7 @@ def main() -> int:
             shutil.rmtree(work)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    met = numbers["peak"] <= LIMIT
-    verdict = "met" if met else "NOT MET"
-    print(f"peak {numbers['peak'] / 1e9:.2f} GB, limit {LIMIT / 1e9:.1f} GB: {verdict}")
-    return 0 if met else 1
+    return 0 if show(numbers) else 1
 
 
 if __name__ == "__main__":

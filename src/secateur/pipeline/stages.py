@@ -49,6 +49,8 @@ def calibration_windows(
     tokenizer = tokenizer or opened.tokenizer
     spare = config.evaluate == "spare"
     if config.calibration == "self":
+        if note is not None:
+            note("the model writes its own calibration text; for that alone it is loaded whole")
         documents: Iterable[Any] = _own_text(opened, config, length)
         choice = 1
     else:

@@ -1,0 +1,44 @@
+"""The same results on CUDA as on the CPU, within rounding. Skipped where there is no CUDA device."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import secateur
+from conftest import ALL, tiny_model
+from secateur.models import open_model
+from secateur.stats import Walk, collect
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+NEEDS = ("input_mean", "input_var", "input_norm", "input_gram")
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_statistics_are_the_same(variant: str, tokens: Tensor) -> None:
+    opened = open_model(tiny_model(variant))
+    axes = opened.structure.axes
+    here, there = (
+        collect(Walk(opened.streamed(device=device), tokens, batch=4), axes, NEEDS)
+        for device in ("cpu", "cuda")
+    )
+    for axis in axes:
+        for name in NEEDS:
+            got, expected = there[axis.name][name], here[axis.name][name]
+            assert torch.allclose(got, expected, rtol=1e-3, atol=1e-4), (axis.name, name)
+
+
+def test_a_run_is_the_same(tiny_folder: Any, text_file: Path, tmp_path: Path) -> None:
+    folder = tiny_folder()
+    results = [
+        secateur.prune(
+            folder, out=tmp_path / device, device=device, calibration=str(text_file), length=32,
+            samples=12, ratio=0.3,
+        )
+        for device in ("cpu", "cuda")
+    ]  # fmt: skip
+    assert results[0].plan.keep == results[1].plan.keep
+    cpu, cuda = (result.numbers["perplexity"][0]["after"] for result in results)
+    assert abs(cpu / cuda - 1) < 1e-3
