@@ -202,7 +202,7 @@ def in_fresh_process(part: str, work: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--part", part, "--work", str(work)]
     tuned = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
     environment = {name: x for name, x in os.environ.items() if not name.startswith(tuned)}
-    environment["HF_HUB_OFFLINE"] = "1"
+    environment |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     samples: list[tuple[float, int]] = []
     with tempfile.TemporaryFile(dir=work) as answer:
         process = subprocess.Popen(command, stdout=answer, env=environment)

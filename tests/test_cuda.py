@@ -1,4 +1,4 @@
-"""The same results on CUDA as on the CPU, within rounding. Skipped where there is no CUDA device."""
+"""The same results on CUDA as on the CPU, within rounding; skipped without a CUDA device."""
 
 from pathlib import Path
 from typing import Any

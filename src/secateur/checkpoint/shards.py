@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..memory import give_back
 from .weights import INDEX, SINGLE, TensorSpec
 
 # Big enough that a 7B model has some fifty files, small enough that a shard in memory does not
@@ -38,6 +39,7 @@ def write_shards(
         shard = {name: tensor(name).contiguous() for name in names}
         _save(shard, folder / file)
         del shard
+        give_back()
         total += (folder / file).stat().st_size
         weight_map.update(dict.fromkeys(names, file))
     if len(groups) > 1:

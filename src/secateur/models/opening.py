@@ -186,7 +186,9 @@ class Fitted:
             SecateurError: it holds NaN or infinity.
         """
         tensor = self._weights.tensor(self._names[name])
-        if not torch.isfinite(tensor).all():
+        # The extremes are finite if and only if everything is, and need no mask as large as the
+        # tensor.
+        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
             raise SecateurError(
                 f"The weights hold NaN or infinity, first in {name}. Pruning needs a sound"
                 " checkpoint: download or export the model again."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Weights
+from ..memory import give_back
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -80,8 +81,7 @@ class StreamedModel:
     def back(self) -> Iterator[Callable[[Tensor], Tensor]]:
         """A function from the last hidden states [batch, token, hidden] to logits."""
         with ExitStack() as stack:
-            tied = self.model.config.tie_word_embeddings
-            self._enter_outside(stack, skip=None if tied else self.model.get_input_embeddings())
+            self._enter_outside(stack, skip=self.model.get_input_embeddings())
             yield self._logits
 
     def _record(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
@@ -141,6 +141,7 @@ class StreamedModel:
         finally:
             for module, name, parameter in empty:
                 module._parameters[name] = parameter
+            give_back()
 
     def _read(self, name: str) -> nn.Parameter:
         name = name if name in self._weights.specs else self._tied_to(name)
