@@ -44,7 +44,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
     "mistral-gqa": ("Mistral", {"sliding_window": 8}),
     "mistral-mha": ("Mistral", {"num_key_value_heads": 6, "sliding_window": None}),
-    "qwen2-gqa": ("Qwen2", {"head_dim": 8}),
+    # Qwen2's config has no head_dim of its own: hidden_size / heads
+    "qwen2-gqa": ("Qwen2", {"head_dim": None}),
     "qwen2-sliding": (
         "Qwen2",
         {"head_dim": 8, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
@@ -59,7 +60,9 @@ ALL = list(VARIANTS)
 def tiny_model(variant: str = "llama-gqa", seed: int = 0, **changes: Any) -> Any:
     """A random fp32 model whose biases and norms are not at their trivial values."""
     family, own = VARIANTS[variant]
-    config = getattr(transformers, f"{family}Config")(**{**_COMMON, **own, **changes})
+    config = getattr(transformers, f"{family}Config")(
+        **{k: v for k, v in {**_COMMON, **own, **changes}.items() if v is not None}
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

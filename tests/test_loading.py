@@ -174,10 +174,13 @@ def test_what_the_stock_class_cannot_hold_is_not_written_as_stock(pruned: Any) -
     assert config["model_type"] == "secateur_mistral"
 
 
-def test_a_pruned_folder_can_be_pruned_again(pruned: Any, text_file: Path, tmp_path: Path) -> None:
-    once = pruned("llama-gqa", ratio=0.2)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_pruned_folder_can_be_pruned_again(
+    variant: str, pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    once = pruned(variant, ratio=0.2)
     result = secateur.prune(
-        once, out=tmp_path / "twice", ratio=0.3, calibration=str(text_file), length=32, samples=8,
+        once, out=tmp_path / "twice", ratio=0.4, calibration=str(text_file), length=32, samples=8,
         align=1,
     )  # fmt: skip
     twice = secateur.load(tmp_path / "twice")

@@ -75,10 +75,11 @@ def _widths(structure: Structure, plan: Plan) -> dict[int, dict[str, int]]:
 def _stock_config(family: Family, raw: Mapping[str, Any], config: Any) -> dict[str, Any]:
     stock = getattr(transformers, family.config)
     base = {key: value for key, value in raw.items() if key not in _OWN_KEYS}
-    base |= {"model_type": stock.model_type, "architectures": [family.model]}
-    if getattr(config, "head_dim", None):
-        base["head_dim"] = config.head_dim
-    return base
+    return base | {
+        "model_type": stock.model_type,
+        "architectures": [family.model],
+        "head_dim": family.head_dim(config),
+    }
 
 
 def _stock(

@@ -4,7 +4,7 @@ Letters: H query heads, K KV heads, r = H/K query heads a KV head, d head_dim, I
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..structure.axis import Role
 
@@ -37,6 +37,11 @@ class Family:
     query_heads: str = "num_attention_heads"
     kv_heads: str = "num_key_value_heads"
     mlp_width: str = "intermediate_size"
+
+    def head_dim(self, config: Any) -> int:
+        """Width of one head. Where the config does not say, the dense head count decides."""
+        stated = getattr(config, "head_dim", None)
+        return int(stated or config.hidden_size // getattr(config, self.query_heads))
 
 
 def _llama_like(name: str) -> Family:

@@ -35,10 +35,11 @@ def declared_structure(family: Family, model: Any, weights: Weights) -> Structur
     )
 
 
-def _layer_axes(family: Family, model: nn.Module, config: Any, layer: int) -> Iterator[Axis]:
+def _layer_axes(family: Family, model: Any, config: Any, layer: int) -> Iterator[Axis]:
     heads = getattr(config, family.query_heads)
     groups = getattr(config, family.kv_heads, None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # The global config has the head count of the dense model, that of a layer perhaps fewer.
+    head_dim = family.head_dim(model.config)
     widths = {"query": heads // groups * head_dim, "kv": head_dim, "channel": 1}
     path = f"{family.layers}.{layer}"
     counts: tuple[tuple[str, int], ...]
