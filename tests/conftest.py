@@ -8,7 +8,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("secateur", "typecheck.checked")
 
-from collections.abc import Callable, Iterator  # noqa: E402
+import re  # noqa: E402
+from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -17,6 +18,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 import secateur  # noqa: E402, F401  (registers the pruned classes)
+from secateur.cli.main import run  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -123,12 +125,65 @@ def tokens() -> torch.Tensor:
     return torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture
-def quiet_transformers() -> Iterator[None]:
-    """Its loading bars would fill the captured output."""
-    transformers.logging.disable_progress_bar()
+@pytest.fixture(autouse=True)
+def transformers_voice() -> Iterator[None]:
+    """The command line silences transformers in this process; other tests get it back as it was."""
+    verbosity = transformers.logging.get_verbosity()
     yield
+    transformers.logging.set_verbosity(verbosity)
     transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture
+def model(tiny_folder: Callable[..., Path]) -> Path:
+    """The folder of a tiny model."""
+    return tiny_folder()
+
+
+@pytest.fixture
+def calibrated(text_file: Path) -> list[str]:
+    """Options of a quick run that asks for no more windows than the text has."""
+    return ["--calibration", str(text_file), "--samples", "4", "--length", "16", "--align", "1"]
+
+
+@pytest.fixture
+def assert_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused; give what it said.
+
+    Every word (a regular expression) must be in the message, and all of the test's folder (inputs,
+    --out, its siblings and parents) must be as it was.
+    """
+
+    def check(*arguments: object, says: Sequence[str], code: int = 2) -> str:
+        capsys.readouterr()
+        before = snapshot(tmp_path)
+        returned = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert returned == code, err
+        assert out == ""
+        assert snapshot(tmp_path) == before
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert 1 <= len(lines) <= 2, err
+        assert "Traceback" not in err
+        assert code == 130 or err.startswith("Error: "), err
+        for word in says:
+            assert re.search(word, err), f"{word!r} is not in: {err}"
+        return err
+
+    return check
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Everything below `folder`: files with their bytes, folders with None."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def cases(table: Mapping[str, tuple[Any, ...]]) -> list[Any]:
+    """A table as parameters, by name."""
+    return [pytest.param(*case, id=name) for name, case in table.items()]
 
 
 def shared(path: str) -> Path:

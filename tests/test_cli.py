@@ -8,13 +8,12 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-import transformers
 from safetensors.torch import load_file
 
 from secateur import data
@@ -28,26 +27,6 @@ from secateur.surgery import REPAIRS
 COMMANDS = {"prune", "apply", "evaluate", "inspect"}
 
 Said = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def transformers_voice() -> Iterator[None]:
-    """The command line silences transformers in this process; other tests get it back as it was."""
-    verbosity = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
-
-
-@pytest.fixture
-def model(tiny_folder: Callable[..., Path]) -> Path:
-    return tiny_folder()
-
-
-@pytest.fixture
-def calibrated(text_file: Path) -> list[str]:
-    """Options of a quick run that asks for no more windows than the text has."""
-    return ["--calibration", str(text_file), "--samples", "4", "--length", "16", "--align", "1"]
 
 
 @pytest.fixture

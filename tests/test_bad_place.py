@@ -1,0 +1,268 @@
+"""Places that cannot be written, full disks, interrupts: nothing is left behind."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from conftest import snapshot
+from secateur import pipeline
+from secateur.checkpoint import folder as folder_module
+from secateur.checkpoint import shards
+
+SUPPORTED = "llama, mistral, qwen2, qwen3"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+Refused = Callable[..., str]
+Spoil = Callable[[Path], None]
+
+
+# --- the folder to write --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_existing_folder_that_is_no_model_stays(
+    force: bool,
+    dry_run: bool,
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "letter.txt").write_text("Keep me.")
+    options = ["--force"] * force + ["--dry-run"] * dry_run
+    words = ["not a model folder" if force else "exists", "another --out"]
+    assert_refused("prune", model, *calibrated, "--out", taken, *options, says=words)
+    words = words if force else [*words, "--force"]
+    assert_refused("prune", model, *calibrated, "--out", taken / "letter.txt", *options, says=words)
+
+
+def test_an_existing_model_folder_stays_without_force(
+    model: Path, calibrated: list[str], assert_refused: Callable[..., str]
+) -> None:
+    assert_refused("prune", model, *calibrated, "--out", model, says=["exists", "--force"])
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_the_model_itself_is_never_replaced(
+    dry_run: bool, model: Path, calibrated: list[str], assert_refused: Callable[..., str]
+) -> None:
+    options = [*calibrated, "--out", model, "--force", *["--dry-run"] * dry_run]
+    assert_refused("prune", model, *options, says=["--out"])
+
+
+@pytest.mark.parametrize("below", ["letter.txt/small", "letter.txt/deep/er/small", "x" * 300])
+def test_a_place_that_cannot_be_written_is_refused(
+    below: str,
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+) -> None:
+    (tmp_path / "letter.txt").write_text("Keep me.")
+    words = ["Cannot write to", "File exists|Not a directory|File name too long", "another --out"]
+    assert_refused("prune", model, *calibrated, "--out", tmp_path / below, says=words)
+
+
+def test_a_place_without_permission_is_refused(
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Simulated, because permissions do not bind root."""
+
+    def denied(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    monkeypatch.setattr(folder_module.Path, "mkdir", denied)
+    words = ["Cannot write to", "Permission denied", "another --out"]
+    assert_refused("prune", model, *calibrated, "--out", tmp_path / "small", says=words)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_failure_leaves_the_folders_as_they_were(
+    force: bool,
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+) -> None:
+    out = tmp_path / "deep" / "er" / "small"
+    if force:
+        shutil.copytree(model, out)
+    held = load_file(model / "model.safetensors")
+    held["lm_head.weight"][-1, -1] = float("nan")
+    save_file(held, model / "model.safetensors", metadata={"format": "pt"})
+    options = ["--evaluate", "none", "--out", out, *["--force"] * force]
+    assert_refused("prune", model, *calibrated, *options, says=["lm_head"])
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+def test_too_little_space_is_refused_before_writing(
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    words = ["weights take", "MiB free", "another --out"]
+    assert_refused("prune", model, *calibrated, "--out", tmp_path / "small", says=words)
+
+
+FULL: dict[str, Exception] = {
+    "oserror": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    "quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+    "safetensors": SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    ),
+}
+
+
+@pytest.mark.parametrize("error", list(FULL))
+def test_a_disk_that_fills_up_in_the_middle_leaves_nothing(
+    error: str,
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(tensors: object, path: Path, **kwargs: object) -> None:
+        path.write_bytes(b"half a file")
+        raise FULL[error]
+
+    monkeypatch.setattr(shards, "save_file", full)
+    words = ["No space left", "nothing was kept", "another --out"]
+    assert_refused("prune", model, *calibrated, "--out", tmp_path / "small", says=words)
+
+
+@pytest.mark.parametrize("limit", [2**16, 256], ids=["in-weights", "in-config"])
+def test_writes_that_the_system_stops_leave_nothing(
+    limit: int,
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+) -> None:
+    """Not simulated: the system lets no file of this process grow beyond `limit` bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        words = ["No space left", "nothing was kept", "another --out"]
+        assert_refused("prune", model, *calibrated, "--out", tmp_path / "small", says=words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_device_that_fails_in_the_middle_leaves_nothing(
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(tensors: object, path: Path, **kwargs: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)")
+
+    monkeypatch.setattr(shards, "save_file", broken)
+    words = ["Cannot write to", "Input/output error", "another --out"]
+    assert_refused("prune", model, *calibrated, "--out", tmp_path / "small", says=words)
+
+
+# --- interrupts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize(
+    "stage",
+    ["calibration_windows", "scores", "added_biases", "write_model", "copy_companions"],
+)
+def test_an_interrupt_after_any_stage_leaves_nothing(
+    stage: str,
+    force: bool,
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home: Any = pipeline.stages if hasattr(pipeline.stages, stage) else pipeline.run
+    original = getattr(home, stage)
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(home, stage, interrupted)
+    out = tmp_path / "deep" / "small"
+    if force:
+        shutil.copytree(model, out)
+    options = [*calibrated, "--out", out, *["--force"] * force]
+    assert_refused(
+        "prune", model, *options, says=["Interrupted; nothing was left behind"], code=130
+    )
+
+
+def test_an_interrupt_between_the_two_renames_gives_the_old_folder_back(
+    model: Path,
+    calibrated: list[str],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    out = tmp_path / "small"
+    shutil.copytree(model, out)
+    monkeypatch.setattr(Path, "rename", rename)
+    options = [*calibrated, "--out", out, "--force"]
+    assert_refused("prune", model, *options, says=["Interrupted"], code=130)
+
+
+def test_a_terminated_process_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text("All work and no play makes Jack a dull boy. " * 40_000)
+    before = snapshot(tmp_path)
+    command = [sys.executable, "-m", "secateur", "prune", str(model), "--calibration", str(text)]
+    process = subprocess.Popen(
+        [*command, "--samples", "4096", "--out", str(tmp_path / "small")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.glob(".small.partial-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (out, err.strip()) == ("", "Interrupted; nothing was left behind.")
+    assert snapshot(tmp_path) == before
