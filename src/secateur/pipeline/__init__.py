@@ -1,7 +1,8 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
 from .look import evaluate, inspect, read_plan
-from .run import Result, apply, prune
+from .result import Result
+from .run import apply, prune
 from .stages import (
     added_biases,
     calibration_windows,

@@ -5,9 +5,8 @@ open -> structure -> calibration -> statistics -> scores -> plan -> cut and repa
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from torch import Tensor, nn
 
 from ..config import PruneConfig, make_config
 from ..data import Windows, token_hash
-from ..errors import SecateurError
 from ..evaluation import window_lengths
 from ..export import Form, copy_companions, pruned_form, write_model
 from ..importance import IMPORTANCE, statistics_needed
-from ..models import StreamedModel, filled, load, open_model, resolve_device
+from ..models import StreamedModel, open_model, resolve_device
 from ..progress import Progress, Quiet
 from ..stats import Statistics
 from ..structure import Plan, Structure
@@ -29,43 +27,7 @@ from . import stages
 from .checks import check_space, known_ids, target
 from .look import bytes_before
 from .record import write_plan, write_record
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made: the plan, the numbers, and where the folder is (None: nothing written)."""
-
-    config: PruneConfig
-    structure: Structure
-    plan: Plan
-    numbers: Mapping[str, Any]
-    seconds: Mapping[str, float]
-    form: Form | None = None
-    out: Path | None = None
-    notes: Sequence[str] = field(default_factory=tuple)
-
-    def load(self) -> Any:
-        """The pruned model, ready for `generate`: from the folder, or built in memory.
-
-        Raises:
-            SecateurError: it was a dry run.
-        """
-        if self.out is not None:
-            return load(self.out)
-        if self.form is None:
-            raise SecateurError("A dry run makes no model. Run it without dry_run.")
-        return filled(self.form.empty(), self.form.weights)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the tensors, for `--json`."""
-        return {
-            "out": str(self.out) if self.out else None,
-            "settings": self.config.model_dump(),
-            "results": dict(self.numbers),
-            "seconds": dict(self.seconds),
-            "notes": list(self.notes),
-            "kept": {axis.name: len(self.plan.kept(axis)) for axis in self.structure.axes},
-        }
+from .result import Result
 
 
 def prune(

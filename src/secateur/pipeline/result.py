@@ -1,0 +1,49 @@
+"""What a run gives back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import PruneConfig
+from ..errors import SecateurError
+from ..export import Form
+from ..models import filled, load
+from ..structure import Plan, Structure
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made: the plan, the numbers, and where the folder is (None: nothing written)."""
+
+    config: PruneConfig
+    structure: Structure
+    plan: Plan
+    numbers: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    form: Form | None = None
+    out: Path | None = None
+    notes: Sequence[str] = ()
+
+    def load(self) -> Any:
+        """The pruned model, ready for `generate`: from the folder, or built in memory.
+
+        Raises:
+            SecateurError: it was a dry run.
+        """
+        if self.out is not None:
+            return load(self.out)
+        if self.form is None:
+            raise SecateurError("A dry run makes no model. Run it without dry_run.")
+        return filled(self.form.empty(), self.form.weights)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tensors, for `--json`."""
+        return {
+            "out": str(self.out) if self.out else None,
+            "settings": self.config.model_dump(),
+            "results": dict(self.numbers),
+            "seconds": dict(self.seconds),
+            "notes": list(self.notes),
+            "kept": {axis.name: len(self.plan.kept(axis)) for axis in self.structure.axes},
+        }
