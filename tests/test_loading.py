@@ -221,3 +221,22 @@ def test_weights_are_found_under_the_names_that_checkpoints_use(
         step.run(states)
     with source.back() as head:
         assert torch.allclose(head(states.tensor), expected, atol=1e-5)
+
+
+def test_code_in_a_model_folder_is_not_run(tiny_folder: Any, tmp_path: Path) -> None:
+    """Neither the config's, nor the tokenizer's, nor the model's."""
+    folder = tiny_folder()
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for name, keys in (
+        ("config.json", ("AutoConfig", "AutoModelForCausalLM")),
+        ("tokenizer_config.json", ("AutoTokenizer",)),
+    ):
+        raw = json.loads((folder / name).read_text())
+        raw["auto_map"] = {
+            key: ["evil.Evil", None] if key == "AutoTokenizer" else "evil.Evil" for key in keys
+        }
+        (folder / name).write_text(json.dumps(raw))
+    opened = secateur.open_model(folder)
+    assert opened.tokenizer("ab")["input_ids"] == [97, 98]
+    assert torch.isfinite(logits(secateur.load(folder))).all()
+    assert not (tmp_path / "ran").exists()

@@ -75,7 +75,7 @@ class OpenModel:
                 " needs one.\nCopy the tokenizer files of the original model into the folder."
             )
         try:
-            return AutoTokenizer.from_pretrained(self.folder)
+            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SecateurError(
                 f"The tokenizer in {self.folder} does not load:"
@@ -130,6 +130,8 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any
     from transformers import AutoModelForCausalLM
 
     opened = open_model(folder)
+    # The registered classes serve; code in the folder runs only if the caller says so.
+    kwargs = {"trust_remote_code": False, **kwargs}
     return AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
 
 
@@ -245,7 +247,7 @@ def _config(folder: Path) -> Any:
 
     read_json(folder / "config.json")
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # validation errors of many kinds; the cure is the same
         raise _senseless(f"{folder}/config.json", error) from error
 
