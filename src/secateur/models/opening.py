@@ -190,7 +190,7 @@ class Fitted:
         tensor = self._weights.tensor(self._names[name])
         # The extremes are finite if and only if everything is, and need no mask as large as the
         # tensor.
-        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
+        if tensor.numel() and not all(torch.isfinite(end) for end in torch.aminmax(tensor)):
             raise SecateurError(
                 f"The weights hold NaN or infinity, first in {name}. Pruning needs a sound"
                 " checkpoint: download or export the model again."
