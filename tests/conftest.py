@@ -38,6 +38,7 @@ _COMMON: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-mha": ("Llama", {"num_key_value_heads": 6, "head_dim": 8}),
     "llama-gqa": ("Llama", {}),
@@ -55,23 +56,81 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-gqa": ("Qwen3", {}),
     "qwen3-biased": ("Qwen3", {"attention_bias": True, "num_key_value_heads": 2}),
 }
-# A multi-query layer has one unit only, so its heads cannot be pruned.
+# Families whose configs have their own names for sizes, or no size for something.
+_HEADS: dict[str, Any] = {
+    "vocab_size": 128,
+    "num_hidden_layers": 3,
+    "hidden_size": 48,
+    "num_attention_heads": 6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GPT: dict[str, Any] = {**_HEADS, "n_positions": 64, "n_inner": 56}
+_FALCON: dict[str, Any] = {**_HEADS, "ffn_hidden_size": 56, "max_position_embeddings": 64}
+_ROUTED: dict[str, Any] = {"num_experts_per_tok": 2, "intermediate_size": 24}
+VARIANTS |= {
+    "gemma": ("Gemma", {}),
+    "gemma2": ("Gemma2", {"sliding_window": 8}),
+    "gemma3": ("Gemma3Text", {"sliding_window": 8}),
+    "granite": ("Granite", {"residual_multiplier": 0.5, "head_dim": None}),
+    "olmo": ("Olmo", {"head_dim": None}),
+    "olmo2": ("Olmo2", {"head_dim": None}),
+    "smollm3": ("SmolLM3", {"head_dim": None}),
+    "stablelm": ("StableLm", {"head_dim": None, "use_parallel_residual": True}),
+    "starcoder2": ("Starcoder2", {"head_dim": None, "sliding_window": 8}),
+    "cohere": ("Cohere", {"head_dim": None, "use_qk_norm": True}),
+    "nemotron": ("Nemotron", {"mlp_bias": True}),
+    "phi": ("Phi", {"head_dim": None}),
+    "phi3": ("Phi3", {"head_dim": None, "sliding_window": 8}),
+    "gpt_neox": ("GPTNeoX", {"head_dim": None, "rotary_pct": 0.5}),
+    "gpt_neox-sequential": ("GPTNeoX", {"head_dim": None, "use_parallel_residual": False}),
+    "bloom": ("Bloom", _HEADS),
+    "falcon": ("Falcon", {**_FALCON, "multi_query": False, "alibi": True, "bias": True}),
+    "falcon-mqa": ("Falcon", {**_FALCON, "multi_query": True}),
+    "falcon-gqa": ("Falcon", {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 3}),
+    "mpt": ("Mpt", {**_HEADS, "max_seq_len": 64}),
+    "opt": (
+        "OPT",
+        {**_HEADS, "ffn_dim": 56, "max_position_embeddings": 64, "word_embed_proj_dim": 48},
+    ),
+    "gpt2": ("GPT2", _GPT),
+    "gptj": ("GPTJ", {**_GPT, "rotary_dim": 4}),
+    "mixtral": ("Mixtral", {**_ROUTED, "num_local_experts": 4}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {**_ROUTED, "num_experts": 4, "moe_intermediate_size": 20, "mlp_only_layers": [0]},
+    ),
+    "olmoe": ("Olmoe", {**_ROUTED, "head_dim": None, "num_experts": 4}),
+    "gpt_oss": (
+        "GptOss",
+        {**_ROUTED, "num_local_experts": 4, "sliding_window": 8, "rope_parameters": _ROPE},
+    ),
+}
 ALL = list(VARIANTS)
+# One variant of each layout: what a test over every family runs over.
+EVERY_FAMILY = [
+    name for name in VARIANTS
+    if name not in ("llama-mha", "llama-mqa", "llama-tied", "mistral-mha", "qwen2-sliding")
+]  # fmt: skip
+_MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 
 
 def tiny_model(variant: str = "llama-gqa", seed: int = 0, **changes: Any) -> Any:
     """A random fp32 model whose biases and norms are not at their trivial values."""
     family, own = VARIANTS[variant]
+    common = {} if own.keys() >= _HEADS.keys() else _COMMON
     config = getattr(transformers, f"{family}Config")(
-        **{k: v for k, v in {**_COMMON, **own, **changes}.items() if v is not None}
+        **{k: v for k, v in {**common, **own, **changes}.items() if v is not None}
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+        name = _MODELS.get(family, f"{family}ForCausalLM")
+        model = getattr(transformers, name)(config).eval()
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        scale, centre = (0.2, 1.0) if "norm" in name else (0.15, 0.0)
+        scale, centre = (0.2, 1.0) if "norm" in name or "ln_" in name else (0.15, 0.0)
         parameter.data.copy_(centre + scale * noise)
     return model
 

@@ -1,5 +1,6 @@
 """Streamed statistics equal those of all tokens at once, streamed inputs the whole model's."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,23 @@ def test_merged_parts_equal_one_pass_and_survive_saving(kind: Any) -> None:
         assert torch.allclose(merged.state()[name].double(), value.double(), rtol=1e-5), name
 
 
-def whole_model_inputs(model: Any, tokens: Tensor, modules: list[str]) -> dict[str, Tensor]:
-    """The other route: hooks on the live model during its own forward."""
-    seen: dict[str, Tensor] = {}
+def whole_model_inputs(model: Any, tokens: Tensor, modules: list[str]) -> dict[str, Any]:
+    """The other route: hooks on the live model during its own forward.
+
+    [token, channel]; for experts a list of that, computed again from what was routed to each.
+    """
+    seen: dict[str, Any] = {}
+
+    def see(module: Any, args: tuple[Tensor, ...], name: str) -> None:
+        inputs = args[0].flatten(0, -2)
+        if hasattr(module, "num_experts"):
+            chosen = [(args[1] == e).any(-1) for e in range(module.num_experts)]
+            seen[name] = [expert_channels(module, inputs[rows], e) for e, rows in enumerate(chosen)]
+        else:
+            seen[name] = inputs
+
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda _, args, name=name: seen.__setitem__(name, args[0].flatten(0, -2))
-        )
+        model.get_submodule(name).register_forward_pre_hook(functools.partial(see, name=name))
         for name in modules
     ]
     with torch.no_grad():
@@ -62,6 +73,14 @@ def whole_model_inputs(model: Any, tokens: Tensor, modules: list[str]) -> dict[s
     for handle in handles:
         handle.remove()
     return seen
+
+
+def expert_channels(module: Any, x: Tensor, expert: int) -> Tensor:
+    if hasattr(module, "gate_up_proj_bias"):
+        both = x @ module.gate_up_proj[expert] + module.gate_up_proj_bias[expert]
+        return module._apply_gate(both)
+    gate, up = (x @ module.gate_up_proj[expert].T).chunk(2, dim=-1)
+    return module.act_fn(gate) * up
 
 
 @pytest.mark.parametrize("batch", [1, 4, 6])
@@ -76,11 +95,16 @@ def test_streamed_statistics_equal_those_of_a_whole_model_forward(
     statistics = collect(walk, axes, NEEDS)
     inputs = whole_model_inputs(model, tokens, [axis.consumer.module for axis in axes])
     for axis in axes:
-        X, got = inputs[axis.consumer.module], statistics[axis.name]
-        assert torch.allclose(got["input_mean"], X.mean(0), atol=1e-5)
-        assert torch.allclose(got["input_var"], X.var(0, correction=0), rtol=1e-4, atol=1e-7)
-        assert torch.allclose(got["input_norm"], X.square().mean(0).sqrt(), rtol=1e-4)
-        assert torch.allclose(got["input_gram"], X.T @ X, rtol=1e-3, atol=1e-3)
+        seen, got = inputs[axis.consumer.module], statistics[axis.name]
+        parts = seen if isinstance(seen, list) else [seen]
+        mean = torch.cat([X.mean(0) for X in parts])
+        variance = torch.cat([X.var(0, correction=0) for X in parts])
+        norm = torch.cat([X.square().mean(0).sqrt() for X in parts])
+        assert torch.allclose(got["input_mean"], mean, atol=1e-5)
+        assert torch.allclose(got["input_var"], variance, rtol=1e-4, atol=1e-7)
+        assert torch.allclose(got["input_norm"], norm, rtol=1e-4, atol=1e-7)
+        gram = torch.block_diag(*[X.T @ X for X in parts])
+        assert torch.allclose(got["input_gram"], gram, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("variant", ["llama-gqa", "qwen2-sliding"])

@@ -1,6 +1,7 @@
 """Structures are data: index maps, costs, and files that give equal values back."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -26,8 +27,8 @@ def test_blocks_cover_contiguous_fused_and_interleaved_layouts() -> None:
 
 def test_a_member_sees_rows_and_columns_in_the_same_shape() -> None:
     weight = torch.arange(24.0).view(6, 4)
-    rows = Member("m", "weight", 0, Blocks(0, 2, 2), "producer").view(weight, 3)
-    columns = Member("m", "weight", 1, Blocks(0, 2, 2), "consumer").view(weight, 2)
+    rows = Member("m", "weight", (0,), Blocks(0, 2, 2), "producer").view(weight, 3)
+    columns = Member("m", "weight", (1,), Blocks(0, 2, 2), "consumer").view(weight, 2)
     assert rows.shape == (3, 2, 4)
     assert columns.shape == (2, 2, 6)
     assert torch.equal(rows[1, 0], weight[2])
@@ -37,22 +38,33 @@ def test_a_member_sees_rows_and_columns_in_the_same_shape() -> None:
 @pytest.mark.parametrize("variant", ALL)
 def test_every_parameter_of_the_decoder_linears_belongs_to_exactly_one_unit(variant: str) -> None:
     model = tiny_model(variant)
-    structure = open_model(model).structure
+    structure = open_model(model).structures
     owned = {name: torch.zeros(p.shape, dtype=torch.int) for name, p in model.named_parameters()}
     for axis in structure.axes:
+        if axis.granularity not in ("kv_group", "channel", "expert_channel"):
+            continue
         for member in axis.members:
             indices = member.blocks.indices(torch.arange(axis.units)).flatten()
-            owned[member.tensor].index_add_(
-                member.dim,
-                indices,
-                torch.ones_like(owned[member.tensor].index_select(member.dim, indices)),
-            )
+            front = tuple(range(len(member.dims)))
+            moved = owned[member.tensor].movedim(member.dims, front)
+            flat = moved.flatten(0, len(front) - 1).clone()
+            flat[indices] += 1
+            owned[member.tensor] = flat.view(moved.shape).movedim(front, member.dims)
     for name, counts in owned.items():
-        linear = ".self_attn." in name or ".mlp." in name
-        consumer_bias = name.endswith(("o_proj.bias", "down_proj.bias"))
-        expected = 1 if linear and "norm" not in name and not consumer_bias else 0
-        assert (counts == expected).all(), name
+        assert (counts == int(belongs(name, counts.shape))).all(), name
     assert structure.prunable == sum(int(counts.sum()) for counts in owned.values())
+
+
+def belongs(name: str, shape: torch.Size) -> bool:
+    """Whether a parameter is a linear's of a layer, a producer's bias, or a whole-width norm's."""
+    inside = re.search(r"attn|attention\.|mlp|ffn|fc1|fc2", name) is not None
+    gate = re.search(r"mlp\.(gate|router)\.", name) is not None
+    norm = "norm" in name or "ln_" in name
+    own_norm = re.search(r"[qk]_norm", name) is not None and shape[0] != 10
+    consumer = re.search(
+        r"(o_proj|down_proj|out_proj|dense|fc2|c_proj|4h_to_h|fc_out)[._]bias", name
+    )
+    return (inside and not gate and not norm and not consumer) or (own_norm and not gate)
 
 
 def test_costs_are_those_of_the_method_contract() -> None:

@@ -1,5 +1,6 @@
 """Slicing equals masking; the bias repairs what is constant; an empty plan changes no bit."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from conftest import ALL, tiny_model
 from secateur.export import Form, pruned_form
 from secateur.models import OpenModel, filled, open_model
 from secateur.stats import Walk, collect
-from secateur.structure import Plan, Structure
+from secateur.structure import Member, Plan, Structure
 from secateur.surgery import REPAIRS, PrunedWeights, bias
 
 
@@ -20,9 +21,14 @@ def ragged_plan(structure: Structure, seed: int = 0) -> Plan:
     generator = torch.Generator().manual_seed(seed)
     keep = {}
     for axis in structure.axes:
-        count = 1 + int(torch.randint(axis.units, (1,), generator=generator))
-        order = torch.randperm(axis.units, generator=generator)
-        keep[axis.name] = tuple(sorted(order[:count].tolist()))
+        per_group = axis.units // axis.groups
+        low = min(axis.floor, per_group)
+        count = low + int(torch.randint(per_group - low + 1, (1,), generator=generator))
+        keep[axis.name] = tuple(
+            group * per_group + unit
+            for group in range(axis.groups)
+            for unit in sorted(torch.randperm(per_group, generator=generator)[:count].tolist())
+        )
     return Plan(keep, structure.architecture, structure.weights)
 
 
@@ -34,12 +40,35 @@ def cut(opened: OpenModel, plan: Plan, added: dict[str, Tensor] | None = None) -
 
 
 def masked(model: Any, structure: Structure, plan: Plan) -> Any:
-    """The other route: the dense model with zeros where removed units feed the consumers."""
+    """The other route: the dense model with zeros where removed units feed the consumers.
+
+    A norm over the whole width of q or k goes over the units that stay.
+    """
+    parameters = dict(model.named_parameters())
     for axis in structure.axes:
-        weight = model.get_submodule(axis.consumer.module).weight
-        removed = axis.consumer.blocks.indices(plan.removed_tensor(axis)).flatten()
-        weight.data[:, removed] = 0
+        removed = plan.removed_tensor(axis)
+        for member in axis.consumers:
+            zero_slices(parameters[member.tensor].data, member, removed)
+        for member in axis.members:
+            norm = model.get_submodule(member.module)
+            if member.module.endswith("_norm") and norm.weight.dim() == 1:
+                kept = member.blocks.indices(plan.kept_tensor(axis)).flatten()
+                norm.forward = functools.partial(rms_norm_over, norm, kept)
     return model
+
+
+def zero_slices(tensor: Tensor, member: Member, units: Tensor) -> None:
+    """Set to zero, in place, what `units` own."""
+    mask = torch.zeros(tensor.shape, dtype=torch.bool)
+    front = tuple(range(len(member.dims)))
+    flat = mask.movedim(member.dims, front).flatten(0, len(front) - 1).clone()
+    flat[member.blocks.indices(units).flatten()] = True
+    shape = mask.movedim(member.dims, front).shape
+    tensor[flat.view(shape).movedim(front, member.dims)] = 0
+
+
+def rms_norm_over(norm: Any, kept: Tensor, x: Tensor) -> Tensor:
+    return norm.weight * x * (x[..., kept].square().mean(-1, keepdim=True) + 1e-5).rsqrt()
 
 
 def left_padded() -> dict[str, Tensor]:
@@ -168,7 +197,7 @@ def test_kept_weights_are_bit_for_bit_those_of_the_checkpoint(
     for axis in opened.structure.axes:
         for member in axis.members:
             kept = member.blocks.indices(plan.kept_tensor(axis)).flatten()
-            expected = opened.weights.tensor(member.tensor).index_select(member.dim, kept)
+            expected = opened.weights.tensor(member.tensor).index_select(member.dims[0], kept)
             assert torch.equal(pruned.tensor(member.tensor), expected)
             assert pruned.specs[member.tensor].shape == tuple(expected.shape)
             assert pruned.tensor(member.tensor).dtype == dtype

@@ -10,9 +10,19 @@ loads without that flag.
 has built the dense model, the modules listed in `config.pruned_modules` get their true sizes.
 
     "pruned_modules": {
-        "model.layers.0.mlp.down_proj": {"in_features": 96, "out_features": 64, "bias": true},
-        "model.layers.0.self_attn": {"attributes": {"num_key_value_groups": 2}}
+        "model.layers.0.mlp.down_proj": {
+            "shapes": {"weight": [64, 96], "bias": [64]},
+            "attributes": {"in_features": 96}
+        },
+        "model.layers.0.self_attn": {"attributes": {"num_key_value_groups": 2}},
+        "transformer.h.0.self_attention": {
+            "heads": {"of": 8, "kept": [0, 3], "arguments": ["alibi"]}
+        }
     }
+
+`shapes` are those of a module's own parameters, `attributes` the numbers that follow from them (in
+`config.x`, of the module's own copy of the config). `heads` says that the module had `of` heads
+and kept these: arguments with one row a head (the slopes of ALiBi) are cut to their rows.
 
 `config.per_layer_config` holds the widths of each layer in transformers' own schema: caches and
 other readers of the config find them there.
@@ -20,6 +30,8 @@ other readers of the config find them there.
 Licence: Apache-2.0.
 """
 
+import copy
+import functools
 import logging
 import sys
 from typing import Any
@@ -41,19 +53,57 @@ logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
 def resize(model: nn.Module, pruned_modules: dict[str, dict[str, Any]]) -> None:
     """Give every listed module of the freshly built dense `model` its true size, in place."""
     for path, sizes in pruned_modules.items():
-        parent_path, _, name = path.rpartition(".")
         module = model.get_submodule(path)
+        for name, shape in sizes.get("shapes", {}).items():
+            _reshape(module, name, shape)
         for attribute, value in sizes.get("attributes", {}).items():
-            if not hasattr(module, attribute):
+            if not _set(module, attribute, value):
                 raise ValueError(f"config.pruned_modules: {path} has no attribute {attribute!r}")
-            setattr(module, attribute, value)
-        if "in_features" in sizes:
-            weight: Any = module.weight
-            with torch.device(weight.device):
-                linear = nn.Linear(
-                    sizes["in_features"], sizes["out_features"], sizes["bias"], dtype=weight.dtype
-                )
-            setattr(model.get_submodule(parent_path), name, linear)
+        if "heads" in sizes:
+            rows = functools.partial(_keep_rows, **sizes["heads"])
+            module.register_forward_pre_hook(rows, with_kwargs=True)
+
+
+def _reshape(module: nn.Module, name: str, shape: list[int]) -> None:
+    """The first part of the parameter, or zeros for one that the dense module does not have."""
+    old = module._parameters.get(name)
+    if old is None:
+        like: Any = module.weight
+        new = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    else:
+        new = old.detach()[tuple(slice(size) for size in shape)].clone()
+    module.register_parameter(name, nn.Parameter(new))
+
+
+def _set(module: Any, attribute: str, value: Any) -> bool:
+    owner, _, name = attribute.rpartition(".")
+    if owner:
+        setattr(module, owner, copy.copy(getattr(module, owner)))
+        module = getattr(module, owner)
+    known = hasattr(module, name)
+    if known:
+        setattr(module, name, value)
+    return known
+
+
+def _keep_rows(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    of: int,
+    kept: list[int],
+    arguments: list[str],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Cut arguments with one row a head, [batch * head, ...] or [batch, head, ...], to `kept`."""
+    cut = dict(kwargs)
+    for name in arguments:
+        rows = kwargs.get(name)
+        if isinstance(rows, torch.Tensor) and rows.dim() == 4 and rows.shape[1] == of:
+            cut[name] = rows[:, kept]
+        elif isinstance(rows, torch.Tensor) and rows.dim() == 3:
+            cut[name] = rows.unflatten(0, (-1, of))[:, kept].flatten(0, 1)
+    return args, cut
 
 
 def _config_class(name: str) -> type:

@@ -19,7 +19,7 @@ from .. import modeling_secateur
 from ..checkpoint import TensorSpec, Weights
 from ..modeling_secateur import PREFIX
 from ..models import Family, empty_model
-from ..structure import Plan, Structure
+from ..structure import Axis, Blocks, Plan, Structure
 
 _OWN_KEYS = (
     "auto_map",
@@ -28,6 +28,14 @@ _OWN_KEYS = (
     "allow_global_per_layer_attribute_access",
 )
 _BIAS_FLAGS = ("attention_bias", "mlp_bias")
+# By coupling and letter, the config attributes that may count it: the first that a config has.
+_WIDTHS = {
+    "mlp": {"I": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")},
+    "experts": {
+        "I": ("moe_intermediate_size", "intermediate_size"),
+        "E": ("num_local_experts", "num_experts"),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -58,38 +66,40 @@ def pruned_form(
 
     `raw_config` is the original config.json, `config` transformers' reading of it.
     """
-    widths = _widths(structure, plan)
     base = _stock_config(family, raw_config, config)
-    return _stock(family, base, widths, weights) or _own(family, base, widths, weights)
-
-
-def _widths(structure: Structure, plan: Plan) -> dict[int, dict[str, int]]:
-    """By layer, the config attributes that the kept units add up to."""
-    widths: dict[int, dict[str, int]] = {}
-    for axis in structure.axes:
-        kept = len(plan.kept(axis))
-        widths.setdefault(axis.layer, {}).update({name: n * kept for name, n in axis.counts})
-    return widths
+    dense = _skeleton(family, base)
+    layers = kept_layers(family, structure, plan)
+    widths = {layer: _config_widths(family, base, sizes) for layer, sizes in layers.items()}
+    stock = _stock(family, base, widths, weights)
+    if stock is not None:
+        return stock
+    earlier = raw_config.get("pruned_modules") or {}
+    pruned = _resized(dense, weights.specs)
+    for layer, sizes in layers.items():
+        _follow(family, dense, pruned, layer, sizes)
+        _keep_slopes(family, pruned, earlier, structure, plan, layer)
+    return _own(family, base, widths, pruned, weights)
 
 
 def _stock_config(family: Family, raw: Mapping[str, Any], config: Any) -> dict[str, Any]:
     stock = getattr(transformers, family.config)
     base = {key: value for key, value in raw.items() if key not in _OWN_KEYS}
-    return base | {
-        "model_type": stock.model_type,
-        "architectures": [family.model],
-        "head_dim": family.head_dim(config),
-    }
+    base |= {"model_type": stock.model_type, "architectures": [family.model]}
+    # Some classes compute it, and take none.
+    computed = isinstance(getattr(stock, "head_dim", None), property)
+    return base if computed else base | {"head_dim": family.head_dim(config)}
 
 
 def _stock(
     family: Family, base: dict[str, Any], widths: dict[int, dict[str, int]], weights: Weights
 ) -> Form | None:
-    first = next(iter(widths.values()))
-    if any(layer != first for layer in widths.values()):
-        return None
+    shared: dict[str, int] = {}
+    for layer in widths.values():
+        # A layer of another make (a dense one among mixtures) says nothing of what it lacks.
+        if any(shared.setdefault(name, size) != size for name, size in layer.items()):
+            return None
     for flags in _bias_flags(base):
-        candidate = base | first | flags
+        candidate = base | shared | flags
         try:
             expected = _specs(_skeleton(family, candidate))
         except Exception:
@@ -106,7 +116,11 @@ def _stock(
 
 
 def _own(
-    family: Family, base: dict[str, Any], widths: dict[int, dict[str, int]], weights: Weights
+    family: Family,
+    base: dict[str, Any],
+    widths: dict[int, dict[str, int]],
+    pruned_modules: dict[str, dict[str, Any]],
+    weights: Weights,
 ) -> Form:
     config = base | {
         "model_type": f"{PREFIX.lower()}_{base['model_type']}",
@@ -117,27 +131,143 @@ def _own(
         },
         "allow_global_per_layer_attribute_access": True,
         "per_layer_config": {str(layer): sizes for layer, sizes in widths.items()},
-        "pruned_modules": _resized(_skeleton(family, base), weights.specs),
+        "pruned_modules": pruned_modules,
     }
     return Form(config, weights, stock=False)
 
 
 def _resized(dense: nn.Module, specs: Mapping[str, TensorSpec]) -> dict[str, dict[str, Any]]:
-    """The linears whose shape differs from what the stock class builds."""
+    """The modules with a parameter whose shape differs from what the stock class builds."""
     resized: dict[str, dict[str, Any]] = {}
     for path, module in dense.named_modules():
-        if not isinstance(module, nn.Linear) or f"{path}.weight" not in specs:
-            continue
-        rows, columns = specs[f"{path}.weight"].shape
-        bias = f"{path}.bias" in specs
-        now = {"in_features": columns, "out_features": rows, "bias": bias}
-        if now != {
-            "in_features": module.in_features,
-            "out_features": module.out_features,
-            "bias": module.bias is not None,
-        }:
-            resized[path] = now
+        shapes: dict[str, list[int]] = {}
+        for name, parameter in module._parameters.items():
+            spec = specs.get(f"{path}.{name}")
+            if spec is not None and (parameter is None or tuple(parameter.shape) != spec.shape):
+                shapes[name] = list(spec.shape)
+        if shapes:
+            resized[path] = {"shapes": shapes}
+            widths = _linear_widths(module, shapes.get("weight"))
+            if widths:
+                resized[path]["attributes"] = widths
     return resized
+
+
+def _linear_widths(module: Any, shape: list[int] | None) -> dict[str, int]:
+    """The attributes of a linear that say its shape, where they change."""
+    names = ("out_features", "in_features") if hasattr(module, "in_features") else ("nx", "nf")
+    if shape is None or not hasattr(module, names[0]):
+        return {}
+    pairs = zip(names, shape, strict=True)
+    return {name: size for name, size in pairs if getattr(module, name) != size}
+
+
+def kept_layers(
+    family: Family, structure: Structure, plan: Plan
+) -> dict[int, dict[str, dict[str, int]]]:
+    """By layer and coupling, the values of the layout's letters that the kept units add up to."""
+    layers: dict[int, dict[str, dict[str, int]]] = {}
+    for axis in structure.axes:
+        sizes = layers.setdefault(axis.layer, {})
+        kept = plan.kept(axis)
+        name = axis.name.rpartition(".")[2]
+        if axis.size == "K":
+            sizes.setdefault("attention", {"K": len(kept), "r": axis.per_unit})
+            sizes["attention"]["K"] = len(kept)
+        elif axis.size == "r":
+            attention = sizes.setdefault("attention", {"K": axis.groups})
+            attention["r"] = _kept_heads(structure, plan, axis, attention["K"])
+        elif axis.size == "I":
+            sizes.setdefault(name, {})["I"] = len(kept) // axis.groups
+            sizes[name].setdefault("E", axis.groups)
+        elif axis.size == "E":
+            sizes.setdefault("experts", {})["E"] = len(kept)
+    return layers
+
+
+def _kept_heads(structure: Structure, plan: Plan, axis: Axis, groups: int) -> int:
+    """Query heads of a kept KV group, where groups and heads may both go."""
+    whole = structure.by_name.get(f"layers.{axis.layer}.attention")
+    kept_groups = set(plan.kept(whole)) if whole is not None else set(range(axis.groups))
+    per_group = axis.units // axis.groups
+    return sum(unit // per_group in kept_groups for unit in plan.kept(axis)) // max(groups, 1)
+
+
+def _config_widths(
+    family: Family, base: Mapping[str, Any], sizes: Mapping[str, Mapping[str, int]]
+) -> dict[str, int]:
+    """The config's own attributes for one layer's sizes."""
+    stock = getattr(transformers, family.config)
+    names = getattr(stock, "attribute_map", None) or {}
+    known = stock.from_dict(dict(base)).to_dict()
+    widths: dict[str, int] = {}
+    attention = sizes.get("attention", {})
+    if "r" in attention:
+        widths["num_attention_heads"] = attention["K"] * attention["r"]
+    if "K" in attention and isinstance(family.kv_heads, str):
+        widths[family.kv_heads] = attention["K"]
+    for coupling, candidates in _WIDTHS.items():
+        for letter, attributes in candidates.items():
+            size = sizes.get(coupling, {}).get(letter)
+            attribute = next((name for name in attributes if name in known), None)
+            if size is not None and attribute is not None:
+                widths[attribute] = size
+    return {names.get(name, name): size for name, size in widths.items()}
+
+
+def _follow(
+    family: Family,
+    dense: nn.Module,
+    pruned: dict[str, dict[str, Any]],
+    layer: int,
+    sizes: Mapping[str, Mapping[str, int]],
+) -> None:
+    """Note the attributes of modules that no longer hold."""
+    for module, attribute, size in family.follow:
+        path = f"{family.layers}.{layer}.{module}"
+        values = {"d": family.head_dim(dense.config), "D": dense.config.hidden_size}
+        for coupling in ("attention",) if size.letters & {"K", "r"} else ("mlp", "experts"):
+            values |= sizes.get(coupling, {})
+        try:
+            now: Any = dense.get_submodule(path)
+            for name in attribute.split("."):
+                now = getattr(now, name)
+        except AttributeError:
+            continue
+        if size.letters <= values.keys() and now != size.at(values):
+            attributes = pruned.setdefault(path, {}).setdefault("attributes", {})
+            attributes[attribute] = size.at(values)
+
+
+def _keep_slopes(
+    family: Family,
+    pruned: dict[str, dict[str, Any]],
+    earlier: Mapping[str, Any],
+    structure: Structure,
+    plan: Plan,
+    layer: int,
+) -> None:
+    """Note which of the original heads are left, for arguments with one row a head."""
+    for module, arguments in family.slopes:
+        path = f"{family.layers}.{layer}.{module}"
+        heads = earlier.get(path, {}).get("heads")
+        before: list[int] | None = heads["kept"] if heads else None
+        total = heads["of"] if heads else 0
+        for axis in structure.axes:
+            if axis.layer != layer or axis.kind != "attention":
+                continue
+            count = axis.units * axis.per_unit
+            before = before or list(range(count))
+            total = total or count
+            kept = plan.kept_tensor(axis)
+            blocks = Blocks(0, axis.per_unit, axis.per_unit)
+            before = [before[head] for head in blocks.indices(kept).flatten().tolist()]
+        if before is not None and len(before) != total:
+            pruned.setdefault(path, {})["heads"] = {
+                "of": total,
+                "kept": before,
+                "arguments": list(arguments),
+            }
 
 
 def _skeleton(family: Family, raw: Mapping[str, Any]) -> nn.Module:

@@ -1,10 +1,10 @@
 """Model families: which structures they have, and how one layer at a time gets its weights."""
 
-from .families import FAMILIES, Family, Part
+from .families import FAMILIES, Family, Part, layout_for
 from .opening import OpenModel, load, open_model, resolve_device, resolve_dtype
 from .registration import register
 from .streamed import StreamedModel, empty_model, filled
-from .structures import declared_structure
+from .structures import layer_sizes, structure_of
 
 __all__ = [
     "FAMILIES",
@@ -12,12 +12,14 @@ __all__ = [
     "OpenModel",
     "Part",
     "StreamedModel",
-    "declared_structure",
     "empty_model",
     "filled",
+    "layer_sizes",
+    "layout_for",
     "load",
     "open_model",
     "register",
     "resolve_device",
     "resolve_dtype",
+    "structure_of",
 ]

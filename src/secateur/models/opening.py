@@ -13,10 +13,10 @@ from ..checkpoint import FolderWeights, ModuleWeights, TensorSpec, Weights, read
 from ..errors import SecateurError
 from ..registry import choose
 from ..structure import Structure
-from .families import FAMILIES, Family
+from .families import FAMILIES, Family, layout_for
 from .registration import register
 from .streamed import StreamedModel, empty_model
-from .structures import declared_structure
+from .structures import structure_of
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,14 @@ class OpenModel:
         return empty_model(self.config, self.dtype)
 
     @cached_property
+    def structures(self) -> Structure:
+        """The coupled structures that can be pruned, of every granularity."""
+        return structure_of(self.family, self.skeleton, self.weights)
+
+    @cached_property
     def structure(self) -> Structure:
-        """The coupled structures that can be pruned."""
-        return declared_structure(self.family, self.skeleton, self.weights)
+        """The coupled structures of the default granularities."""
+        return self.structures.select()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,7 +91,7 @@ class OpenModel:
     def streamed(self, *, device: str = "auto", dtype: str = "auto") -> StreamedModel:
         """The model for the streaming pass, computing in `dtype` (`auto`: its own)."""
         model = empty_model(self.config, resolve_dtype(dtype) or self.dtype)
-        return StreamedModel(model, self.family.layers, self.weights, resolve_device(device))
+        return StreamedModel(model, self.family, self.weights, resolve_device(device))
 
 
 def open_model(model: str | Path | nn.Module, *, revision: str | None = None) -> OpenModel:
@@ -236,7 +241,7 @@ def _family(raw: Mapping[str, Any], source: str) -> Family:
         raise SecateurError(
             f"{source} is quantised; prune the floating-point model and quantise the result."
         )
-    family = FAMILIES.get(model_type.removeprefix("secateur_"))
+    family = layout_for(model_type.removeprefix("secateur_"), raw)
     if family is None:
         raise SecateurError(f"The model family {model_type!r} is not supported yet.\n{supported}")
     return family

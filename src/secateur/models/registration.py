@@ -8,7 +8,7 @@ def register() -> None:
     """Make `AutoConfig` and `AutoModelForCausalLM` know the pruned form of every family."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for family in FAMILIES.values():
+    for family in (family for layouts in FAMILIES.values() for family in layouts[:1]):
         config = getattr(modeling_secateur, modeling_secateur.PREFIX + family.config)
         model = getattr(modeling_secateur, modeling_secateur.PREFIX + family.model)
         AutoConfig.register(config.model_type, config, exist_ok=True)

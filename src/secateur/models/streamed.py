@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Weights
 from ..memory import give_back
+from .families import Family
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -27,7 +28,10 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    # One expert after the other: fused kernels ask for bf16 and hide what an expert reads.
+    model.config._experts_implementation = "eager"
+    return model
 
 
 def filled(model: Any, weights: Weights) -> Any:
@@ -41,13 +45,14 @@ def filled(model: Any, weights: Weights) -> Any:
 class StreamedModel:
     """The layer source of the streaming pass: see `secateur.stats.LayerSource`."""
 
-    def __init__(self, model: Any, layers: str, weights: Weights, device: torch.device) -> None:
+    def __init__(self, model: Any, family: Family, weights: Weights, device: torch.device) -> None:
         self.model = model
         self.device = device
         self.dtype: torch.dtype = model.dtype
         self.hidden_size: int = model.config.hidden_size
-        self._path = layers
-        self._layers: list[nn.Module] = list(model.get_submodule(layers))
+        self._path = family.layers
+        self._tuples = family.tuples
+        self._layers: list[nn.Module] = list(model.get_submodule(family.layers))
         self._weights = weights
         for buffer in model.buffers():
             buffer.data = buffer.data.to(device)
@@ -87,9 +92,9 @@ class StreamedModel:
     def _record(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
         calls: list[Call] = []
 
-        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             calls.append(((hidden, *args), kwargs))
-            return hidden
+            return self._output(hidden)
 
         base = getattr(self.model, self.model.base_model_prefix)
         with self._stand_in([record] * len(self)), torch.no_grad():
@@ -99,15 +104,19 @@ class StreamedModel:
     def _logits(self, hidden: Tensor) -> Tensor:
         hidden = hidden.to(self.device)
 
-        def hand_through(_: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return hidden
+        def hand_through(_: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return self._output(hidden)
 
         with self._stand_in([hand_through] * len(self)), torch.no_grad():
             logits: Tensor = self.model(inputs_embeds=hidden, use_cache=False).logits
         return logits
 
+    def _output(self, hidden: Tensor) -> Any:
+        """What a layer returns: some families wrap it, with None for the attention weights."""
+        return (hidden, None) if self._tuples else hidden
+
     @contextmanager
-    def _stand_in(self, forwards: list[Callable[..., Tensor]]) -> Iterator[None]:
+    def _stand_in(self, forwards: list[Callable[..., Any]]) -> Iterator[None]:
         """Replace the layers' forward (on the instance: attributes stay readable)."""
         for layer, forward in zip(self._layers, forwards, strict=True):
             layer.forward = forward

@@ -1,89 +1,106 @@
-"""Declared structure: from a family's layout and a model without weights to axes."""
+"""From a layout with letters and a model without weights to the axes of that model."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoint import Weights
 from ..errors import SecateurError
-from ..structure import Axis, Blocks, Member, Structure
-from .families import Family, Part
+from ..structure import Axis, Coupling, Structure
+from .families import Family
+
+_LINEARS = ("kv_group", "channel", "expert_channel")
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def declared_structure(family: Family, model: Any, weights: Weights) -> Structure:
-    """The structure of `model` (a transformers causal LM, on meta or not).
+def structure_of(family: Family, model: Any, weights: Weights) -> Structure:
+    """All axes, of every granularity, of `model` (a transformers causal LM, on meta or not).
 
     Raises:
-        SecateurError: the linears do not have the sizes that the config gives.
+        SecateurError: the tensors do not have the sizes that the config gives.
     """
     config = model.config
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     axes = tuple(
         axis
         for layer in range(config.num_hidden_layers)
-        for axis in _layer_axes(family, model, config.per_layer_config[layer], layer)
+        for axis in layer_axes(family, shapes, config, layer)
     )
     return Structure(
         family=config.model_type.removeprefix("secateur_"),
         axes=axes,
         parameters=sum(spec.elements for spec in weights.specs.values()),
+        prunable=sum(a.units * a.cost for a in axes if a.granularity in _LINEARS),
         architecture=_architecture(config.model_type, weights),
         weights=_weights(weights),
     )
 
 
-def _layer_axes(family: Family, model: Any, config: Any, layer: int) -> Iterator[Axis]:
-    heads = getattr(config, family.query_heads)
-    groups = getattr(config, family.kv_heads, None) or heads
-    # The global config has the head count of the dense model, that of a layer perhaps fewer.
-    head_dim = family.head_dim(model.config)
-    widths = {"query": heads // groups * head_dim, "kv": head_dim, "channel": 1}
+def layer_axes(family: Family, shapes: Shapes, config: Any, layer: int) -> Iterator[Axis]:
+    """The axes of one layer, of every granularity that has more than one unit.
+
+    A layer with one KV group for all query heads cannot lose the group; its heads it can.
+    """
     path = f"{family.layers}.{layer}"
-    counts: tuple[tuple[str, int], ...]
-    counts = ((family.query_heads, heads // groups), (family.kv_heads, 1))
-    yield _axis(
-        model, path, layer, "attention", "kv_group", groups, counts, family.attention, widths
-    )
-    width = getattr(config, family.mlp_width)
-    counts = ((family.mlp_width, 1),)
-    yield _axis(model, path, layer, "mlp", "channel", width, counts, family.mlp, widths)
+    for coupling in family.couplings:
+        values = layer_sizes(family, coupling, shapes, config, layer)
+        if values is None or (coupling.letter == "r" and values["r"] == 1):
+            continue
+        axis = coupling.axis(layer, path, values, shapes.get)
+        if coupling.letter != "r":
+            _check_cover(axis, shapes)
+        if coupling.letter == "E":
+            # The router picks so many experts for each token.
+            axis = replace(axis, floor=int(config.num_experts_per_tok))
+        yield axis
 
 
-def _axis(
-    model: nn.Module,
-    path: str,
-    layer: int,
-    kind: str,
-    granularity: str,
-    units: int,
-    counts: tuple[tuple[str, int], ...],
-    parts: Sequence[Part],
-    widths: dict[str, int],
-) -> Axis:
-    members: list[Member] = []
-    cost = 0
-    for part in parts:
-        name, width = f"{path}.{part.module}", widths[part.per]
-        linear = model.get_submodule(name)
-        blocks = Blocks(offset=0, stride=width, width=width)
-        dims = {"weight": 0, "bias": 0} if part.role == "producer" else {"weight": 1}
-        for parameter, dim in dims.items():
-            tensor = getattr(linear, parameter)
-            if tensor is None:
-                continue
-            if tensor.shape[dim] != units * width:
-                raise SecateurError(
-                    f"{name}.{parameter} has size {tensor.shape[dim]} where config.json gives"
-                    f" {units} x {width}: the config does not describe this model."
-                )
-            members.append(Member(name, parameter, dim, blocks, part.role))
-            cost += width * (tensor.numel() // tensor.shape[dim])
-    return Axis(
-        f"layers.{layer}.{kind}", layer, kind, granularity, units, cost, counts, tuple(members)
+def layer_sizes(
+    family: Family, coupling: Coupling, shapes: Shapes, config: Any, layer: int
+) -> dict[str, int] | None:
+    """The letters' values for `coupling` in one layer; None if the layer has no such thing."""
+    here = config.per_layer_config[layer]
+    groups, per_group = family.heads(here)
+    # The global config has the head count of the dense model, that of a layer perhaps fewer.
+    values = {"K": groups, "r": per_group, "d": family.head_dim(config), "D": config.hidden_size}
+    reader = next(piece for piece in coupling.slices if piece.role == "consumer")
+    shape = shapes.get(f"{family.layers}.{layer}.{reader.module}.{reader.parameter}")
+    if shape is None:
+        return None
+    if coupling.kind == "attention":
+        return values
+    other = next(
+        (c for c in family.couplings if c.letter == "I" and _reads(c, reader.module)), coupling
     )
+    channels = next(piece for piece in other.slices if piece.role == "consumer")
+    return values | {"I": shape[channels.dims[-1]], "E": shape[0] if len(shape) == 3 else 1}
+
+
+def _reads(coupling: Coupling, module: str) -> bool:
+    return any(piece.role == "consumer" and piece.module == module for piece in coupling.slices)
+
+
+def _check_cover(axis: Axis, shapes: Shapes) -> None:
+    """Units own all of every tensor that they own a part of."""
+    owned: dict[tuple[str, tuple[int, ...]], int] = {}
+    for member in axis.members:
+        key = (member.tensor, member.dims)
+        owned[key] = owned.get(key, 0) + member.blocks.width * axis.units
+    for (tensor, dims), count in owned.items():
+        size = 1
+        for dim in dims:
+            size *= shapes[tensor][dim]
+        if count != size:
+            raise SecateurError(
+                f"{tensor} has size {size} where config.json gives {axis.units} x"
+                f" {count // axis.units}: the config does not describe this model."
+            )
 
 
 def _architecture(model_type: str, weights: Weights) -> str:

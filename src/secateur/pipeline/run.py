@@ -278,7 +278,7 @@ class _Run:
             return {}
         after = StreamedModel(
             form.empty(self.source.dtype),
-            self.opened.family.layers,
+            self.opened.family,
             form.weights,
             self.source.device,
         )

@@ -38,10 +38,13 @@ def layer_rows(structure: Structure, plan: Plan) -> list[tuple[int, str, str]]:
     cells: dict[int, dict[str, str]] = {}
     for axis in structure.axes:
         kept, units = len(plan.kept(axis)), axis.units
-        per_unit = max(count for _, count in axis.counts)
-        text = f"{kept * per_unit} of {units * per_unit}"
-        if axis.kind == "attention":
+        text = f"{kept * axis.per_unit} of {units * axis.per_unit}"
+        if axis.granularity == "kv_group":
             text += f" ({kept} of {units})"
+        if axis.granularity == "query_head":
+            text += f" ({axis.groups} of {axis.groups})"
+        if axis.granularity == "expert_channel":
+            text = f"{kept // axis.groups} of {units // axis.groups} ({axis.groups} experts)"
         cells.setdefault(axis.layer, {})[axis.kind] = text
     return [
         (layer, kinds.get("attention", ""), kinds.get("mlp", ""))

@@ -19,7 +19,11 @@ class Limits:
 
     def grid(self, axis: Axis) -> int:
         """Widths that `axis` may have are multiples of this."""
-        return self.align if axis.kind == "mlp" else 1
+        return self.align if axis.size == "I" else 1
+
+    def floor(self, axis: Axis) -> int:
+        """Units that stay at least in `axis` (in each of its groups)."""
+        return min(max(self.grid(axis), axis.floor), axis.units // axis.groups)
 
     def selected(self, axes: Sequence[Axis]) -> list[Axis]:
         """Axes in the layers that may lose units."""
@@ -30,9 +34,7 @@ def removable(axes: Sequence[Axis], limits: Limits) -> int:
     """Parameters that can go at most, with every axis down to its floor."""
     total = 0
     for axis in limits.selected(axes):
-        grid = limits.grid(axis)
-        kept = min(grid, axis.units)
-        total += (axis.units - kept) * axis.cost
+        total += (axis.units - limits.floor(axis) * axis.groups) * axis.cost
     return total
 
 

@@ -57,7 +57,8 @@ def search(
             reduce(scores[axis.name]),
             axis.cost,
             align=limits.grid(axis),
-            floor=min(limits.grid(axis), axis.units),
+            floor=limits.floor(axis),
+            groups=axis.groups,
         )
         for axis in chosen
     }

@@ -23,21 +23,30 @@ class Removal:
 
     @classmethod
     def plan(
-        cls, scores: Float[Tensor, " unit"], cost: int, *, align: int = 1, floor: int = 1
+        cls,
+        scores: Float[Tensor, " unit"],
+        cost: int,
+        *,
+        align: int = 1,
+        floor: int = 1,
+        groups: int = 1,
     ) -> "Removal":
         """Steps that leave a multiple of `align` units, and never fewer than `floor`.
 
         The first step is shorter where the axis starts off the grid: 172 units go to 168, 160...
+        With `groups`, both hold for each group, and a step takes the same number from each: its
+        least important ones.
         """
-        units = len(scores)
-        order = scores.argsort(stable=True)
+        ranked = scores.view(groups, -1).argsort(dim=1, stable=True)
+        units = ranked.shape[1]
+        order = (ranked + torch.arange(groups)[:, None] * units).T.flatten()
         first = units % align or align
-        ends = torch.arange(first, max(units - floor + 1, first), align)
+        ends = torch.arange(first, max(units - floor + 1, first), align) * groups
         starts = torch.cat([ends.new_zeros(1), ends[:-1]]) if len(ends) else ends
         sums = torch.cat([scores.new_zeros(1).double(), scores[order].double().cumsum(0)])
         means = (sums[ends] - sums[starts]) / (ends - starts)
         # One unit a step: its score exactly, not a difference of sums.
-        exact = scores[order][: len(ends)] if align == 1 else means.float()
+        exact = scores[order][: len(ends)] if align * groups == 1 else means.float()
         return cls(order, ends, exact, cost)
 
     @property

@@ -16,6 +16,7 @@ from ..structure import Axis
 from .gram import Gram
 from .moments import Moments
 from .norm import Norm
+from .slices import watched
 from .stream import Walk, not_finite
 
 A = TypeVar("A", bound="Accumulator")
@@ -49,19 +50,31 @@ STATISTICS: dict[str, tuple[str, Callable[[Any], Tensor]]] = {
 
 @dataclass
 class Tally:
-    """The accumulators of one consumer's input."""
+    """The accumulators of one consumer's input.
+
+    Experts that share a tensor have one each, `moments#0`, `moments#1`...: each of the tokens that
+    came to it.
+    """
 
     accumulators: dict[str, Accumulator] = field(default_factory=dict)
 
-    def update(self, inputs: Tensor) -> None:
-        """Add the inputs [token, channel] of one batch to every accumulator."""
-        for accumulator in self.accumulators.values():
-            accumulator.update(inputs)
+    def update(self, inputs: Tensor, group: int | None = None) -> None:
+        """Add the inputs [token, channel] of one batch to every accumulator (of one expert)."""
+        for name, accumulator in self.accumulators.items():
+            if group is None or name.endswith(f"#{group}"):
+                accumulator.update(inputs)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A finished statistic by the name in `STATISTICS`, fp32."""
+        """A finished statistic by the name in `STATISTICS`, fp32; experts one after the other."""
         holder, read = STATISTICS[name]
-        return read(self.accumulators[holder]).float()
+        if holder in self.accumulators:
+            return read(self.accumulators[holder]).float()
+        groups = [
+            read(accumulator).float()
+            for key, accumulator in self.accumulators.items()
+            if key.startswith(f"{holder}#")
+        ]
+        return torch.cat(groups) if groups[0].dim() == 1 else torch.block_diag(*groups)
 
 
 @dataclass
@@ -102,7 +115,7 @@ class Statistics:
         statistics = cls()
         for (axis, name), state in states.items():
             tally = statistics.tallies.setdefault(axis, Tally())
-            tally.accumulators[name] = ACCUMULATORS[name].from_state(state)
+            tally.accumulators[name] = ACCUMULATORS[name.partition("#")[0]].from_state(state)
         return statistics
 
 
@@ -134,15 +147,35 @@ def _observed(
     """Hook the consumers of `axes`; the hooks are gone afterwards, on errors too."""
     tallies: dict[str, Tally] = {}
     hooks = []
+    slices: dict[Tensor, Callable[[int, Tensor], None]] = {}
     for axis in axes:
         module = _find(layer, axis.consumer.module, axis.layer)
         tallies[axis.name] = tally = Tally()
-        hooks.append(module.register_forward_pre_hook(_observer(axis, tally, holders)))
+        if axis.consumer.parameter == "weight":
+            hooks.append(module.register_forward_pre_hook(_observer(axis, tally, holders)))
+        else:
+            slices[getattr(module, axis.consumer.parameter)] = _expert(axis, tally, holders)
     try:
-        yield tallies
+        with watched(slices):
+            yield tallies
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _expert(axis: Axis, tally: Tally, holders: Sequence[str]) -> Callable[[int, Tensor], None]:
+    for holder in holders:
+        for group in range(axis.groups):
+            empty = ACCUMULATORS[holder].empty(axis.units // axis.groups)
+            tally.accumulators[f"{holder}#{group}"] = empty
+
+    def observe(group: int, inputs: Tensor) -> None:
+        inputs = inputs.detach().flatten(0, -2)
+        if not torch.isfinite(inputs).all():
+            raise not_finite(f"the input of expert {group} of {axis.consumer.tensor}", inputs.dtype)
+        tally.update(inputs, group)
+
+    return observe
 
 
 def _observer(axis: Axis, tally: Tally, holders: Sequence[str]) -> Callable[..., None]:

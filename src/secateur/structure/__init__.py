@@ -1,6 +1,19 @@
 """Which slices of which weights belong together, and which of them stay."""
 
-from .axis import Axis, Blocks, Member, Structure
+from .axis import Axis, Blocks, Kind, Member, Role, Structure
+from .layout import Coupling, Slice
 from .plan import Plan, format_ranges, parse_ranges
 
-__all__ = ["Axis", "Blocks", "Member", "Plan", "Structure", "format_ranges", "parse_ranges"]
+__all__ = [
+    "Axis",
+    "Blocks",
+    "Coupling",
+    "Kind",
+    "Member",
+    "Plan",
+    "Role",
+    "Slice",
+    "Structure",
+    "format_ranges",
+    "parse_ranges",
+]

@@ -4,18 +4,20 @@ A *unit* is the smallest thing that can be removed: a KV group with its query he
 channel. An *axis* is a row of like units in one layer (all KV groups of layer 3). A *member* says
 which indices of which tensor belong to unit `u` of an axis:
 
-    offset + u * stride + [0, width)
+    offset + u * stride + [0, width)                                   u = 0, 1, ...
+    offset + g * jump + j * stride + [0, width)                        u = g * group + j
 
-so that contiguous heads, fused projections (several members of one tensor) and interleaved ones
-(stride wider than width) are the same thing with other numbers. A member is a *producer* (rows of
-q, k, v, gate, up and their biases: what writes the unit's activations) or a *consumer* (columns of
-o and down: what reads them).
+so that contiguous heads, fused projections (several members of one tensor), interleaved ones
+(stride wider than width), query heads inside a KV group and channels inside experts (second line)
+are the same thing with other numbers. A member is a *producer* (rows of q, k, v, gate, up and
+their biases: what writes the unit's activations) or a *consumer* (columns of o and down: what
+reads them).
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -25,35 +27,56 @@ from torch import Tensor
 
 from ..errors import SecateurError
 
-FORMAT = "secateur-structure-1"
+FORMAT = "secateur-structure-2"
 
 Role = Literal["producer", "consumer"]
+Kind = Literal["attention", "mlp"]
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Index map of an axis onto one dimension of a tensor: one block of `width` a unit."""
+    """Index map of an axis onto a tensor: one block of `width` a unit (see the top of this file).
+
+    `group` is 0 where units are not grouped.
+    """
 
     offset: int
     stride: int
     width: int
+    group: int = 0
+    jump: int = 0
 
     def indices(self, units: Int64[Tensor, " unit"]) -> Int64[Tensor, "unit width"]:
         """Indices that `units` own, in ascending order within each unit."""
-        within = torch.arange(self.width)
-        return self.offset + units[:, None] * self.stride + within[None, :]
+        starts = units * self.stride
+        if self.group:
+            starts = units // self.group * self.jump + units % self.group * self.stride
+        return self.offset + starts[:, None] + torch.arange(self.width)[None, :]
+
+    def end(self, units: int) -> int:
+        """One past the last index that `units` units own."""
+        return int(self.indices(torch.tensor([units - 1]))[0, -1]) + 1 if units else 0
+
+    def plain(self) -> "Blocks":
+        """Without groups, where these do not matter: the jump only goes on from the last unit."""
+        if self.group == 1:
+            return Blocks(self.offset, self.jump, self.width)
+        if self.group and self.jump == self.group * self.stride:
+            return Blocks(self.offset, self.stride, self.width)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """The slices of one tensor that belong to the units of an axis.
 
-    `module` is the dotted path in the model, `parameter` is `weight` or `bias`.
+    `module` is the dotted path in the model, `parameter` the tensor's name in it. The indices run
+    along `dims`: one dimension, or two (the experts and their channels) flattened in that order.
     """
 
     module: str
     parameter: str
-    dim: int
+    dims: tuple[int, ...]
     blocks: Blocks
     role: Role
 
@@ -62,32 +85,53 @@ class Member:
         """Name of the tensor in the checkpoint."""
         return f"{self.module}.{self.parameter}"
 
+    @property
+    def dim(self) -> int:
+        """The dimension that gets smaller when units go."""
+        return self.dims[-1]
+
     def view(self, tensor: Tensor, units: int) -> Float[Tensor, "unit width fan"]:
         """The slices of `tensor` that all `units` own, in one shape whatever the layout.
 
-        `width` runs over the unit's indices along `dim`, `fan` over everything else.
+        `width` runs over the unit's indices along `dims`, `fan` over everything else.
         """
         indices = self.blocks.indices(torch.arange(units))
-        rows = tensor.movedim(self.dim, 0)[indices.flatten().to(tensor.device)]
+        front = tensor.movedim(self.dims, tuple(range(len(self.dims))))
+        rows = front.flatten(0, len(self.dims) - 1)[indices.flatten().to(tensor.device)]
         return rows.reshape(units, self.blocks.width, -1)
+
+    def joined(self, other: "Member") -> "Member | None":
+        """This member and `other` as one, if `other` goes on where this one ends in every unit."""
+        ours, theirs = self.blocks, other.blocks
+        same = (self.tensor, self.dims, self.role, ours.stride, ours.group, ours.jump) == (
+            (other.tensor, other.dims, other.role, theirs.stride, theirs.group, theirs.jump)
+        )
+        if not same or ours.offset + ours.width != theirs.offset:
+            return None
+        return replace(self, blocks=replace(ours, width=ours.width + theirs.width))
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
     """`units` like units in one layer that can each be removed.
 
-    `cost` is the number of parameters that leave with one unit, biases included. `counts` says
-    how the model's config counts them: one unit is so many of each attribute.
+    `cost` is the number of parameters that leave with one unit, biases included. `size` is the
+    letter of the layout that counts the units (see `size.py`). The same number of units has to
+    go from each of the `groups` that the units fall into in order, and `floor` of each stay.
+    `per_unit` is the number of query heads in a unit of attention, else 1.
     """
 
     name: str
     layer: int
-    kind: str
+    kind: Kind
     granularity: str
     units: int
     cost: int
-    counts: tuple[tuple[str, int], ...]
+    size: str
     members: tuple[Member, ...]
+    groups: int = 1
+    per_unit: int = 1
+    floor: int = 1
 
     @property
     def consumers(self) -> tuple[Member, ...]:
@@ -104,6 +148,9 @@ class Axis:
 class Structure:
     """All axes of a model, and which model they belong to.
 
+    `prunable` counts the parameters that belong to some KV group or channel, the decoder's
+    linears; ratios are shares of it, whatever the granularity.
+
     `architecture` is a hash of the tensor names, shapes and the model type: plans fit any model
     with the same one. `weights` is a hash of a sample of the weights: another fine-tune of the
     same architecture has another one.
@@ -112,13 +159,33 @@ class Structure:
     family: str
     axes: tuple[Axis, ...]
     parameters: int
+    prunable: int
     architecture: str
     weights: str
 
-    @property
-    def prunable(self) -> int:
-        """Parameters that belong to some unit: the decoder's linears."""
-        return sum(axis.units * axis.cost for axis in self.axes)
+    def select(self, granularities: Collection[str] = ()) -> "Structure":
+        """The structure with the axes of these granularities only.
+
+        By default those that prune best at the least loss of shape: KV groups (query heads where
+        a layer has one KV head for all), MLP channels, channels inside experts.
+        """
+        single = {
+            axis.layer for axis in self.axes if axis.granularity == "kv_group" and axis.units < 2
+        }
+        default = ("kv_group", "channel", "expert_channel")
+
+        def chosen(axis: Axis) -> bool:
+            if granularities:
+                return axis.granularity in granularities
+            if axis.kind == "attention" and axis.layer in single and axis.granularity != "kv_group":
+                return axis.granularity == "query_head"
+            return axis.granularity in default
+
+        axes = [axis for axis in self.axes if chosen(axis)]
+        if not granularities:
+            has_heads = {axis.layer for axis in axes if axis.granularity == "query_head"}
+            axes = [a for a in axes if a.granularity != "kv_group" or a.layer not in has_heads]
+        return replace(self, axes=tuple(axes))
 
     @property
     def layers(self) -> int:
@@ -152,7 +219,7 @@ class Structure:
 
 def _axis(raw: dict[str, Any]) -> Axis:
     members = tuple(
-        Member(**{**member, "blocks": Blocks(**member["blocks"])}) for member in raw["members"]
+        Member(**{**member, "dims": tuple(member["dims"]), "blocks": Blocks(**member["blocks"])})
+        for member in raw["members"]
     )
-    counts = tuple((str(name), int(count)) for name, count in raw["counts"])
-    return Axis(**{**raw, "members": members, "counts": counts})
+    return Axis(**{**raw, "members": members})

@@ -111,6 +111,13 @@ class Plan:
                 raise SecateurError(
                     f"The plan keeps unit {units[-1]} of {name}, which has {axis.units}."
                 )
+            per_group = axis.units // axis.groups
+            counts = {sum(u // per_group == group for u in units) for group in range(axis.groups)}
+            if len(counts) > 1 or min(counts) < axis.floor:
+                raise SecateurError(
+                    f"The plan keeps {min(counts)} to {max(counts)} units of each {per_group} of"
+                    f" {name}; expected the same number of each, at least {axis.floor}."
+                )
 
     def to_json(self, structure: Structure) -> str:
         """The plan as JSON text: one line an axis, kept units as ranges."""

@@ -1,5 +1,6 @@
 """The knife: the weights of a model as a plan leaves them, cut when they are asked for."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -28,10 +29,7 @@ class PrunedWeights:
         self._kept = _kept_indices(weights.specs, structure, plan)
         self._specs: dict[str, TensorSpec] = {}
         for name, spec in weights.specs.items():
-            shape = list(spec.shape)
-            for dim, indices in self._kept.get(name, {}).items():
-                shape[dim] = len(indices)
-            self._specs[name] = TensorSpec(tuple(shape), spec.dtype)
+            self._specs[name] = TensorSpec(_shape(spec, self._kept.get(name, {})), spec.dtype)
             new_bias = name.removesuffix("weight") + "bias"
             if new_bias in self._added and new_bias not in weights.specs:
                 self._specs[new_bias] = TensorSpec(tuple(self._added[new_bias].shape), spec.dtype)
@@ -47,8 +45,8 @@ class PrunedWeights:
         if name not in self._weights.specs:
             return self._added[name].to(spec.dtype)
         tensor = self._weights.tensor(name)
-        for dim, indices in self._kept.get(name, {}).items():
-            tensor = tensor.index_select(dim, indices.to(tensor.device))
+        for dims, indices in self._kept.get(name, {}).items():
+            tensor = _selected(tensor, dims, indices)
         if name in self._added:
             added = self._added[name].to(tensor.device)
             tensor = (tensor.to(added.dtype) + added).to(spec.dtype)
@@ -60,21 +58,47 @@ class PrunedWeights:
         return tensor[:1] if tensor.dim() else tensor
 
 
-def _kept_indices(
-    specs: Mapping[str, TensorSpec], structure: Structure, plan: Plan
-) -> dict[str, dict[int, Tensor]]:
-    """By tensor and dimension, the indices that no removed unit owns."""
-    keep: dict[str, dict[int, Tensor]] = {}
+def _selected(tensor: Tensor, dims: tuple[int, ...], indices: Tensor) -> Tensor:
+    """What stays of `tensor` along `dims`, flattened in that order."""
+    indices = indices.to(tensor.device)
+    if len(dims) == 1:
+        return tensor.index_select(dims[0], indices)
+    outer, front = tensor.shape[dims[0]], (0, 1)
+    rows = tensor.movedim(dims, front).flatten(0, 1).index_select(0, indices)
+    return rows.unflatten(0, (outer, -1)).movedim(front, dims).contiguous()
+
+
+def _shape(spec: TensorSpec, kept: Mapping[tuple[int, ...], Tensor]) -> tuple[int, ...]:
+    shape = list(spec.shape)
+    for dims, indices in kept.items():
+        outer = shape[dims[0]] if len(dims) == 2 else 1
+        shape[dims[-1]] = len(indices) // outer
+    return tuple(shape)
+
+
+Kept = dict[str, dict[tuple[int, ...], Tensor]]
+
+
+def _kept_indices(specs: Mapping[str, TensorSpec], structure: Structure, plan: Plan) -> Kept:
+    """By tensor and dimensions, the indices that no removed unit owns.
+
+    Two dimensions (the experts and their channels) come first: whole experts go afterwards, and
+    take their channels along.
+    """
+    keep: Kept = {}
     for axis in structure.axes:
         removed = plan.removed_tensor(axis)
         if not len(removed):
             continue
         for member in axis.members:
             dims = keep.setdefault(member.tensor, {})
-            size = specs[member.tensor].shape[member.dim]
-            mask = dims.setdefault(member.dim, torch.ones(size, dtype=torch.bool))
+            size = math.prod(specs[member.tensor].shape[dim] for dim in member.dims)
+            mask = dims.setdefault(member.dims, torch.ones(size, dtype=torch.bool))
             mask[member.blocks.indices(removed).flatten()] = False
     return {
-        name: {dim: mask.nonzero().flatten() for dim, mask in dims.items()}
+        name: {
+            member_dims: mask.nonzero().flatten()
+            for member_dims, mask in sorted(dims.items(), key=lambda item: -len(item[0]))
+        }
         for name, dims in keep.items()
     }
