@@ -29,7 +29,7 @@ _OWN_KEYS = (
 )
 _BIAS_FLAGS = ("attention_bias", "mlp_bias")
 # By coupling and letter, the config attributes that may count it: the first that a config has.
-_WIDTHS = {
+_WIDTHS: dict[str, dict[str, tuple[str, ...]]] = {
     "mlp": {"I": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")},
     "experts": {
         "I": ("moe_intermediate_size", "intermediate_size"),
@@ -217,7 +217,7 @@ def _config_widths(
 
 def _follow(
     family: Family,
-    dense: nn.Module,
+    dense: Any,
     pruned: dict[str, dict[str, Any]],
     layer: int,
     sizes: Mapping[str, Mapping[str, int]],

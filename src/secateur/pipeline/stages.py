@@ -190,7 +190,8 @@ def added_biases(
     """The repair stage: what is added to the consumers' biases, by tensor name."""
     biases: dict[str, Tensor] = {}
     for axis in structure.axes if REPAIRS[repair].needs else ():
-        if not plan.removed(axis):
+        # Experts have no module of their own that could take a bias.
+        if not plan.removed(axis) or axis.consumer.parameter != "weight":
             continue
         weight = weights.tensor(axis.consumer.tensor)
         bias = REPAIRS[repair].added_bias(axis, plan, weight, statistics[axis.name])

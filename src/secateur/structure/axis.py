@@ -101,7 +101,7 @@ class Member:
         return rows.reshape(units, self.blocks.width, -1)
 
     def joined(self, other: "Member") -> "Member | None":
-        """This member and `other` as one, if `other` goes on where this one ends in every unit."""
+        """Make one of this member and `other`, if that goes on where this ends in every unit."""
         ours, theirs = self.blocks, other.blocks
         same = (self.tensor, self.dims, self.role, ours.stride, ours.group, ours.jump) == (
             (other.tensor, other.dims, other.role, theirs.stride, theirs.group, theirs.jump)
@@ -169,23 +169,17 @@ class Structure:
         By default those that prune best at the least loss of shape: KV groups (query heads where
         a layer has one KV head for all), MLP channels, channels inside experts.
         """
-        single = {
-            axis.layer for axis in self.axes if axis.granularity == "kv_group" and axis.units < 2
-        }
-        default = ("kv_group", "channel", "expert_channel")
+        shared = {a.layer for a in self.axes if a.granularity == "query_head" and a.groups == 1}
 
         def chosen(axis: Axis) -> bool:
             if granularities:
                 return axis.granularity in granularities
-            if axis.kind == "attention" and axis.layer in single and axis.granularity != "kv_group":
-                return axis.granularity == "query_head"
-            return axis.granularity in default
+            if axis.kind == "attention":
+                heads = axis.layer in shared
+                return axis.granularity == ("query_head" if heads else "kv_group")
+            return axis.granularity in ("channel", "expert_channel")
 
-        axes = [axis for axis in self.axes if chosen(axis)]
-        if not granularities:
-            has_heads = {axis.layer for axis in axes if axis.granularity == "query_head"}
-            axes = [a for a in axes if a.granularity != "kv_group" or a.layer not in has_heads]
-        return replace(self, axes=tuple(axes))
+        return replace(self, axes=tuple(axis for axis in self.axes if chosen(axis)))
 
     @property
     def layers(self) -> int:
