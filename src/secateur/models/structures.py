@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoint import Weights
 from ..errors import SecateurError
-from ..structure import Axis, Coupling, Structure
+from ..structure import Axis, Coupling, Member, Structure
 from .families import Family
 
 _LINEARS = ("kv_group", "channel", "expert_channel")
@@ -53,12 +53,19 @@ def layer_axes(family: Family, shapes: Shapes, config: Any, layer: int) -> Itera
         if values is None or (coupling.letter == "r" and values["r"] == 1):
             continue
         axis = coupling.axis(layer, path, values, shapes.get)
+        axis = replace(axis, members=_in_model_order(axis.members, shapes))
         if coupling.letter != "r":
             _check_cover(axis, shapes)
         if coupling.letter == "E":
             # The router picks so many experts for each token.
             axis = replace(axis, floor=int(config.num_experts_per_tok))
         yield axis
+
+
+def _in_model_order(members: Sequence[Member], shapes: Shapes) -> tuple[Member, ...]:
+    """However a layout came about, its members come as the model has them."""
+    position = {name: number for number, name in enumerate(shapes)}
+    return tuple(sorted(members, key=lambda m: (position[m.tensor], m.blocks.offset)))
 
 
 def layer_sizes(

@@ -31,7 +31,7 @@ class Slice:
     group: Size | None = None
     jump: Size = ZERO
 
-    def member(self, path: str, values: Mapping[str, int]) -> Member:
+    def member(self, path: str, values: Mapping[str, int], units: int) -> Member:
         """The slices in a model whose layer is at `path` and whose letters have `values`."""
         blocks = Blocks(
             offset=self.offset.at(values),
@@ -40,6 +40,8 @@ class Slice:
             group=0 if self.group is None else self.group.at(values),
             jump=self.jump.at(values),
         )
+        if units == 1:
+            blocks = Blocks(blocks.offset, 0, blocks.width)
         module = f"{path}.{self.module}" if self.module else path
         return Member(module, self.parameter, self.dims, blocks.plain(), self.role)
 
@@ -79,7 +81,7 @@ class Coupling:
         members: list[Member] = []
         cost = 0
         for piece in self.slices:
-            member = piece.member(path, values)
+            member = piece.member(path, values, units)
             shape = shape_of(member.tensor)
             if shape is None:
                 continue

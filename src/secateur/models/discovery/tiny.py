@@ -1,0 +1,195 @@
+"""A tiny model of a family, from the config of a real one.
+
+Flags (biases, ALiBi, parallel blocks, norms) stay, sizes shrink. The sizes are odd on purpose and
+differ from one another, so that a dimension of the result tells what it counts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import SecateurError
+from ..streamed import empty_model
+
+# Under which names configs keep a size. The first three every decoder config has (transformers
+# maps them to the family's own).
+_SIZES: dict[str, tuple[str, ...]] = {
+    "K": ("num_key_value_heads", "num_kv_heads"),
+    "d": ("head_dim",),
+    "I": (
+        "intermediate_size",
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+        "ffn_dim",
+        "n_inner",
+        "ffn_hidden_size",
+    ),
+    "E": ("num_local_experts", "num_experts", "n_routed_experts"),
+    # every expert gets every token: one that gets none shows nothing
+    "top": ("num_experts_per_tok", "moe_topk", "top_k_experts"),
+}
+_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
+_SHARES = ("partial_rotary_factor", "rotary_pct")
+_TOKENS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """One choice of the letters of a layout; `D` follows where a family has no head_dim."""
+
+    K: int
+    r: int
+    d: int
+    I: int  # noqa: E741
+    E: int
+    D: int
+
+    @property
+    def values(self) -> dict[str, int]:
+        """By letter."""
+        return {name: getattr(self, name) for name in ("K", "r", "d", "I", "E", "D")}
+
+
+Sharing = Literal["grouped", "multi-head", "multi-query"]
+
+
+def sharings(config: Any) -> tuple[Sharing, ...]:
+    """How query heads may share KV heads; what the config says comes first.
+
+    Some families have a flag of their own for it, and some configs a number that is not used.
+    """
+    stated = next((n for name in _SIZES["K"] if (n := getattr(config, name, None))), 0)
+    if stated == 1:
+        return ("multi-query", "grouped", "multi-head")
+    if stated and stated < config.num_attention_heads:
+        return ("grouped", "multi-head", "multi-query")
+    return ("multi-head", "multi-query", "grouped")
+
+
+def tiny_sizes(config: Any, number: int, sharing: Sharing) -> Sizes:
+    """The first or second choice of sizes.
+
+    Raises:
+        SecateurError: the config lacks what every decoder has.
+    """
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
+        if not isinstance(getattr(config, name, None), int):
+            raise SecateurError(
+                f"The config of {config.model_type!r} has no {name}, which every decoder with"
+                " attention heads states.\nExpected a causal language model of transformers."
+            )
+    choices = {
+        "grouped": ((3, 2), (2, 4)),
+        "multi-head": ((3, 1), (5, 1)),
+        "multi-query": ((1, 6), (1, 8)),
+    }
+    K, r = choices[sharing][number]
+    d = (8, 4)[number]
+    own_width = _states_head_dim(config)
+    D = (30, 40)[number] if own_width and K > 1 else K * r * d
+    return Sizes(K=K, r=r, d=d, I=(21, 13)[number], E=(5, 7)[number], D=D)
+
+
+def tiny_model(config: Any, sizes: Sizes, seed: int) -> Any:
+    """A random fp64 model with these sizes, its experts all routed and its activation smooth.
+
+    Raises:
+        SecateurError: the family's own code does not take such a config.
+    """
+    raw = dict(config.to_dict())
+    names = getattr(config, "attribute_map", None) or {}
+    values: dict[str, Any] = {
+        "hidden_size": sizes.D,
+        "num_attention_heads": sizes.K * sizes.r,
+        "vocab_size": 64,
+        "word_embed_proj_dim": sizes.D,
+        "rotary_dim": sizes.d // 2,
+        "query_pre_attn_scalar": sizes.d,
+        "experts_implementation": "eager",
+        **dict.fromkeys(_ACTIVATIONS, "silu"),
+        **dict.fromkeys(_SHARES, 0.5),
+    }
+    letters = sizes.values | {"top": sizes.E}
+    for letter, attributes in _SIZES.items():
+        values |= dict.fromkeys(attributes, letters[letter])
+    for name, value in values.items():
+        name = names.get(name, name)
+        if raw.get(name) is not None:
+            raw[name] = value
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if raw.get(name) is not None:
+            raw[name] = 0
+    if raw.get("rope_parameters"):
+        raw["rope_parameters"] = _plain_rope(raw["rope_parameters"])
+    raw.pop("rope_scaling", None)
+    raw.pop("dtype", None)
+    try:
+        tiny = type(config).from_dict(raw)
+        tiny._attn_implementation = "eager"
+        model = empty_model(tiny, torch.float64)
+        fill(model, seed)
+    except Exception as error:  # the family's own code: anything may come out of it
+        reason = " ".join(str(error).split())[:200]
+        raise SecateurError(
+            f"The coupled structures of {config.model_type!r} cannot be traced: a small model of"
+            f" it does not come about ({type(error).__name__}: {reason})."
+        ) from error
+    return model
+
+
+def fill(model: Any, seed: int) -> None:
+    """Give every parameter of a model on meta small random values."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                shape, kind = parameter.shape, torch.float64
+                values = torch.randn(shape, generator=generator, dtype=kind) * 0.3 + 0.05
+                module._parameters[name] = nn.Parameter(values)
+    model.to(torch.float64)
+    model.tie_weights()
+
+
+def tokens(seed: int) -> Tensor:
+    """A few token ids [1, token]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, 64, (1, _TOKENS), generator=generator)
+
+
+def linearise_norms(layer: nn.Module) -> set[nn.Module]:
+    """Make every norm a product with its weight: its statistics couple all channels.
+
+    They say nothing about which channels must go together. Returns the norms.
+    """
+    norms: set[nn.Module] = set()
+    for module in layer.modules():
+        if "Norm" in type(module).__name__ and not any(module.children()):
+            norms.add(module)
+            module.forward = _scaled(module)
+    return norms
+
+
+def _scaled(norm: Any) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        x = x if weight is None else x * weight
+        return x if bias is None else x + bias
+
+    return forward
+
+
+def _states_head_dim(config: Any) -> bool:
+    return config.to_dict().get("head_dim") is not None and not isinstance(
+        getattr(type(config), "head_dim", None), property
+    )
+
+
+def _plain_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary parameters without scaling, whose factors would have to fit the head width."""
+    if any(isinstance(value, dict) for value in parameters.values()):
+        return {key: _plain_rope(value) for key, value in parameters.items()}
+    plain = {"rope_type": "default", "rope_theta": 10000.0}
+    return plain | {name: 0.5 for name in _SHARES if parameters.get(name) is not None}
