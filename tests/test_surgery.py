@@ -10,26 +10,11 @@ from torch import Tensor
 
 from conftest import ALL, tiny_model
 from secateur.export import Form, pruned_form
+from secateur.export.proof import mask, ragged_plan
 from secateur.models import OpenModel, filled, open_model
 from secateur.stats import Walk, collect
-from secateur.structure import Member, Plan, Structure
+from secateur.structure import Plan, Structure
 from secateur.surgery import REPAIRS, PrunedWeights, bias
-
-
-def ragged_plan(structure: Structure, seed: int = 0) -> Plan:
-    """Every axis loses another share of its units, at random; none is emptied."""
-    generator = torch.Generator().manual_seed(seed)
-    keep = {}
-    for axis in structure.axes:
-        per_group = axis.units // axis.groups
-        low = min(axis.floor, per_group)
-        count = low + int(torch.randint(per_group - low + 1, (1,), generator=generator))
-        keep[axis.name] = tuple(
-            group * per_group + unit
-            for group in range(axis.groups)
-            for unit in sorted(torch.randperm(per_group, generator=generator)[:count].tolist())
-        )
-    return Plan(keep, structure.architecture, structure.weights)
 
 
 def cut(opened: OpenModel, plan: Plan, added: dict[str, Tensor] | None = None) -> Form:
@@ -44,27 +29,14 @@ def masked(model: Any, structure: Structure, plan: Plan) -> Any:
 
     A norm over the whole width of q or k goes over the units that stay.
     """
-    parameters = dict(model.named_parameters())
+    mask(model, structure, plan)
     for axis in structure.axes:
-        removed = plan.removed_tensor(axis)
-        for member in axis.consumers:
-            zero_slices(parameters[member.tensor].data, member, removed)
         for member in axis.members:
             norm = model.get_submodule(member.module)
             if member.module.endswith("_norm") and norm.weight.dim() == 1:
                 kept = member.blocks.indices(plan.kept_tensor(axis)).flatten()
                 norm.forward = functools.partial(rms_norm_over, norm, kept)
     return model
-
-
-def zero_slices(tensor: Tensor, member: Member, units: Tensor) -> None:
-    """Set to zero, in place, what `units` own."""
-    mask = torch.zeros(tensor.shape, dtype=torch.bool)
-    front = tuple(range(len(member.dims)))
-    flat = mask.movedim(member.dims, front).flatten(0, len(front) - 1).clone()
-    flat[member.blocks.indices(units).flatten()] = True
-    shape = mask.movedim(member.dims, front).shape
-    tensor[flat.view(shape).movedim(front, member.dims)] = 0
 
 
 def rms_norm_over(norm: Any, kept: Tensor, x: Tensor) -> Tensor:
@@ -192,7 +164,7 @@ def test_kept_weights_are_bit_for_bit_those_of_the_checkpoint(
 ) -> None:
     folder: Path = tiny_folder("qwen3-biased", dtype=dtype)
     opened = open_model(folder)
-    plan = ragged_plan(opened.structure)
+    plan = ragged_plan(opened.structure, 0)
     pruned = PrunedWeights(opened.weights, opened.structure, plan)
     for axis in opened.structure.axes:
         for member in axis.members:
@@ -207,6 +179,6 @@ def test_the_given_model_is_not_changed() -> None:
     dense = tiny_model()
     before = {name: p.clone() for name, p in dense.named_parameters()}
     opened = open_model(dense)
-    form = cut(opened, ragged_plan(opened.structure))
+    form = cut(opened, ragged_plan(opened.structure, 0))
     filled(form.empty(), form.weights)
     assert all(torch.equal(p, before[name]) for name, p in dense.named_parameters())

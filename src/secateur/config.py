@@ -38,6 +38,10 @@ class PruneConfig(BaseModel):
         bool, Field(description="Square attention scores, as FLAP's public code does")
     ] = False
     layers: Annotated[str | None, Field(description="Layers that may lose units: 4-29")] = None
+    granularity: Annotated[
+        str | None,
+        Field(description="What a unit is: kv_group,channel by default; see discover"),
+    ] = None
     align: Annotated[int, Field(ge=1, description="Grid of MLP widths; 1: exact")] = 8
     calibration: Annotated[str | None, Field(description="Calibration text")] = None
     samples: Annotated[int, Field(ge=1, description="Calibration windows")] = 128

@@ -42,6 +42,13 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 
 PREFIX = "Secateur"
+# What the config of a pruned model has beyond the stock class' keys.
+OWN_KEYS = (
+    "auto_map",
+    "per_layer_config",
+    "pruned_modules",
+    "allow_global_per_layer_attribute_access",
+)
 
 # The stock constructor reads the dense widths from a config with per-layer widths on purpose, and
 # readers that know one width only get the dense one; transformers would warn of each.

@@ -17,16 +17,10 @@ from torch import Tensor, nn
 
 from .. import modeling_secateur
 from ..checkpoint import TensorSpec, Weights
-from ..modeling_secateur import PREFIX
+from ..modeling_secateur import OWN_KEYS, PREFIX
 from ..models import Family, empty_model
 from ..structure import Axis, Blocks, Plan, Structure
 
-_OWN_KEYS = (
-    "auto_map",
-    "per_layer_config",
-    "pruned_modules",
-    "allow_global_per_layer_attribute_access",
-)
 _BIAS_FLAGS = ("attention_bias", "mlp_bias")
 # By coupling and letter, the config attributes that may count it: the first that a config has.
 _WIDTHS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -83,7 +77,7 @@ def pruned_form(
 
 def _stock_config(family: Family, raw: Mapping[str, Any], config: Any) -> dict[str, Any]:
     stock = getattr(transformers, family.config)
-    base = {key: value for key, value in raw.items() if key not in _OWN_KEYS}
+    base = {key: value for key, value in raw.items() if key not in OWN_KEYS}
     base |= {"model_type": stock.model_type, "architectures": [family.model]}
     # Some classes compute it, and take none.
     computed = isinstance(getattr(stock, "head_dim", None), property)

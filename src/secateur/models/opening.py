@@ -13,8 +13,9 @@ from ..checkpoint import FolderWeights, ModuleWeights, TensorSpec, Weights, read
 from ..errors import SecateurError
 from ..registry import choose
 from ..structure import Structure
+from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
-from .registration import register
+from .registration import register, register_classes, register_form
 from .streamed import StreamedModel, empty_model
 from .structures import structure_of
 
@@ -24,7 +25,7 @@ class OpenModel:
     """A causal LM whose weights are read on demand.
 
     `raw_config` is config.json as it stands, `config` transformers' reading of it. `folder` is
-    None for a live module.
+    None for a live module. The layout of the family is `declared`, or else it was traced.
     """
 
     source: str
@@ -33,6 +34,7 @@ class OpenModel:
     config: Any
     weights: Weights
     family: Family
+    declared: bool = True
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -94,6 +96,9 @@ class OpenModel:
         return StreamedModel(model, self.family, self.weights, resolve_device(device))
 
 
+_NO_FAMILY = Family("", "", "", ())
+
+
 def open_model(model: str | Path | nn.Module, *, revision: str | None = None) -> OpenModel:
     """Open a checkpoint folder, a model of the Hugging Face hub by name, or a live module.
 
@@ -108,20 +113,27 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         config: Any = getattr(model, "config", None)
         raw = config.to_dict() if config is not None else {}
         source = "live module"
-        family = _family(raw, source)
+        _check_decoder(raw, source)
         weights = ModuleWeights(model)
     else:
         folder, source = _local(str(model), revision), str(model)
         raw = read_config(folder)
-        family = _family(raw, source)
-        config, weights = _config(folder), FolderWeights(folder)
-    opened = OpenModel(source, folder, raw, config, weights, family)
+        _check_decoder(raw, source)
+        register_form(raw)
+        config, weights = _config(folder, raw), FolderWeights(folder)
+    model_type = str(config.model_type).removeprefix("secateur_")
+    declared = layout_for(model_type, config.to_dict())
+    # The place of the layers is not known yet, and the skeleton does not depend on it.
+    opened = OpenModel(source, folder, raw, config, weights, declared or _NO_FAMILY)
     try:
         skeleton = opened.skeleton
     except Exception as error:  # the model's constructor divides, indexes, asserts
         raise _senseless(f"{source}/config.json", error) from error
     fitted = Fitted(weights, skeleton, source)
-    return OpenModel(source, folder, raw, config, fitted, family)
+    family = declared or undeclared_family(config, skeleton)
+    if declared is None:
+        register_classes(family.config, family.model)
+    return OpenModel(source, folder, raw, config, fitted, family, declared=declared is not None)
 
 
 def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> Any:
@@ -225,32 +237,37 @@ def _local(model: str, revision: str | None) -> Path:
         ) from error
 
 
-def _family(raw: Mapping[str, Any], source: str) -> Family:
+def _check_decoder(raw: Mapping[str, Any], source: str) -> None:
     model_type = str(raw.get("model_type"))
     architectures = [str(name) for name in raw.get("architectures") or []]
-    supported = f"Supported families: {', '.join(FAMILIES)}."
     causal = not architectures or any(
         "CausalLM" in name or "LMHead" in name for name in architectures
     )
     if raw.get("is_encoder_decoder") or not causal:
         raise SecateurError(
             f"{source} is not a decoder language model: it is"
-            f" {', '.join(architectures) or model_type}, expected ...ForCausalLM.\n{supported}"
+            f" {', '.join(architectures) or model_type}, expected ...ForCausalLM.\n"
+            f"Declared families: {', '.join(FAMILIES)}; other causal models of transformers are"
+            " traced."
         )
     if raw.get("quantization_config"):
         raise SecateurError(
             f"{source} is quantised; prune the floating-point model and quantise the result."
         )
-    family = layout_for(model_type.removeprefix("secateur_"), raw)
-    if family is None:
-        raise SecateurError(f"The model family {model_type!r} is not supported yet.\n{supported}")
-    return family
 
 
-def _config(folder: Path) -> Any:
-    from transformers import AutoConfig
+def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
+    import transformers
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     read_json(folder / "config.json")
+    model_type = str(raw.get("model_type"))
+    if model_type not in CONFIG_MAPPING and not model_type.startswith("secateur_"):
+        raise SecateurError(
+            f"transformers {transformers.__version__} does not know the model family"
+            f" {model_type!r} (code that comes with a model is not run).\n"
+            "Use a model of a known family, or a newer transformers."
+        )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # validation errors of many kinds; the cure is the same

@@ -1,15 +1,35 @@
 """After `import secateur`, transformers' Auto classes load pruned folders without a flag."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from .. import modeling_secateur
+from ..modeling_secateur import PREFIX
 from .families import FAMILIES
 
 
 def register() -> None:
     """Make `AutoConfig` and `AutoModelForCausalLM` know the pruned form of every family."""
+    for layouts in FAMILIES.values():
+        register_classes(layouts[0].config, layouts[0].model)
+
+
+def register_classes(config: str, model: str) -> None:
+    """Make them know the pruned form of the stock classes with these names."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for family in (family for layouts in FAMILIES.values() for family in layouts[:1]):
-        config = getattr(modeling_secateur, modeling_secateur.PREFIX + family.config)
-        model = getattr(modeling_secateur, modeling_secateur.PREFIX + family.model)
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModelForCausalLM.register(config, model, exist_ok=True)
+    config_class = getattr(modeling_secateur, PREFIX + config)
+    model_class = getattr(modeling_secateur, PREFIX + model)
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+
+
+def register_form(raw: Mapping[str, Any]) -> None:
+    """The same for the pruned form that a config.json names, of a family that nobody declared."""
+    names = [str(name) for name in raw.get("architectures") or []]
+    config = str((raw.get("auto_map") or {}).get("AutoConfig", "")).rpartition(".")[2]
+    if str(raw.get("model_type")).startswith("secateur_") and names and config:
+        try:
+            register_classes(config.removeprefix(PREFIX), names[0].removeprefix(PREFIX))
+        except AttributeError:  # no such stock class: the config's reader says what is wrong
+            return

@@ -28,7 +28,9 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False
+        ).eval()
     # One expert after the other: fused kernels ask for bf16 and hide what an expert reads.
     model.config._experts_implementation = "eager"
     return model

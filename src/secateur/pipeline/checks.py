@@ -10,7 +10,8 @@ from ..checkpoint import new_folder
 from ..errors import SecateurError
 from ..export import Form
 from ..models import OpenModel
-from ..structure import Structure, parse_ranges
+from ..registry import choose
+from ..structure import GRANULARITIES, Structure, parse_ranges
 
 
 def target(
@@ -41,6 +42,27 @@ def known_ids(ids: Tensor, opened: OpenModel) -> Tensor:
             " model's.\nCopy the tokenizer files of the original model into the folder."
         )
     return ids
+
+
+def selected(opened: OpenModel, granularity: str | None) -> Structure:
+    """The structure with the granularities that `granularity` lists, or the default ones.
+
+    Raises:
+        SecateurError: one that there is not, or that this model does not have.
+    """
+    if granularity is None:
+        return opened.structure
+    names = [name.strip() for name in granularity.split(",")]
+    for name in names:
+        choose("granularity", name, GRANULARITIES)
+    structure = opened.structures.select(names)
+    missing = [n for n in names if not any(axis.granularity == n for axis in structure.axes)]
+    if missing:
+        raise SecateurError(
+            f"The model has no units of granularity {missing[0]!r}.\n"
+            f"See what it has: secateur discover {opened.source}"
+        )
+    return structure
 
 
 def layer_range(text: str | None, structure: Structure) -> tuple[int, ...] | None:

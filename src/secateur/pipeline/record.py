@@ -11,19 +11,20 @@ from ..data import Windows
 from ..export import model_card
 from ..models import OpenModel
 from ..report import evaluation_line, layer_rows, number_rows
-from ..structure import Plan
+from ..structure import Plan, Structure
 
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 
 
-def write_plan(folder: Path, opened: OpenModel, plan: Plan) -> None:
+def write_plan(folder: Path, structure: Structure, plan: Plan) -> None:
     """Write plan.json."""
-    (folder / "plan.json").write_text(plan.to_json(opened.structure), encoding="utf-8")
+    (folder / "plan.json").write_text(plan.to_json(structure), encoding="utf-8")
 
 
 def write_record(
     folder: Path,
     opened: OpenModel,
+    structure: Structure,
     config: PruneConfig,
     plan: Plan,
     numbers: Mapping[str, Any],
@@ -36,7 +37,7 @@ def write_record(
     Nothing that differs between two runs of the same settings goes in (no date, no time taken, no
     name of the folder): same seed, same bytes.
     """
-    write_plan(folder, opened, plan)
+    write_plan(folder, structure, plan)
     record: dict[str, Any] = {
         "versions": {
             "python": platform.python_version(),
@@ -56,7 +57,7 @@ def write_record(
         stock=stock,
         settings=_card_settings(config),
         numbers=number_rows(numbers),
-        layers=layer_rows(opened.structure, plan),
+        layers=layer_rows(structure, plan),
         evaluated_on=evaluation_line(numbers),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config import PruneConfig, make_config
 from ..data import Windows, token_hash
 from ..evaluation import window_lengths
-from ..export import Form, copy_companions, pruned_form, write_model
+from ..export import Form, copy_companions, prove, pruned_form, write_model
 from ..importance import IMPORTANCE, statistics_needed
 from ..models import StreamedModel, open_model, resolve_device
 from ..progress import Progress, Quiet
@@ -24,7 +24,7 @@ from ..stats import Statistics
 from ..structure import Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
-from .checks import check_space, known_ids, target
+from .checks import check_space, known_ids, selected, target
 from .look import bytes_before
 from .record import write_plan, write_record
 from .result import Result
@@ -55,7 +55,7 @@ def prune(
         if dry_run:
             plan, _ = run.plan()
             if folder is not None:
-                write_plan(folder, run.opened, plan)
+                write_plan(folder, run.structure, plan)
             return run.result(plan, run.sizes(plan), None, _path(out))
         run.read_evaluation_text()
         plan, statistics = run.plan()
@@ -92,7 +92,17 @@ def apply(
 
 
 # Settings that a plan records because they say how it came about; applying it needs none of them.
-_RECORDED = ("method", "ratio", "of", "layers", "align", "seed", "importance", "search")
+_RECORDED = (
+    "method",
+    "ratio",
+    "of",
+    "layers",
+    "align",
+    "seed",
+    "importance",
+    "search",
+    "granularity",
+)
 
 
 class _Run:
@@ -115,10 +125,16 @@ class _Run:
         self._calibrated: Windows | None = None
         self.opened = open_model(model)
         self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
+        if not self.opened.declared:
+            prove(self.opened)
+            self.note(
+                f"nobody declared the layout of {self.opened.config.model_type!r}: its coupled"
+                " structures were traced from its code, and hold on a small model of it"
+            )
 
-    @property
+    @cached_property
     def structure(self) -> Structure:
-        return self.opened.structure
+        return selected(self.opened, self.config.granularity)
 
     @cached_property
     def source(self) -> StreamedModel:
@@ -212,6 +228,7 @@ class _Run:
             write_record(
                 folder,
                 self.opened,
+                self.structure,
                 self.config,
                 plan,
                 numbers,

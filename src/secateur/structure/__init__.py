@@ -1,10 +1,11 @@
 """Which slices of which weights belong together, and which of them stay."""
 
-from .axis import Axis, Blocks, Kind, Member, Role, Structure
+from .axis import GRANULARITIES, Axis, Blocks, Kind, Member, Role, Structure
 from .layout import Coupling, Slice
 from .plan import Plan, format_ranges, parse_ranges
 
 __all__ = [
+    "GRANULARITIES",
     "Axis",
     "Blocks",
     "Coupling",

@@ -29,6 +29,19 @@ from ..errors import SecateurError
 
 FORMAT = "secateur-structure-2"
 
+# What a unit can be, by name.
+GRANULARITIES: dict[str, str] = {
+    "kv_group": "a KV head with its query heads",
+    "query_head": "a query head; the same number goes from each KV group",
+    "channel": "an MLP channel",
+    "expert_channel": "a channel of an expert; the same number goes from each",
+    "expert": "an expert with its row of the router",
+    "attention_block": "all of a layer's attention",
+    "mlp_block": "all of a layer's MLP",
+    "layer": "a decoder layer",
+    "hidden": "a channel of the residual stream, in all layers",
+}
+
 Role = Literal["producer", "consumer"]
 Kind = Literal["attention", "mlp"]
 

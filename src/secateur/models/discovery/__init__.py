@@ -1,5 +1,18 @@
 """Traced discovery: the coupled structures of a family, found by running one tiny layer of it."""
 
-from .trace import traced_couplings, traced_family
+from .tiny import dense_config, linearise_norms, tiny_choices, tiny_model, tokens
+from .trace import Traced, traced, traced_couplings
+from .undeclared import layer_kinds, undeclared_family
 
-__all__ = ["traced_couplings", "traced_family"]
+__all__ = [
+    "Traced",
+    "dense_config",
+    "layer_kinds",
+    "linearise_norms",
+    "tiny_choices",
+    "tiny_model",
+    "tokens",
+    "traced",
+    "traced_couplings",
+    "undeclared_family",
+]

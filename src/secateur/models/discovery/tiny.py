@@ -4,14 +4,16 @@ Flags (biases, ALiBi, parallel blocks, norms) stay, sizes shrink. The sizes are 
 differ from one another, so that a dimension of the result tells what it counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from ...errors import SecateurError
+from ...modeling_secateur import OWN_KEYS, PREFIX
 from ..streamed import empty_model
 
 # Under which names configs keep a size. The first three every decoder config has (transformers
@@ -69,8 +71,16 @@ def sharings(config: Any) -> tuple[Sharing, ...]:
     return ("multi-head", "multi-query", "grouped")
 
 
-def tiny_sizes(config: Any, number: int, sharing: Sharing) -> Sizes:
-    """The first or second choice of sizes.
+def tiny_choices(config: Any) -> Iterator[tuple[Sizes, Sizes]]:
+    """Pairs of sizes to try, the likeliest first; a family's code does not take all of them."""
+    for sharing in sharings(config):
+        for own_width in (True, False) if _states_head_dim(config) else (False,):
+            one, other = (tiny_sizes(config, number, sharing, own_width) for number in (0, 1))
+            yield one, other
+
+
+def tiny_sizes(config: Any, number: int, sharing: Sharing, own_width: bool) -> Sizes:
+    """The first or second choice of sizes; `own_width`: heads need not add up to hidden_size.
 
     Raises:
         SecateurError: the config lacks what every decoder has.
@@ -88,7 +98,6 @@ def tiny_sizes(config: Any, number: int, sharing: Sharing) -> Sizes:
     }
     K, r = choices[sharing][number]
     d = (8, 4)[number]
-    own_width = _states_head_dim(config)
     D = (30, 40)[number] if own_width and K > 1 else K * r * d
     return Sizes(K=K, r=r, d=d, I=(21, 13)[number], E=(5, 7)[number], D=D)
 
@@ -99,6 +108,7 @@ def tiny_model(config: Any, sizes: Sizes, seed: int) -> Any:
     Raises:
         SecateurError: the family's own code does not take such a config.
     """
+    config = dense_config(config)
     raw = dict(config.to_dict())
     names = getattr(config, "attribute_map", None) or {}
     values: dict[str, Any] = {
@@ -138,6 +148,16 @@ def tiny_model(config: Any, sizes: Sizes, seed: int) -> Any:
             f" it does not come about ({type(error).__name__}: {reason})."
         ) from error
     return model
+
+
+def dense_config(config: Any) -> Any:
+    """The stock config that a pruned model's was made from; any other as it is."""
+    name = type(config).__name__
+    if not name.startswith(PREFIX):
+        return config
+    stock = getattr(transformers, name.removeprefix(PREFIX))
+    raw = {key: value for key, value in config.to_dict().items() if key not in OWN_KEYS}
+    return stock.from_dict(raw | {"model_type": stock.model_type})
 
 
 def fill(model: Any, seed: int) -> None:

@@ -28,7 +28,7 @@ from ..families import Family
 from ..streamed import StreamedModel
 from .fit import fitted
 from .reads import Read, along, probe_sum, read_map, touched, watching, write_dims
-from .tiny import Sharing, Sizes, fill, linearise_norms, sharings, tiny_model, tiny_sizes, tokens
+from .tiny import Sizes, fill, linearise_norms, tiny_choices, tiny_model, tokens
 
 _SEEDS = (0, 1)
 
@@ -52,25 +52,46 @@ class Row:
     units: tuple[frozenset[Place], ...]
 
 
-def traced_couplings(config: Any, layer: int, family: Family) -> tuple[Coupling, ...]:
-    """The couplings of layer `layer` of the family whose model `config` describes.
+@dataclass(frozen=True)
+class Traced:
+    """What was found in one layer, and the sizes of the two tiny models that showed it."""
 
-    `family` says where the layers are. Needs no weights: only two tiny models come about.
+    couplings: tuple[Coupling, ...]
+    sizes: tuple[Sizes, Sizes]
+
+
+def traced_couplings(config: Any, layer: int, family: Family) -> tuple[Coupling, ...]:
+    """The couplings of layer `layer` of the model that `config` describes: see `traced`."""
+    return traced(config, layer, family).couplings
+
+
+def traced(config: Any, layer: int, family: Family) -> Traced:
+    """Find the couplings of layer `layer` of the model that `config` describes.
+
+    `family` says where the layers are. Needs no weights: only small models come about.
 
     Raises:
         SecateurError: what was found makes no layout; the message says where it broke.
     """
     failures: list[SecateurError] = []
-    for sharing in sharings(config):
+    for sizes in tiny_choices(config):
         try:
-            return _attempt(config, layer, family, sharing)
+            return _attempt(config, layer, family, sizes)
         except SecateurError as error:
             failures.append(error)
+        except Exception as error:  # the family's own code runs: anything may come out of it
+            reason = " ".join(str(error).split())[:200]
+            failures.append(
+                SecateurError(
+                    f"The coupled structures of {config.model_type!r} cannot be traced: its code"
+                    f" does not run on a small model ({type(error).__name__}: {reason}).\n"
+                    "This family needs a declared layout."
+                )
+            )
     raise failures[0]
 
 
-def _attempt(config: Any, layer: int, family: Family, sharing: Sharing) -> tuple[Coupling, ...]:
-    sizes = [tiny_sizes(config, number, sharing) for number in (0, 1)]
+def _attempt(config: Any, layer: int, family: Family, sizes: tuple[Sizes, Sizes]) -> Traced:
     found = [_rows(config, layer, family, choice) for choice in sizes]
     if not found[0]:
         raise SecateurError(
@@ -84,7 +105,7 @@ def _attempt(config: Any, layer: int, family: Family, sharing: Sharing) -> tuple
         couplings += _couplings(config, rows, sizes, module.replace(".", "_") if taken else "mlp")
         if rows[0].expert:
             couplings.append(_whole_experts(config, layer, family, sizes, rows[0].consumer))
-    return tuple(couplings)
+    return Traced(tuple(couplings), sizes)
 
 
 def _whole_experts(
@@ -101,26 +122,6 @@ def _whole_experts(
             role: Role = "consumer" if name == consumer else "producer"
             slices.append(Slice(module, parameter, (0,), role, ZERO, ONE, ONE))
     return Coupling("whole_experts", "mlp", "expert", "E", E, tuple(slices))
-
-
-def traced_family(config: Any, family: Family, kinds: Mapping[str, int]) -> Family:
-    """`family` (of which only the place of its layers counts) with traced couplings.
-
-    `kinds` gives one layer of each kind that the model has.
-    """
-    couplings: dict[tuple[str, ...], Coupling] = {}
-    for layer in kinds.values():
-        for coupling in traced_couplings(config, layer, family):
-            key = (coupling.name, *sorted({piece.module for piece in coupling.slices}))
-            couplings.setdefault(key, coupling)
-    return Family(
-        family.config,
-        family.model,
-        family.layers,
-        tuple(couplings.values()),
-        kv_heads=family.kv_heads,
-        tuples=family.tuples,
-    )
 
 
 def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> list[Row]:

@@ -1,0 +1,114 @@
+"""Proof of a layout on a small model of its family: slicing equals masking.
+
+Both routes start from the same small random model (fp64, norms made linear, so that nothing but
+the layout decides). One cuts units out and loads the smaller model, the other sets to zero what
+reads the same units. A wrong index map, an attribute that does not follow, slopes of the wrong
+heads: each of them makes the two differ.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import ModuleWeights
+from ..errors import SecateurError
+from ..models import OpenModel, filled, structure_of
+from ..models.discovery import dense_config, linearise_norms, tiny_choices, tiny_model, tokens
+from ..structure import Member, Plan, Structure
+from ..surgery import PrunedWeights
+from .form import pruned_form
+
+# Some families compute a norm or a softmax in fp32 whatever the model's dtype.
+_TOLERANCE = 1e-6
+
+
+def prove(opened: OpenModel, *, seed: int = 0) -> float:
+    """The greatest difference of logits between slicing and masking, relative (right: 1e-15).
+
+    Raises:
+        SecateurError: they differ, so the layout does not describe the family's code.
+    """
+    model_type = opened.config.model_type
+    try:
+        difference = _difference(opened, seed)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise SecateurError(
+            f"The coupled structures that were traced for {model_type!r} do not hold: a small"
+            f" model cut by them does not run ({reason}).\nThis family needs a declared layout."
+        ) from error
+    if not difference < _TOLERANCE:
+        raise SecateurError(
+            f"The coupled structures that were traced for {model_type!r} do not hold: on a small"
+            f" model slicing and masking differ by {difference:.1e}.\n"
+            "This family needs a declared layout."
+        )
+    return difference
+
+
+def _difference(opened: OpenModel, seed: int) -> float:
+    dense = _small_model(opened, seed)
+    weights = ModuleWeights(dense)
+    structure = structure_of(opened.family, dense, weights).select()
+    plan = ragged_plan(structure, seed)
+    pruned = PrunedWeights(weights, structure, plan)
+    raw = dense.config.to_dict() | {"architectures": [opened.family.model]}
+    form = pruned_form(opened.family, raw, dense.config, structure, plan, pruned)
+    small = filled(form.empty(torch.float64), form.weights)
+    for model in (small, dense):
+        model.config._attn_implementation = "eager"
+        linearise_norms(model)
+    ids = torch.cat([tokens(seed), tokens(seed + 1)])
+    with torch.no_grad():
+        sliced = small(input_ids=ids, use_cache=False).logits
+        mask(dense, structure, plan)
+        masked = dense(input_ids=ids, use_cache=False).logits
+    return float((sliced - masked).abs().max() / masked.abs().max())
+
+
+def _small_model(opened: OpenModel, seed: int) -> Any:
+    """The first small model that runs: not every family takes every choice of sizes."""
+    config = dense_config(opened.config)
+    failures: list[Exception] = []
+    for sizes, _ in tiny_choices(config):
+        try:
+            model = tiny_model(config, sizes, seed)
+            model(input_ids=tokens(seed), use_cache=False)
+            return model
+        except (RuntimeError, ValueError, SecateurError) as error:
+            failures.append(error)
+    raise failures[0]
+
+
+def ragged_plan(structure: Structure, seed: int) -> Plan:
+    """Every axis that can loses another share of its units, at random; none is emptied."""
+    generator = torch.Generator().manual_seed(seed)
+    keep = {}
+    for axis in structure.axes:
+        per_group = axis.units // axis.groups
+        low = min(axis.floor, per_group)
+        count = low + int(torch.randint(max(per_group - low, 1), (1,), generator=generator))
+        keep[axis.name] = tuple(
+            group * per_group + unit
+            for group in range(axis.groups)
+            for unit in sorted(torch.randperm(per_group, generator=generator)[:count].tolist())
+        )
+    return Plan(keep, structure.architecture, structure.weights)
+
+
+def mask(model: torch.nn.Module, structure: Structure, plan: Plan) -> None:
+    """Set to zero, in place, the weights that read a removed unit."""
+    parameters = dict(model.named_parameters())
+    for axis in structure.axes:
+        for member in axis.consumers:
+            zero_slices(parameters[member.tensor].data, member, plan.removed_tensor(axis))
+
+
+def zero_slices(tensor: Tensor, member: Member, units: Tensor) -> None:
+    """Set to zero, in place, what `units` own of `tensor`."""
+    front = tuple(range(len(member.dims)))
+    moved = torch.zeros(tensor.shape, dtype=torch.bool).movedim(member.dims, front)
+    rows = moved.flatten(0, len(front) - 1).clone()
+    rows[member.blocks.indices(units).flatten()] = True
+    tensor[rows.view(moved.shape).movedim(front, member.dims)] = 0
