@@ -65,8 +65,12 @@ def unit_term(
     """A term of one member from its channel sums, folded to `channels` a unit (`coarse`: one)."""
     if term == "coarse":
         return sums.sum(dim=1, keepdim=True).abs()
-    folded = sums.abs() if term == "vector" else sums
-    return folded.reshape(len(sums), -1, channels).sum(dim=1)
+    return folded(sums.abs() if term == "vector" else sums, channels)
+
+
+def folded(values: Float[Tensor, "unit width"], channels: int) -> Float[Tensor, "unit channel"]:
+    """Channel c of a unit is the sum over c of each of its heads."""
+    return values.reshape(len(values), -1, channels).sum(dim=1)
 
 
 def modules(axis: Axis) -> tuple[tuple[Member, ...], ...]:
