@@ -1,5 +1,6 @@
 """Gradient terms of the streamed pass equal those of the whole model's own backward pass."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from conftest import ALL, tiny_model
+from secateur.checkpoint import ModuleWeights
 from secateur.errors import SecateurError
-from secateur.models import open_model
-from secateur.stats import GRADIENTS, Statistics, Walk, collect, collect_gradients
+from secateur.models import StreamedModel, open_model
+from secateur.stats import GRADIENTS, Statistics, Taylor, Walk, collect, collect_gradients
 from secateur.structure import Axis
 
 # One of every layout: grouped queries, biases, sliding windows, norms of queries and keys.
@@ -278,6 +280,23 @@ def test_nothing_of_the_pass_is_left_in_a_live_model(dtype: torch.dtype, tokens:
         assert parameter.grad is None
         assert not parameter._post_accumulate_grad_hooks
     assert all(parameter.is_meta for parameter in source.model.parameters())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_layers_that_stay_in_memory_are_frozen_again_on_errors_too(
+    fails: bool, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model().requires_grad_(False)
+    axes = open_model(model).structure.axes
+    source = StreamedModel(model, "model.layers", ModuleWeights(model), torch.device("cpu"))
+    if fails:
+        monkeypatch.setattr(Taylor, "end_window", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        collect_gradients(Walk(source, tokens, batch=4), axes, GRADIENTS)
+    for parameter in model.parameters():
+        assert not parameter.requires_grad
+        assert parameter.grad is None
+        assert not parameter._post_accumulate_grad_hooks
 
 
 def test_a_gradient_that_is_not_finite_names_its_member_and_leaves_nothing(tokens: Tensor) -> None:

@@ -28,7 +28,7 @@ def statistics_needed(importance: Importance) -> tuple[str, ...]:
 
 
 def gradients_needed(importance: Importance) -> tuple[str, ...]:
-    """Names of the gradient terms that the pass down and up must collect for a score."""
+    """Names of the gradient terms that the pass forward and back must collect for a score."""
     return tuple(name for name in importance.needs if name in GRADIENTS)
 
 

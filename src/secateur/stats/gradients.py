@@ -1,6 +1,6 @@
 """Gradients of the loss, layer by layer through the same loop, reduced to units on the spot.
 
-Down: the inputs of every layer are kept, hidden states only. Up, from the last layer to the first:
+On the way forward the inputs of every layer are kept (hidden states only). On the way back from
 
     loss_n = -1/(T-1) sum_t log p(token t | tokens before it)     L = mean_n loss_n
 
@@ -40,7 +40,7 @@ _LOGITS_AT_ONCE = 2**24
 def collect_gradients(
     walk: Walk, axes: Sequence[Axis], needs: Iterable[str], *, progress: Progress | None = None
 ) -> Statistics:
-    """Walk the layers down and up and collect the gradient terms `needs` of `axes`.
+    """Walk the layers forward and back and collect the gradient terms `needs` of `axes`.
 
     `needs` are names of `GRADIENTS`; `statistics[axis][name]` is [member, unit, channel], or
     [sample, unit] for `samples_...` (see `Taylor`). The windows go one by one, except for needs

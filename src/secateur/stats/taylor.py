@@ -148,10 +148,11 @@ class Taylor:
         self._window = self._zeros(self._kinds)
 
     def finished(self) -> dict[str, Tensor]:
-        """The tensors of `needs` by name, fp32, after the last window."""
-        for member, change in self._changes.items():
+        """The tensors of `needs` by name, fp32, once: what was kept per weight is let go."""
+        while self._changes:
+            member, change = self._changes.popitem()
             sums = self._batch[self._position(member)]
-            curvature = self._curvatures.get(member)
+            curvature = self._curvatures.pop(member, None)
             for rows in _pieces(change):
                 for kind in {"first", "mixed"} & set(sums):
                     own = None if curvature is None else curvature[rows]
