@@ -197,9 +197,12 @@ def load(work: Path) -> dict[str, Any]:
 PARTS = {"build": build, "prune": prune, "load": load}
 
 
-def in_fresh_process(part: str, work: Path) -> dict[str, Any]:
-    """Run a part; `samples` are its anonymous memory by time. Malloc has its default settings."""
-    command = [sys.executable, __file__, "--part", part, "--work", str(work)]
+def in_fresh_process(part: str, work: Path, script: str = __file__) -> dict[str, Any]:
+    """Run a part of `script`; `samples` are its anonymous memory by time.
+
+    Malloc has its default settings.
+    """
+    command = [sys.executable, script, "--part", part, "--work", str(work)]
     tuned = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
     environment = {name: x for name, x in os.environ.items() if not name.startswith(tuned)}
     environment |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -252,7 +255,18 @@ def benchmark(work: Path, repeats: int) -> dict[str, Any]:
     loaded = in_fresh_process("load", work)
     if loaded["parameters"] != reports[0]["parameters"]:
         raise SystemExit("the loaded model does not have the parameters that pruning reported")
-    runs = [above_imports(report) for report in reports]
+    return {
+        **surroundings(reports),
+        "settings": SETTINGS | {"evaluated tokens": TOKENS, "evaluation window": WINDOW},
+        "model": SIZES | {"parameters": built["parameters"], "shards": built["shards"]},
+        "pruned": {key: loaded[key] for key in ("class", "parameters", "seconds")},
+        "perplexity": [report["perplexity"] for report in reports],
+        **measured(reports, LIMIT),
+    }
+
+
+def surroundings(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """The machine and the versions that the reports are of."""
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("model name\t: ")[2]
     return {
         "machine": {
@@ -264,11 +278,14 @@ def benchmark(work: Path, repeats: int) -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in VERSIONS},
-        "settings": SETTINGS | {"evaluated tokens": TOKENS, "evaluation window": WINDOW},
-        "model": SIZES | {"parameters": built["parameters"], "shards": built["shards"]},
-        "pruned": {key: loaded[key] for key in ("class", "parameters", "seconds")},
-        "perplexity": [report["perplexity"] for report in reports],
-        "limit": LIMIT,
+    }
+
+
+def measured(reports: list[dict[str, Any]], limit: float) -> dict[str, Any]:
+    """The greatest peak, and what it is made of."""
+    runs = [above_imports(report) for report in reports]
+    return {
+        "limit": limit,
         "peak": max(run["total"]["peak"] for run in runs),
         "resident after imports": [report["base"]["resident"] for report in reports],
         "above imports": spread(runs),
@@ -284,27 +301,34 @@ def show(numbers: dict[str, Any]) -> bool:
         ends = f"{peak['min'] / 1e6:.0f} - {peak['max'] / 1e6:.0f}"
         print(f"{stage:<12}{seconds:>8.1f}{peak['median'] / 1e6:>10.0f}", end="")
         print(f"{ends:>18}{anonymous / 1e6:>11.0f}")
-    met = bool(numbers["peak"] <= LIMIT)
+    limit = numbers["limit"]
+    met = bool(numbers["peak"] <= limit)
     verdict = "met" if met else "NOT MET"
-    print(f"greatest peak {numbers['peak'] / 1e9:.2f} GB, limit {LIMIT / 1e9:.1f} GB: {verdict}")
+    print(f"greatest peak {numbers['peak'] / 1e9:.2f} GB, limit {limit / 1e9:.1f} GB: {verdict}")
     return met
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+def main(
+    about: str,
+    name: str,
+    parts: dict[str, Callable[[Path], dict[str, Any]]],
+    benchmark: Callable[[Path, int], dict[str, Any]],
+) -> int:
+    """Run one of `parts` in this process, or the whole `benchmark`; numbers go to NAME.json."""
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
     parser.add_argument("--work", type=Path, help="folder for the models; default: a temporary one")
     parser.add_argument("--keep", action="store_true", help="leave the models there")
-    parser.add_argument("--repeats", type=int, default=1, help="prune so many times")
-    default = Path(__file__).parent / "results" / "memory.json"
+    parser.add_argument("--repeats", type=int, default=1, help="measure so many times")
+    default = Path(__file__).parent / "results" / f"{name}.json"
     parser.add_argument("--json", type=Path, default=default, help="where the numbers go")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=parts, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(json.dumps(PARTS[options.part](options.work)))
+        print(json.dumps(parts[options.part](options.work)))
         return 0
     if options.work:
         options.work.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=options.work, prefix="memory-"))
+    work = Path(tempfile.mkdtemp(dir=options.work, prefix=f"{name}-"))
     try:
         numbers = benchmark(work, options.repeats)
     finally:
@@ -316,4 +340,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(str(__doc__), "memory", PARTS, benchmark))

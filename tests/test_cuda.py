@@ -10,7 +10,7 @@ from torch import Tensor
 import secateur
 from conftest import ALL, tiny_model
 from secateur.models import open_model
-from secateur.stats import Walk, collect
+from secateur.stats import GRADIENTS, Walk, collect, collect_gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 NEEDS = ("input_mean", "input_var", "input_norm", "input_gram")
@@ -28,6 +28,21 @@ def test_statistics_are_the_same(variant: str, tokens: Tensor) -> None:
         for name in NEEDS:
             got, expected = there[axis.name][name], here[axis.name][name]
             assert torch.allclose(got, expected, rtol=1e-3, atol=1e-4), (axis.name, name)
+
+
+@pytest.mark.parametrize("variant", ALL)
+def test_gradient_terms_are_the_same(variant: str, tokens: Tensor) -> None:
+    opened = open_model(tiny_model(variant))
+    axes = opened.structure.axes
+    here, there = (
+        collect_gradients(Walk(opened.streamed(device=device), tokens, batch=4), axes, GRADIENTS)
+        for device in ("cpu", "cuda")
+    )
+    for axis in axes:
+        for name in GRADIENTS:
+            got, expected = there[axis.name][name], here[axis.name][name]
+            near = 1e-3 * expected.abs().max().item()
+            assert torch.allclose(got, expected, rtol=1e-3, atol=near), (axis.name, name)
 
 
 def test_a_run_is_the_same(tiny_folder: Any, text_file: Path, tmp_path: Path) -> None:

@@ -9,8 +9,16 @@ from torch import Tensor
 
 from conftest import tiny_model
 from secateur.errors import SecateurError
-from secateur.importance import IMPORTANCE, Importance, score, statistics_needed
+from secateur.importance import (
+    IMPORTANCE,
+    REDUCTIONS,
+    Importance,
+    gradients_needed,
+    score,
+    statistics_needed,
+)
 from secateur.models import open_model
+from secateur.stats import GRADIENTS
 from secateur.structure import Axis
 
 SCORES = list(IMPORTANCE)
@@ -26,12 +34,23 @@ def ingredients(axis: Axis, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     width = axis.units * axis.consumer.blocks.width
     X = torch.randn(200, width, generator=generator) * torch.rand(width, generator=generator)
     weight = torch.randn(48, width, generator=generator)
+    terms = torch.rand(4, axis.units, 5, generator=generator)
     return weight, {
+        **{name: terms[:, :, 0] if "samples" in name else terms for name in GRADIENTS},
         "input_mean": X.mean(0),
         "input_var": X.var(0),
         "input_norm": X.square().mean(0).sqrt(),
         "input_gram": X.T @ X,
     }
+
+
+def permuted(axis: Axis, statistics: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
+    """The statistics of the axis with its units in another order."""
+    columns = axis.consumer.blocks.indices(order).flatten()
+    found = {name: value[:, order] for name, value in statistics.items() if name in GRADIENTS}
+    for name in ("input_mean", "input_var", "input_norm"):
+        found[name] = statistics[name][columns]
+    return {**found, "input_gram": statistics["input_gram"][columns][:, columns]}
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
@@ -52,9 +71,7 @@ def test_permuting_units_permutes_scores(name: str) -> None:
     weight, statistics = ingredients(axis)
     order = torch.tensor([2, 0, 1])
     columns = axis.consumer.blocks.indices(order).flatten()
-    shuffled = {
-        k: v[columns] if v.dim() == 1 else v[columns][:, columns] for k, v in statistics.items()
-    }
+    shuffled = permuted(axis, statistics, order)
     plain = score(IMPORTANCE[name], axis, weight, statistics, seed=0)
     moved = score(IMPORTANCE[name], axis, weight[:, columns], shuffled, seed=0)
     assert torch.allclose(moved, plain[order], rtol=1e-6)
@@ -74,6 +91,8 @@ def test_a_unit_that_does_nothing_scores_lowest(name: str) -> None:
     weight, statistics = ingredients(axis)
     weight[:, 7] = 0
     statistics["input_var"][7] = 0
+    for term in GRADIENTS:
+        statistics[term][:, 7] = 0
     value = score(IMPORTANCE[name], axis, weight, statistics, seed=0).sum(1)
     assert value.argmin() == 7
     assert value[7] == 0
@@ -95,6 +114,21 @@ def test_a_scores_parameters_are_the_statistics_to_collect() -> None:
     assert statistics_needed(IMPORTANCE["wifv"]) == ("input_var",)
     assert statistics_needed(IMPORTANCE["wanda-sp"]) == ("input_norm",)
     assert statistics_needed(IMPORTANCE["magnitude-l1"]) == ()
+    assert statistics_needed(IMPORTANCE["taylor-first"]) == ()
+    assert gradients_needed(IMPORTANCE["taylor-first"]) == ("batch_first",)
+    assert gradients_needed(IMPORTANCE["wifv"]) == ()
+
+
+def test_an_unknown_reduction_of_members_is_told_the_known_ones() -> None:
+    axis = axis_of("mlp")
+    with pytest.raises(SecateurError, match=r"'summ'\. Did you mean 'sum'"):
+        score(IMPORTANCE["taylor-first"], axis, None, ingredients(axis)[1], seed=0, members="summ")
+
+
+@pytest.mark.parametrize("name", list(REDUCTIONS))
+def test_one_member_alone_is_itself(name: str) -> None:
+    terms = torch.rand(1, 3, 5)
+    assert torch.equal(REDUCTIONS[name](terms), terms[0])
 
 
 @pytest.mark.parametrize(

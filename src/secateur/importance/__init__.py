@@ -3,19 +3,23 @@
 To add one, write a file like `wifv.py` and import it here.
 """
 
-from . import fluctuation, magnitude, random, wanda
+from . import fluctuation, magnitude, random, taylor, wanda
+from .members import REDUCTIONS
 from .registry import IMPORTANCE, Importance, importance
-from .scoring import Ingredients, score, statistics_needed
+from .scoring import Ingredients, gradients_needed, score, statistics_needed
 
 __all__ = [
     "IMPORTANCE",
+    "REDUCTIONS",
     "Importance",
     "Ingredients",
     "fluctuation",
+    "gradients_needed",
     "importance",
     "magnitude",
     "random",
     "score",
     "statistics_needed",
+    "taylor",
     "wanda",
 ]

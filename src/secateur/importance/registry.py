@@ -5,9 +5,14 @@
 | `weight` | the consumer's weight, seen by unit | [unit, width, fan] |
 | `input_mean`, `input_var`, `input_norm` | statistics of the consumer's input | [unit, width] |
 | `input_gram` | X^T X of the consumer's input, channels in unit order | [unit*width, unit*width] |
+| `batch_TERM` | Taylor terms from the gradient of the mean loss | [member, unit, channel] |
+| `per_sample_TERM` | the same in every window, then the mean | [member, unit, channel] |
+| `samples_TERM` | the same in every window, members summed | [sample, unit] |
+| `combine` | how members become one: [member, unit, channel] to [unit, channel] | |
 | `generator` | random numbers, seeded by run and axis | |
 
-`width` is the number of channels of a unit, `fan` the width of the consumer's output.
+`width` is the number of channels of a unit, `fan` the width of the consumer's output. TERM is
+vector, coarse, first, second or mixed: see `secateur.stats.taylor`.
 """
 
 import inspect

@@ -8,7 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import SecateurError
+from ..registry import choose
+from ..stats import GRADIENTS
 from ..structure import Axis
+from .members import REDUCTIONS
 from .registry import Importance
 
 
@@ -24,6 +27,11 @@ def statistics_needed(importance: Importance) -> tuple[str, ...]:
     return tuple(name for name in importance.needs if name.startswith("input_"))
 
 
+def gradients_needed(importance: Importance) -> tuple[str, ...]:
+    """Names of the gradient terms that the pass forward and back must collect for a score."""
+    return tuple(name for name in importance.needs if name in GRADIENTS)
+
+
 def score(
     importance: Importance,
     axis: Axis,
@@ -31,16 +39,19 @@ def score(
     statistics: Ingredients,
     *,
     seed: int,
+    members: str = "sum",
 ) -> Float[Tensor, "unit width"]:
     """Score every unit of `axis`, fp32; scores of one value a unit come back with width 1.
 
     `weight` is the consumer's weight as stored, or None if the score does not ask for it.
+    `members` is the name in `REDUCTIONS` by which scores that `combine` members do so.
 
     Raises:
         SecateurError: the score asks for something unknown, or its result has another shape.
     """
     ingredients = {
-        name: _ingredient(name, axis, weight, statistics, seed) for name in importance.needs
+        name: _ingredient(name, axis, weight, statistics, seed, members)
+        for name in importance.needs
     }
     scores = importance.function(**ingredients).float()
     if scores.dim() == 1:
@@ -66,6 +77,7 @@ def _ingredient(
     weight: Tensor | None,
     statistics: Ingredients,
     seed: int,
+    members: str,
 ) -> Any:
     consumer = axis.consumer
     if name == "weight":
@@ -73,10 +85,15 @@ def _ingredient(
         return consumer.view(weight.float(), axis.units)
     if name == "generator":
         return _generator(axis.name, seed)
+    if name == "combine":
+        return choose("reduction of members", members, REDUCTIONS)
+    if name in GRADIENTS:
+        return statistics[name]
     if not name.startswith("input_"):
         raise SecateurError(
-            f"A score asks for {name!r}; known are weight, generator and the statistics"
-            " input_mean, input_var, input_norm, input_gram."
+            f"A score asks for {name!r}; known are weight, generator, combine, the statistics"
+            " input_mean, input_var, input_norm, input_gram and the gradient terms"
+            f" {', '.join(GRADIENTS)}."
         )
     order = consumer.blocks.indices(torch.arange(axis.units))
     statistic = statistics[name]

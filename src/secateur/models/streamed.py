@@ -86,7 +86,10 @@ class StreamedModel:
 
     @contextmanager
     def back(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """A function from the last hidden states [batch, token, hidden] to logits."""
+        """A function from the last hidden states [batch, token, hidden] to logits.
+
+        It is differentiable where the hidden states require gradients.
+        """
         with ExitStack() as stack:
             self._enter_outside(stack, skip=self.model.get_input_embeddings())
             yield self._logits
@@ -109,7 +112,10 @@ class StreamedModel:
         def hand_through(_: Tensor, *args: Any, **kwargs: Any) -> Any:
             return self._output(hidden)
 
-        with self._stand_in([hand_through] * len(self)), torch.no_grad():
+        with (
+            self._stand_in([hand_through] * len(self)),
+            torch.set_grad_enabled(hidden.requires_grad),
+        ):
             logits: Tensor = self.model(inputs_embeds=hidden, use_cache=False).logits
         return logits
 

@@ -2,12 +2,15 @@
 
 from .activations import Activations
 from .collect import STATISTICS, Statistics, Tally, collect
+from .gradients import GRADIENTS, collect_gradients
 from .gram import Gram
 from .moments import Moments
 from .norm import Norm
 from .stream import LayerSource, LayerStep, Walk
+from .taylor import Taylor
 
 __all__ = [
+    "GRADIENTS",
     "STATISTICS",
     "Activations",
     "Gram",
@@ -17,6 +20,8 @@ __all__ = [
     "Norm",
     "Statistics",
     "Tally",
+    "Taylor",
     "Walk",
     "collect",
+    "collect_gradients",
 ]

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..errors import SecateurError
 from ..progress import Progress
 from ..structure import Axis
 from .gram import Gram
@@ -50,13 +51,14 @@ STATISTICS: dict[str, tuple[str, Callable[[Any], Tensor]]] = {
 
 @dataclass
 class Tally:
-    """The accumulators of one consumer's input.
+    """The accumulators of one consumer's input, and the gradient terms of the axis by name.
 
     Experts that share a tensor have one each, `moments#0`, `moments#1`...: each of the tokens that
     came to it.
     """
 
     accumulators: dict[str, Accumulator] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, inputs: Tensor, group: int | None = None) -> None:
         """Add the inputs [token, channel] of one batch to every accumulator (of one expert)."""
@@ -65,7 +67,12 @@ class Tally:
                 accumulator.update(inputs)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A finished statistic by the name in `STATISTICS`, fp32; experts one after the other."""
+        """A finished statistic by the name in `STATISTICS` or `GRADIENTS`, fp32.
+
+        Experts come one after the other.
+        """
+        if name in self.gradients:
+            return self.gradients[name]
         holder, read = STATISTICS[name]
         if holder in self.accumulators:
             return read(self.accumulators[holder]).float()
@@ -75,6 +82,11 @@ class Tally:
             if key.startswith(f"{holder}#")
         ]
         return torch.cat(groups) if groups[0].dim() == 1 else torch.block_diag(*groups)
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors to save, by holder."""
+        states = {name: accumulator.state() for name, accumulator in self.accumulators.items()}
+        return {**states, "gradients": self.gradients}
 
 
 @dataclass
@@ -86,20 +98,33 @@ class Statistics:
     def __getitem__(self, axis: str) -> Tally:
         return self.tallies[axis]
 
+    def include(self, other: "Statistics") -> None:
+        """Take over what another pass has collected of other names."""
+        for axis, tally in other.tallies.items():
+            own = self.tallies.setdefault(axis, Tally())
+            own.accumulators |= tally.accumulators
+            own.gradients |= tally.gradients
+
     def merge(self, other: "Statistics") -> None:
-        """Add what another process has seen of the same axes."""
+        """Add what another process has seen of the same axes.
+
+        Raises:
+            SecateurError: there are gradient terms, which are no sums over windows.
+        """
+        if any(tally.gradients for tally in (*self.tallies.values(), *other.tallies.values())):
+            raise SecateurError("Gradient terms of two passes do not add up; collect them in one.")
         for axis, tally in self.tallies.items():
             for name, accumulator in tally.accumulators.items():
                 accumulator.merge(other[axis].accumulators[name])
 
     def save(self, path: Path) -> None:
-        """Write all accumulators to one safetensors file."""
+        """Write all accumulators and gradient terms to one safetensors file."""
         save_file(
             {
                 f"{axis}/{name}/{key}": tensor.contiguous()
                 for axis, tally in self.tallies.items()
-                for name, accumulator in tally.accumulators.items()
-                for key, tensor in accumulator.state().items()
+                for name, state in tally.states().items()
+                for key, tensor in state.items()
             },
             path,
         )
@@ -115,7 +140,11 @@ class Statistics:
         statistics = cls()
         for (axis, name), state in states.items():
             tally = statistics.tallies.setdefault(axis, Tally())
-            tally.accumulators[name] = ACCUMULATORS[name.partition("#")[0]].from_state(state)
+            if name == "gradients":
+                tally.gradients = state
+            else:
+                kind = ACCUMULATORS[name.partition("#")[0]]
+                tally.accumulators[name] = kind.from_state(state)
         return statistics
 
 
@@ -149,7 +178,7 @@ def _observed(
     hooks = []
     slices: dict[Tensor, Callable[[int, Tensor], None]] = {}
     for axis in axes:
-        module = _find(layer, axis.consumer.module, axis.layer)
+        module = find(layer, axis.consumer.module, axis.layer)
         tallies[axis.name] = tally = Tally()
         if axis.consumer.parameter == "weight":
             hooks.append(module.register_forward_pre_hook(_observer(axis, tally, holders)))
@@ -191,6 +220,6 @@ def _observer(axis: Axis, tally: Tally, holders: Sequence[str]) -> Callable[...,
     return observe
 
 
-def _find(layer: nn.Module, module: str, index: int) -> nn.Module:
-    """The consumer inside its layer, from its path in the model (`...layers.3.mlp.down_proj`)."""
+def find(layer: nn.Module, module: str, index: int) -> nn.Module:
+    """A module inside its layer, from its path in the model (`...layers.3.mlp.down_proj`)."""
     return layer.get_submodule(module.partition(f".{index}.")[2])

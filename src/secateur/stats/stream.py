@@ -50,7 +50,7 @@ class LayerSource(Protocol):
         ...
 
     def back(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """Last hidden states to logits."""
+        """Last hidden states to logits, with gradients if the states ask for them."""
         ...
 
 
@@ -87,10 +87,15 @@ class Walk:
         return states
 
     def layers(
-        self, *, reverse: bool = False, progress: Progress | None = None, stage: str = "layers"
+        self,
+        *,
+        reverse: bool = False,
+        lowest: int = 0,
+        progress: Progress | None = None,
+        stage: str = "layers",
     ) -> "Iterator[LayerStep]":
-        """Visit the layers in order (or from the last to the first), one materialised at a time."""
-        order = range(len(self.source))
+        """Visit the layers from `lowest` up (or from the last down), one materialised at a time."""
+        order = range(lowest, len(self.source))
         indices = reversed(order) if reverse else iter(order)
         for index in (progress or Quiet()).track(indices, stage, len(order), "layer"):
             with self.source.layer(index) as module:
