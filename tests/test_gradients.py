@@ -1,5 +1,6 @@
 """Gradient terms of the streamed pass equal those of the whole model's own backward pass."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import ALL, tiny_model
+from conftest import EVERY_FAMILY, tiny_model
 from secateur.checkpoint import ModuleWeights
 from secateur.errors import SecateurError
 from secateur.models import StreamedModel, open_model
 from secateur.stats import GRADIENTS, Statistics, Taylor, Walk, collect, collect_gradients
+from secateur.stats.taylor import modules
 from secateur.structure import Axis
 
 # One of every layout: grouped queries, biases, sliding windows, norms of queries and keys.
 LAYOUTS = ["llama-gqa", "llama-biased", "mistral-gqa", "qwen2-gqa", "qwen3-biased"]
+# What the whole-model route below spells out with the names of their linears.
+HAND_MADE = [
+    *LAYOUTS, "llama-mha", "llama-tied", "mistral-mha", "qwen2-sliding", "qwen3-gqa",
+]  # fmt: skip
 MODULES = {"attention": "qkvo", "mlp": ("gate", "up", "down")}
 
 
@@ -82,7 +88,11 @@ def terms(p: Tensor, s: Tensor, channels: int) -> dict[str, Tensor]:
 def expected_terms(model: Any, axis: Axis, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     """All terms of all modes; members in the order q, k, v, o and gate, up, down."""
     own = products(model, axis, gradients)
-    channels = min(p.shape[2] for p in own)
+    return stacked_terms(own, min(p.shape[2] for p in own))
+
+
+def stacked_terms(own: list[Tensor], channels: int) -> dict[str, Tensor]:
+    """All terms of all modes, from w*g [window, unit, width, fan] of every member."""
     batch = [terms(p.mean(0), p.square().mean(0), channels) for p in own]
     windows = [terms(p, p.square(), channels) for p in own]
     found = {}
@@ -106,7 +116,7 @@ def close(got: Tensor, expected: Tensor) -> bool:
     return torch.allclose(got, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("variant", HAND_MADE)
 def test_streamed_terms_equal_those_of_a_whole_model_backward(variant: str, tokens: Tensor) -> None:
     model = tiny_model(variant)
     statistics = collected(model, tokens, *GRADIENTS)
@@ -117,6 +127,31 @@ def test_streamed_terms_equal_those_of_a_whole_model_backward(variant: str, toke
             assert got.shape == expected.shape, name
             got = got if name.startswith("samples") else in_our_order(axis, got)
             assert close(got, expected), (axis.name, name)
+
+
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
+def test_terms_of_every_family_are_those_of_its_members(variant: str, tokens: Tensor) -> None:
+    """The whole model's gradients again, cut up by the members: experts, fused and interleaved."""
+    model = tiny_model(variant)
+    statistics = collected(model, tokens, *GRADIENTS)
+    gradients = window_gradients(model, tokens)
+    for axis in open_model(model).structure.axes:
+        own = []
+        for members in modules(axis):
+            views = [
+                torch.stack(
+                    [
+                        member.view(weight * gradient, axis.units)
+                        for gradient in gradients[member.tensor]
+                    ]
+                )
+                for member in members
+                for weight in [model.get_parameter(member.tensor).detach().float()]
+            ]
+            own.append(torch.cat(views, dim=-1))
+        channels = math.gcd(*(p.shape[2] for p in own))
+        for name, expected in stacked_terms(own, channels).items():
+            assert close(statistics[axis.name][name], expected), (axis.name, name)
 
 
 def test_bf16_gradients_are_multiplied_and_summed_in_fp32(tokens: Tensor) -> None:
@@ -287,8 +322,9 @@ def test_layers_that_stay_in_memory_are_frozen_again_on_errors_too(
     fails: bool, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model().requires_grad_(False)
-    axes = open_model(model).structure.axes
-    source = StreamedModel(model, "model.layers", ModuleWeights(model), torch.device("cpu"))
+    opened = open_model(model)
+    axes, family = opened.structure.axes, opened.family
+    source = StreamedModel(model, family, ModuleWeights(model), torch.device("cpu"))
     if fails:
         monkeypatch.setattr(Taylor, "end_window", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():
