@@ -23,6 +23,7 @@ has built the dense model, the modules listed in `config.pruned_modules` get the
 `shapes` are those of a module's own parameters, `attributes` the numbers that follow from them (in
 `config.x`, of the module's own copy of the config). `heads` says that the module had `of` heads
 and kept these: arguments with one row a head (the slopes of ALiBi) are cut to their rows.
+`{"absent": "tuple"}` (or "tensor", by what it returns) stands for a module that was pruned whole.
 
 `config.per_layer_config` holds the widths of each layer in transformers' own schema: caches and
 other readers of the config find them there.
@@ -60,6 +61,12 @@ logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
 def resize(model: nn.Module, pruned_modules: dict[str, dict[str, Any]]) -> None:
     """Give every listed module of the freshly built dense `model` its true size, in place."""
     for path, sizes in pruned_modules.items():
+        if "absent" in sizes:
+            parent, _, name = path.rpartition(".")
+            setattr(
+                model.get_submodule(parent), name, Absent(gives_tuple=sizes["absent"] == "tuple")
+            )
+            continue
         module = model.get_submodule(path)
         for name, shape in sizes.get("shapes", {}).items():
             _reshape(module, name, shape)
@@ -69,6 +76,22 @@ def resize(model: nn.Module, pruned_modules: dict[str, dict[str, Any]]) -> None:
         if "heads" in sizes:
             rows = functools.partial(_keep_rows, **sizes["heads"])
             module.register_forward_pre_hook(rows, with_kwargs=True)
+
+
+class Absent(nn.Module):
+    """In place of an attention or MLP that was pruned whole: it adds nothing."""
+
+    def __init__(self, *, gives_tuple: bool) -> None:
+        super().__init__()
+        self.gives_tuple = gives_tuple
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Zeros like the hidden states; the residual itself where the module would add to it."""
+        given = [*args, *(kwargs[n] for n in ("hidden_states", "residual") if n in kwargs)]
+        hidden = [value for value in given if isinstance(value, torch.Tensor)]
+        residual = hidden[1] if len(hidden) > 1 and hidden[1].shape == hidden[0].shape else None
+        output = torch.zeros_like(hidden[0]) if residual is None else residual
+        return (output, None) if self.gives_tuple else output
 
 
 def _reshape(module: nn.Module, name: str, shape: list[int]) -> None:

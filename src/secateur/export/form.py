@@ -20,6 +20,7 @@ from ..checkpoint import TensorSpec, Weights
 from ..modeling_secateur import OWN_KEYS, PREFIX
 from ..models import Family, empty_model
 from ..structure import Axis, Blocks, Plan, Structure
+from .layers import renamed_axes, renumbered, without_layers
 
 _BIAS_FLAGS = ("attention_bias", "mlp_bias")
 # By coupling and letter, the config attributes that may count it: the first that a config has.
@@ -61,16 +62,28 @@ def pruned_form(
     `raw_config` is the original config.json, `config` transformers' reading of it.
     """
     base = _stock_config(family, raw_config, config)
+    earlier = raw_config.get("pruned_modules") or {}
+    gone = [axis.layer for axis in structure.axes if axis.kind == "layer" and plan.removed(axis)]
+    if gone:
+        weights, base, earlier = without_layers(family, gone, weights, base, earlier)
+        structure = renumbered(family, gone, structure)
+        plan = replace(plan, keep=renamed_axes(gone, plan.keep))
     dense = _skeleton(family, base)
+    base_config: Any = dense.config
     layers = kept_layers(family, structure, plan)
     widths = {layer: _config_widths(family, base, sizes) for layer, sizes in layers.items()}
-    stock = _stock(family, base, widths, weights)
+    width = _hidden_width(structure, plan)
+    stock = None
+    if not (width and family.scales_by_width) and not _any_absent(family, structure, plan, earlier):
+        stock = _stock(family, base | width, widths, weights)
     if stock is not None:
         return stock
-    earlier = raw_config.get("pruned_modules") or {}
     pruned = _resized(dense, weights.specs)
-    for layer, sizes in layers.items():
-        _follow(family, dense, pruned, layer, sizes)
+    pruned |= {path: dict(sizes) for path, sizes in earlier.items() if "absent" in sizes}
+    pruned |= _absent(family, structure, plan)
+    hidden = {"D": width.get("hidden_size", int(base_config.hidden_size))}
+    for layer in range(base_config.num_hidden_layers):
+        _follow(family, dense, pruned, layer, layers.get(layer, {}), hidden)
         _keep_slopes(family, pruned, earlier, structure, plan, layer)
     return _own(family, base, widths, pruned, weights)
 
@@ -141,19 +154,60 @@ def _resized(dense: nn.Module, specs: Mapping[str, TensorSpec]) -> dict[str, dic
                 shapes[name] = list(spec.shape)
         if shapes:
             resized[path] = {"shapes": shapes}
-            widths = _linear_widths(module, shapes.get("weight"))
+            widths = _shape_attributes(module, shapes.get("weight"))
             if widths:
                 resized[path]["attributes"] = widths
     return resized
 
 
-def _linear_widths(module: Any, shape: list[int] | None) -> dict[str, int]:
-    """The attributes of a linear that say its shape, where they change."""
-    names = ("out_features", "in_features") if hasattr(module, "in_features") else ("nx", "nf")
-    if shape is None or not hasattr(module, names[0]):
+def _shape_attributes(module: Any, shape: list[int] | None) -> dict[str, Any]:
+    """The attributes of a module that say its weight's shape, where they change."""
+    if shape is None:
         return {}
-    pairs = zip(names, shape, strict=True)
-    return {name: size for name, size in pairs if getattr(module, name) != size}
+    if hasattr(module, "normalized_shape"):
+        return {"normalized_shape": shape}
+    for names in (
+        ("out_features", "in_features"),
+        ("nx", "nf"),
+        ("num_embeddings", "embedding_dim"),
+    ):
+        if hasattr(module, names[0]):
+            pairs = zip(names, shape, strict=True)
+            return {name: size for name, size in pairs if getattr(module, name) != size}
+    return {}
+
+
+def _hidden_width(structure: Structure, plan: Plan) -> dict[str, int]:
+    """The config's hidden_size, if the plan makes it smaller."""
+    for axis in structure.axes:
+        if axis.kind == "hidden" and plan.removed(axis):
+            return {"hidden_size": len(plan.kept(axis))}
+    return {}
+
+
+def _absent(family: Family, structure: Structure, plan: Plan) -> dict[str, dict[str, Any]]:
+    """The modules that the plan removes whole."""
+    gone = [axis for axis in structure.axes if axis.floor == 0 and plan.removed(axis)]
+    return {
+        _common([member.module for member in axis.members]): {"absent": family.blocks[axis.kind]}
+        for axis in gone
+        if axis.kind in family.blocks
+    }
+
+
+def _any_absent(
+    family: Family, structure: Structure, plan: Plan, earlier: Mapping[str, Any]
+) -> bool:
+    before = any("absent" in sizes for sizes in earlier.values())
+    return before or bool(_absent(family, structure, plan))
+
+
+def _common(modules: list[str]) -> str:
+    """The module that all of these lie in."""
+    paths = [module.split(".") for module in modules]
+    shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+    # A block of one linear is its parent's: nothing but the block lies in there.
+    return ".".join(shared[:-1] if len(set(modules)) == 1 else shared)
 
 
 def kept_layers(
@@ -162,6 +216,8 @@ def kept_layers(
     """By layer and coupling, the values of the layout's letters that the kept units add up to."""
     layers: dict[int, dict[str, dict[str, int]]] = {}
     for axis in structure.axes:
+        if not axis.size or axis.layer < 0:
+            continue
         sizes = layers.setdefault(axis.layer, {})
         kept = plan.kept(axis)
         name = axis.name.rpartition(".")[2]
@@ -215,11 +271,12 @@ def _follow(
     pruned: dict[str, dict[str, Any]],
     layer: int,
     sizes: Mapping[str, Mapping[str, int]],
+    hidden: Mapping[str, int],
 ) -> None:
     """Note the attributes of modules that no longer hold."""
     for module, attribute, size in family.follow:
         path = f"{family.layers}.{layer}.{module}"
-        values = {"d": family.head_dim(dense.config), "D": dense.config.hidden_size}
+        values = {"d": family.head_dim(dense.config), **hidden}
         for coupling in ("attention",) if size.letters & {"K", "r"} else ("mlp", "experts"):
             values |= sizes.get(coupling, {})
         try:

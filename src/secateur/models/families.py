@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..structure import Coupling, Role, Slice
-from ..structure.size import ONE, ZERO, E, I, K, Size, d, r
+from ..structure.size import ONE, ZERO, D, E, I, K, Size, d, r
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,9 @@ def experts(*parts: Part) -> tuple[Coupling, ...]:
     )
 
 
+_BLOCKS = {"attention": "tuple", "mlp": "tensor"}
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Where a family keeps its layers, and how its layers are laid out.
@@ -118,7 +121,8 @@ class Family:
     counts KV heads, a number, or None if there are as many as query heads. `follow` are the
     attributes of modules in a layer that count units: (module, attribute, size). `slopes` are
     the arguments of a module that hold one row a head (ALiBi), which a head keeps for life.
-    `tuples` says that a layer returns a tuple.
+    `tuples` says that a layer returns a tuple. `blocks` says what the modules of attention and MLP
+    return, `tensor` or `tuple`; `scales_by_width` that the code computes a factor from hidden_size.
     """
 
     config: str
@@ -129,6 +133,8 @@ class Family:
     slopes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     kv_heads: str | int | None = "num_key_value_heads"
     tuples: bool = False
+    blocks: Mapping[str, str] = field(default_factory=lambda: _BLOCKS)
+    scales_by_width: bool = False
     when: Mapping[str, Any] = field(default_factory=dict)
 
     def head_dim(self, config: Any) -> int:
@@ -169,7 +175,9 @@ _EXPERTS = (
 _EXPERT_COUNTS = (
     ("mlp.experts", "num_experts", E),
     ("mlp.experts", "intermediate_dim", I),
+    ("mlp.experts", "hidden_dim", D),
     ("mlp.gate", "num_experts", E),
+    ("mlp.gate", "hidden_dim", D),
 )
 
 
@@ -230,9 +238,9 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
     "mistral": (_llama_like("Mistral"),),
     "qwen2": (_llama_like("Qwen2"),),
     "qwen3": (_llama_like("Qwen3"),),
-    "gemma": (_llama_like("Gemma"),),
-    "gemma2": (_llama_like("Gemma2"),),
-    "gemma3_text": (_llama_like("Gemma3Text", model="Gemma3ForCausalLM"),),
+    "gemma": (_llama_like("Gemma", scales_by_width=True),),
+    "gemma2": (_llama_like("Gemma2", scales_by_width=True),),
+    "gemma3_text": (_llama_like("Gemma3Text", model="Gemma3ForCausalLM", scales_by_width=True),),
     "granite": (_llama_like("Granite"),),
     "olmo": (_llama_like("Olmo"),),
     "smollm3": (_llama_like("SmolLM3"),),
@@ -454,8 +462,11 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
                 *_GROUPS,
                 ("mlp.experts", "num_experts", E),
                 ("mlp.experts", "intermediate_size", I),
+                ("mlp.experts", "hidden_size", D),
                 ("mlp.router", "num_experts", E),
+                ("mlp.router", "hidden_dim", D),
             ),
+            blocks={"attention": "tuple", "mlp": "tuple"},
         ),
     ),
 }

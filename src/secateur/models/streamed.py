@@ -51,7 +51,6 @@ class StreamedModel:
         self.model = model
         self.device = device
         self.dtype: torch.dtype = model.dtype
-        self.hidden_size: int = model.config.hidden_size
         self._path = family.layers
         self._tuples = family.tuples
         self._layers: list[nn.Module] = list(model.get_submodule(family.layers))

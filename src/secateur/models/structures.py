@@ -12,9 +12,8 @@ from torch import Tensor
 from ..checkpoint import Weights
 from ..errors import SecateurError
 from ..structure import Axis, Coupling, Member, Structure
+from .coarse import FINE, coarse_axes
 from .families import Family
-
-_LINEARS = ("kv_group", "channel", "expert_channel")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,16 +26,18 @@ def structure_of(family: Family, model: Any, weights: Weights) -> Structure:
     """
     config = model.config
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    axes = tuple(
+    axes = [
         axis
         for layer in range(config.num_hidden_layers)
         for axis in layer_axes(family, shapes, config, layer)
-    )
+    ]
+    stored = {name: shape for name, shape in shapes.items() if name in weights.specs}
+    axes += list(coarse_axes(family, stored, config, axes))
     return Structure(
         family=config.model_type.removeprefix("secateur_"),
-        axes=axes,
+        axes=tuple(axes),
         parameters=sum(spec.elements for spec in weights.specs.values()),
-        prunable=sum(a.units * a.cost for a in axes if a.granularity in _LINEARS),
+        prunable=sum(a.units * a.cost for a in axes if a.granularity in FINE),
         architecture=_architecture(config.model_type, weights),
         weights=_weights(weights),
     )
@@ -58,7 +59,8 @@ def layer_axes(family: Family, shapes: Shapes, config: Any, layer: int) -> Itera
             _check_cover(axis, shapes)
         if coupling.letter == "E":
             # The router picks so many experts for each token.
-            axis = replace(axis, floor=int(config.num_experts_per_tok))
+            finer = (f"layers.{layer}.experts",)
+            axis = replace(axis, floor=int(config.num_experts_per_tok), of=finer)
         yield axis
 
 

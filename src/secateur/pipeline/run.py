@@ -21,7 +21,7 @@ from ..importance import IMPORTANCE, statistics_needed
 from ..models import StreamedModel, open_model, resolve_device
 from ..progress import Progress, Quiet
 from ..stats import Statistics
-from ..structure import Plan, Structure
+from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
 from .checks import check_space, known_ids, selected, target
@@ -136,6 +136,11 @@ class _Run:
     def structure(self) -> Structure:
         return selected(self.opened, self.config.granularity)
 
+    @property
+    def fine(self) -> list[Axis]:
+        limits = stages.limits_of(self.structure, self.config)
+        return stages.fine_axes(self.structure, self.opened.structures, limits)
+
     @cached_property
     def source(self) -> StreamedModel:
         return self.opened.streamed(device=self.config.device, dtype=self.config.dtype)
@@ -184,7 +189,7 @@ class _Run:
         windows = self.windows
         with self._timed("statistics"):
             return stages.statistics(
-                self.source, self.structure, windows, needs, self.config, progress=self._progress
+                self.source, self.fine, windows, needs, self.config, progress=self._progress
             )
 
     def plan(self) -> tuple[Plan, Statistics]:
@@ -193,16 +198,16 @@ class _Run:
         repair = REPAIRS[config.repair_name]
         statistics = self.statistics({*statistics_needed(IMPORTANCE[importance]), *repair.needs})
         with self._timed("scores and search"):
-            found = stages.scores(
-                self.structure,
+            fine = stages.scores(
+                self.fine,
                 importance,
                 self.opened.weights,
                 statistics,
                 seed=config.seed,
-                layers=stages.limits_of(self.structure, config).layers,
                 square_attention=config.square_attention,
                 progress=self._progress,
             )
+            found = stages.coarse_scores(self.structure, fine)
             keep = stages.kept_units(self.structure, found, config)
         return self._recorded(keep), statistics
 

@@ -4,8 +4,10 @@ calibration -> statistics -> scores -> kept units -> added biases -> perplexity
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import data
@@ -13,12 +15,12 @@ from ..checkpoint import Weights
 from ..config import PruneConfig
 from ..errors import SecateurError
 from ..evaluation import Perplexity, perplexity
-from ..importance import IMPORTANCE, score
+from ..importance import IMPORTANCE, Importance, score
 from ..models import OpenModel, StreamedModel, load
 from ..progress import Progress, Quiet
 from ..search import Limits, check_budget, search
 from ..stats import Statistics, Walk, collect
-from ..structure import Plan, Structure
+from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS
 from .checks import known_ids, layer_range
 
@@ -99,46 +101,87 @@ def evaluation_text(
     return known_ids(text, opened)
 
 
+def fine_axes(structure: Structure, whole: Structure, layers: Limits) -> list[Axis]:
+    """The axes whose statistics make the scores of those of `structure` that may lose units.
+
+    Coarse ones are made of finer ones, which `whole` has.
+    """
+    chosen = layers.selected(structure.axes)
+    names = dict.fromkeys(name for axis in chosen for name in axis.of or (axis.name,))
+    return [whole.by_name[name] for name in names]
+
+
 def statistics(
     source: StreamedModel,
-    structure: Structure,
+    axes: Sequence[Axis],
     windows: data.Windows,
     needs: Iterable[str],
     config: PruneConfig,
     *,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Walk the layers once and collect `needs` for the axes that may lose units.
+    """Walk the layers once and collect `needs` for `axes`.
 
     Raises:
         SecateurError: an activation is not finite.
     """
     limit = int(config.hidden_gib * 2**30)
     walk = Walk(source, windows.ids, batch=config.batch, limit=limit)
-    axes = limits_of(structure, config).selected(structure.axes)
     return collect(walk, axes, needs, progress=progress)
 
 
 def scores(
-    structure: Structure,
+    axes: Sequence[Axis],
     importance: str,
     weights: Weights,
     statistics: Statistics,
     *,
     seed: int,
-    layers: tuple[int, ...] | None = None,
     square_attention: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """The scoring stage: [unit, width] by axis, for the axes of `layers` (None: all)."""
+    """The scoring stage: [unit, width] by axis.
+
+    Raises:
+        SecateurError: the score needs statistics of one input, and an axis has many readers.
+    """
     chosen = IMPORTANCE[importance]
-    axes = Limits(layers).selected(structure.axes)
     found: dict[str, Tensor] = {}
     for axis in (progress or Quiet()).track(axes, "scores", len(axes), "axis"):
-        weight = weights.tensor(axis.consumer.tensor) if "weight" in chosen.needs else None
         tally: Any = statistics.tallies.get(axis.name, {})
-        value = score(chosen, axis, weight, tally, seed=seed)
+        value = _score(chosen, axis, weights, tally, seed)
         found[axis.name] = value**2 if square_attention and axis.kind == "attention" else value
+    return found
+
+
+def _score(chosen: Importance, axis: Axis, weights: Weights, tally: Any, seed: int) -> Tensor:
+    if len(axis.consumers) == 1:
+        weight = weights.tensor(axis.consumer.tensor) if "weight" in chosen.needs else None
+        return score(chosen, axis, weight, tally, seed=seed)
+    if not set(chosen.needs) <= {"weight", "generator"}:
+        raise SecateurError(
+            f"The score {chosen.name!r} looks at the input of one consumer, and the"
+            f" {axis.granularity} units have {len(axis.consumers)}.\n"
+            "Type --importance magnitude-l2 (or magnitude-l1, random)."
+        )
+    parts = []
+    for consumer in axis.consumers:
+        alone = replace(axis, members=(consumer,))
+        weight = weights.tensor(consumer.tensor) if "weight" in chosen.needs else None
+        parts.append(score(chosen, alone, weight, tally, seed=seed).sum(dim=1))
+    return torch.stack(parts).sum(dim=0)[:, None]
+
+
+def coarse_scores(structure: Structure, fine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores of the axes of `structure`: a coarse unit's is the sum of those in it."""
+    found: dict[str, Tensor] = {}
+    for axis in structure.axes:
+        parts = [fine[name] for name in axis.of or (axis.name,) if name in fine]
+        if axis.of and parts:
+            sums = [part.reshape(axis.units, -1).sum(dim=1, keepdim=True) for part in parts]
+            found[axis.name] = torch.stack(sums).sum(dim=0)
+        elif parts:
+            found[axis.name] = parts[0]
     return found
 
 

@@ -19,15 +19,17 @@ class Limits:
 
     def grid(self, axis: Axis) -> int:
         """Widths that `axis` may have are multiples of this."""
-        return self.align if axis.size == "I" else 1
+        return self.align if axis.size in ("I", "D") else 1
 
     def floor(self, axis: Axis) -> int:
         """Units that stay at least in `axis` (in each of its groups)."""
-        return min(max(self.grid(axis), axis.floor), axis.units // axis.groups)
+        least = self.grid(axis) if axis.floor else 0
+        return min(max(least, axis.floor), axis.units // axis.groups)
 
     def selected(self, axes: Sequence[Axis]) -> list[Axis]:
-        """Axes in the layers that may lose units."""
-        return [axis for axis in axes if self.layers is None or axis.layer in self.layers]
+        """Axes in the layers that may lose units (the hidden width is in all of them)."""
+        chosen = self.layers
+        return [axis for axis in axes if chosen is None or axis.layer in chosen or axis.layer < 0]
 
 
 def removable(axes: Sequence[Axis], limits: Limits) -> int:

@@ -16,9 +16,11 @@ included; the budget of a search is met to at most one step (one unit, or `align
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import SecateurError
 from ..structure import Axis
 from .budget import Limits, check_budget
 from .removal import Removal, remove_lowest
@@ -51,10 +53,17 @@ def search(
     mode, reduce = SEARCHES[name]
     limits = limits or Limits()
     chosen = limits.selected(axes)
+    if name not in _GLOBAL and any(axis.floor == 0 for axis in chosen):
+        raise SecateurError(
+            f"The search {name!r} takes the same share of each layer, and of a whole block or layer"
+            " there is no share.\nType --search AL-AM."
+        )
     check_budget(axes, limits, budget)
+    reduced = {axis.name: reduce(scores[axis.name]) for axis in chosen}
+    reduced |= _whole_ones(chosen, scores, reduce)
     removals = {
         axis.name: Removal.plan(
-            reduce(scores[axis.name]),
+            reduced[axis.name],
             axis.cost,
             align=limits.grid(axis),
             floor=limits.floor(axis),
@@ -65,6 +74,19 @@ def search(
     share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
     steps = mode(chosen, removals, budget, share, attention_units)
     return {name: removals[name].units(count) for name, count in steps.items()}
+
+
+def _whole_ones(
+    axes: Sequence[Axis], scores: Scores, reduce: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Scores of units that are alone in their axis (blocks, layers): compared across layers."""
+    found: dict[str, Tensor] = {}
+    for granularity in {axis.granularity for axis in axes if axis.floor == 0}:
+        alike = [axis for axis in axes if axis.granularity == granularity]
+        sums = torch.stack([scores[axis.name].sum() for axis in alike])
+        values = reduce(sums[:, None])
+        found |= {axis.name: value[None] for axis, value in zip(alike, values, strict=True)}
+    return found
 
 
 def ul_um(
@@ -132,6 +154,8 @@ def al_am(
     """One ranking of all units, each at its cost in parameters; nearest to the budget."""
     return remove_lowest(removals, budget, nearest=True)
 
+
+_GLOBAL = ("AL-AM", "AL-MM")
 
 SEARCHES: dict[str, tuple[Search, Callable[[Tensor], Tensor]]] = {
     "AL-AM": (al_am, standardised),

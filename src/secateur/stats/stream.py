@@ -37,7 +37,6 @@ class LayerSource(Protocol):
 
     device: torch.device
     dtype: torch.dtype
-    hidden_size: int
 
     def __len__(self) -> int: ...
 
@@ -76,14 +75,18 @@ class Walk:
 
     def embed(self) -> Activations:
         """Run everything before layer 0, and note what the model passes to each layer."""
-        shape = (len(self.tokens), self.tokens.shape[1], self.source.hidden_size)
-        states = Activations(shape, self.source.dtype, limit=self.limit)
+        states: Activations | None = None
         pool = _Pool()
         self._calls = []
         with self.source.front() as front:
             for windows in self.batches:
-                states[windows], calls = front(self.tokens[windows])
+                hidden, calls = front(self.tokens[windows])
+                if states is None:
+                    shape = (*self.tokens.shape, hidden.shape[-1])
+                    states = Activations(shape, self.source.dtype, limit=self.limit)
+                states[windows] = hidden
                 self._calls.append([(pool.share(args), pool.share(kw)) for args, kw in calls])
+        assert states is not None, "there is at least one window"
         return states
 
     def layers(

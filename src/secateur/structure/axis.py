@@ -43,7 +43,7 @@ GRANULARITIES: dict[str, str] = {
 }
 
 Role = Literal["producer", "consumer"]
-Kind = Literal["attention", "mlp"]
+Kind = Literal["attention", "mlp", "layer", "hidden"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,8 @@ class Axis:
     `cost` is the number of parameters that leave with one unit, biases included. `size` is the
     letter of the layout that counts the units (see `size.py`). The same number of units has to
     go from each of the `groups` that the units fall into in order, and `floor` of each stay.
-    `per_unit` is the number of query heads in a unit of attention, else 1.
+    `per_unit` is the number of query heads in a unit of attention, else 1. `of` names the finer
+    axes that a coarse one (whole experts, blocks, layers) is made of, in the units' order.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Axis:
     groups: int = 1
     per_unit: int = 1
     floor: int = 1
+    of: tuple[str, ...] = ()
 
     @property
     def consumers(self) -> tuple[Member, ...]:
@@ -229,4 +231,4 @@ def _axis(raw: dict[str, Any]) -> Axis:
         Member(**{**member, "dims": tuple(member["dims"]), "blocks": Blocks(**member["blocks"])})
         for member in raw["members"]
     )
-    return Axis(**{**raw, "members": members})
+    return Axis(**{**raw, "members": members, "of": tuple(raw["of"])})

@@ -102,12 +102,12 @@ class Plan:
             axis = structure.by_name.get(name)
             if axis is None:
                 raise SecateurError(f"The plan names {name!r}, which this model does not have.")
-            if not units:
+            if not units and axis.floor:
                 raise SecateurError(
                     f"The plan keeps no unit of {name}: a layer without any loads in no engine.\n"
                     'Keep at least one, for example "keep": "0".'
                 )
-            if units[-1] >= axis.units:
+            if units and units[-1] >= axis.units:
                 raise SecateurError(
                     f"The plan keeps unit {units[-1]} of {name}, which has {axis.units}."
                 )

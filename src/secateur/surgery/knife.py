@@ -14,6 +14,7 @@ class PrunedWeights:
     """`weights` without the units that `plan` removes, plus `added` biases by tensor name.
 
     Nothing is cut before it is asked for, and nothing is kept: one tensor at a time is in memory.
+    A tensor of which nothing stays is left out.
     An added bias joins an existing one, or becomes a new tensor after its weight.
     """
 
@@ -29,6 +30,8 @@ class PrunedWeights:
         self._kept = _kept_indices(weights.specs, structure, plan)
         self._specs: dict[str, TensorSpec] = {}
         for name, spec in weights.specs.items():
+            if any(not len(indices) for indices in self._kept.get(name, {}).values()):
+                continue
             self._specs[name] = TensorSpec(_shape(spec, self._kept.get(name, {})), spec.dtype)
             new_bias = name.removesuffix("weight") + "bias"
             if new_bias in self._added and new_bias not in weights.specs:

@@ -1,0 +1,121 @@
+"""Whole layers that are gone: the rest moves up, in names, config and structure."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoint import TensorSpec, Weights
+from ..models import Family
+from ..structure import Structure
+
+
+def without_layers(
+    family: Family,
+    gone: Sequence[int],
+    weights: Weights,
+    base: Mapping[str, Any],
+    earlier: Mapping[str, Any],
+) -> tuple[Weights, dict[str, Any], dict[str, Any]]:
+    """Weights, config and earlier `pruned_modules` with the layers counted anew."""
+    count = int(base[_count_key(base)])
+    kept = [layer for layer in range(count) if layer not in gone]
+    names = _Names(family.layers, kept)
+    config = {
+        key: [value[layer] for layer in kept]
+        if isinstance(value, list) and len(value) == count and key != "architectures"
+        else value
+        for key, value in base.items()
+    }
+    config[_count_key(base)] = len(kept)
+    modules = {names.new(path): sizes for path, sizes in earlier.items() if names.stays(path)}
+    return _Renamed(weights, names), config, modules
+
+
+def renumbered(family: Family, gone: Sequence[int], structure: Structure) -> Structure:
+    """The structure without the layers that are gone, and without layers as units."""
+    moved = _moved(gone, structure.layers)
+    names = _Names(family.layers, list(moved))
+    axes = [
+        replace(
+            axis,
+            name=_axis_name(axis.name, moved),
+            layer=moved.get(axis.layer, axis.layer),
+            members=tuple(
+                replace(member, module=names.new(member.module)) for member in axis.members
+                if names.stays(member.module)
+            ),
+        )
+        for axis in structure.axes
+        if axis.layer not in gone and axis.kind != "layer"
+    ]  # fmt: skip
+    return replace(structure, axes=tuple(axes))
+
+
+def renamed_axes(
+    gone: Sequence[int], keep: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """What a plan keeps, under the new names of the axes."""
+    last = max([_layer_of(name) for name in keep] + list(gone))
+    moved = _moved(gone, last + 1)
+    return {
+        _axis_name(name, moved): units
+        for name, units in keep.items()
+        if _layer_of(name) not in gone and not name.endswith(".layer")
+    }
+
+
+def _moved(gone: Sequence[int], count: int) -> dict[int, int]:
+    kept = [layer for layer in range(count) if layer not in gone]
+    return {layer: number for number, layer in enumerate(kept)}
+
+
+def _layer_of(axis: str) -> int:
+    match = re.match(r"layers\.(\d+)\.", axis)
+    return int(match[1]) if match else -1
+
+
+def _axis_name(name: str, moved: Mapping[int, int]) -> str:
+    layer = _layer_of(name)
+    return name if layer < 0 else f"layers.{moved[layer]}.{name.split('.', 2)[2]}"
+
+
+def _count_key(base: Mapping[str, Any]) -> str:
+    return next(key for key in ("num_hidden_layers", "n_layer", "n_layers") if key in base)
+
+
+class _Names:
+    """Names of tensors and modules before and after."""
+
+    def __init__(self, path: str, kept: Sequence[int]) -> None:
+        self._pattern = re.compile(rf"^({re.escape(path)}\.)(\d+)(?=\.|$)")
+        self._new = {layer: number for number, layer in enumerate(kept)}
+
+    def stays(self, name: str) -> bool:
+        """Whether what `name` says is still there."""
+        match = self._pattern.match(name)
+        return match is None or int(match[2]) in self._new
+
+    def new(self, name: str) -> str:
+        """What it is called now."""
+        return self._pattern.sub(lambda m: f"{m[1]}{self._new[int(m[2])]}", name)
+
+
+class _Renamed:
+    """`weights` under the new names."""
+
+    def __init__(self, weights: Weights, names: _Names) -> None:
+        self._weights = weights
+        self._old = {names.new(name): name for name in weights.specs if names.stays(name)}
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        return {new: self._weights.specs[old] for new, old in self._old.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        return self._weights.tensor(self._old[name])
+
+    def head(self, name: str) -> Tensor:
+        return self._weights.head(self._old[name])

@@ -1,0 +1,248 @@
+"""Every granularity: what a unit costs, that slicing equals masking, that the result loads."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import secateur
+from conftest import EVERY_FAMILY, tiny_model
+from secateur.errors import SecateurError
+from secateur.export import pruned_form
+from secateur.export.proof import ragged_plan
+from secateur.models import OpenModel, filled, open_model
+from secateur.pipeline import read_plan
+from secateur.structure import GRANULARITIES, Plan, Structure
+from secateur.surgery import PrunedWeights
+from test_surgery import left_padded, masked
+
+BLOCKS = ("attention_block", "mlp_block")
+
+
+def cut(opened: OpenModel, structure: Structure, plan: Plan) -> Any:
+    weights = PrunedWeights(opened.weights, structure, plan)
+    form = pruned_form(opened.family, opened.raw_config, opened.config, structure, plan, weights)
+    return filled(form.empty(), form.weights)
+
+
+def logits(model: Any) -> Tensor:
+    inputs = left_padded()
+    with torch.no_grad():
+        return model(**inputs).logits[inputs["attention_mask"].bool()]
+
+
+def generated(model: Any, *, cache: bool) -> Tensor:
+    return model.generate(
+        **left_padded(), max_new_tokens=6, do_sample=False, eos_token_id=None, use_cache=cache,
+        pad_token_id=0,
+    )  # fmt: skip
+
+
+def variants_with(granularity: str) -> list[str]:
+    return [
+        name
+        for name in EVERY_FAMILY
+        if open_model(tiny_model(name)).structures.select([granularity]).axes
+    ]
+
+
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("granularity", ["query_head", *BLOCKS])
+def test_slicing_equals_masking(granularity: str, variant: str) -> None:
+    dense = tiny_model(variant)
+    opened = open_model(dense)
+    structure = opened.structures.select([granularity])
+    if not structure.axes:
+        pytest.skip(f"{variant} has no units of this granularity")
+    keep = ragged_plan(structure, 0).keep
+    if granularity in BLOCKS:
+        keep = {structure.axes[-1].name: ()}
+    plan = Plan(keep, structure.architecture, structure.weights)
+    plan.check(structure)
+    small = cut(opened, structure, plan)
+    assert sum(p.numel() for p in small.parameters()) == (
+        structure.parameters - plan.removed_parameters(structure)
+    )
+    got = logits(small)
+    assert torch.equal(generated(small, cache=True), generated(small, cache=False))
+    if granularity in BLOCKS:
+        add_nothing(dense, structure, plan)
+        expected = logits(dense)
+    else:
+        expected = logits(masked(dense, structure, plan))
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def add_nothing(model: Any, structure: Structure, plan: Plan) -> None:
+    """The other route for a whole block: the linear that writes its result gives zero."""
+    fine = open_model(model).structures
+    for axis in structure.axes:
+        for name in axis.of if plan.removed(axis) else ():
+            consumer = fine.by_name[name].consumer
+            module = model.get_submodule(consumer.module)
+            for parameter in module.parameters():
+                parameter.data.zero_()
+
+
+@pytest.mark.parametrize("variant", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"])
+def test_whole_experts_go_with_their_row_of_the_router(variant: str) -> None:
+    """The other route: the router never picks them."""
+    dense = tiny_model(variant)
+    opened = open_model(dense)
+    structure = opened.structures.select(["expert"])
+    axis = structure.axes[-1]
+    plan = Plan({axis.name: (0, 2, 3)}, structure.architecture, structure.weights)
+    small = cut(opened, structure, plan)
+    router = next(m.module for m in axis.members if "expert" not in m.module)
+    module = dense.get_submodule(router)
+    never = torch.zeros(axis.units)
+    never[1] = -torch.inf
+    linear = torch.nn.functional.linear
+
+    def routed(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        out = linear(x, weight, bias)
+        return out + never if weight is module.weight else out
+
+    torch.nn.functional.linear = routed
+    try:
+        expected = logits(dense)
+    finally:
+        torch.nn.functional.linear = linear
+    assert torch.allclose(logits(small), expected, atol=1e-5)
+    with pytest.raises(SecateurError, match="at least 2"):
+        Plan({axis.name: (0,)}, structure.architecture, "").check(structure)
+
+
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
+def test_a_whole_layer_goes_and_a_stock_checkpoint_stays(variant: str) -> None:
+    """The other route: the layer hands its input through."""
+    dense = tiny_model(variant)
+    opened = open_model(dense)
+    structure = opened.structures.select(["layer"])
+    plan = Plan({"layers.1.layer": ()}, structure.architecture, structure.weights)
+    small = cut(opened, structure, plan)
+    layer = dense.get_submodule(opened.family.layers)[1]
+
+    def hand_through(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden, None) if opened.family.tuples else hidden
+
+    got, layer.forward = logits(small), hand_through
+    assert torch.allclose(got, logits(dense), atol=1e-5)
+    assert type(small).__module__.startswith("transformers.")
+    assert torch.equal(generated(small, cache=True), generated(small, cache=False))
+
+
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
+def test_the_hidden_width_shrinks_everywhere(variant: str, monkeypatch: Any) -> None:
+    """The other route: the dense model with zeros, its norms over the channels that stay."""
+    dense = tiny_model(variant)
+    opened = open_model(dense)
+    structure = opened.structures.select(["hidden"])
+    (axis,) = structure.axes
+    kept = tuple(range(0, axis.units, 2))
+    plan = Plan({"hidden": kept}, structure.architecture, structure.weights)
+    small = cut(opened, structure, plan)
+    assert sum(p.numel() for p in small.parameters()) == (
+        structure.parameters - plan.removed_parameters(structure)
+    )
+    got = logits(small)
+    for member in axis.members:
+        tensor = dense.get_parameter(member.tensor).data
+        tensor.index_fill_(member.dim, plan.removed_tensor(axis), 0)
+    for name, module in dense.named_modules():
+        inner = re.search("[qk]_norm", name)
+        if "Norm" in type(module).__name__ and not any(module.children()) and not inner:
+            shape = getattr(module, "weight", None)
+            if shape is None or shape.shape[-1] == axis.units:
+                narrow_norm(module, axis.units, torch.tensor(kept))
+    assert torch.allclose(got, logits(dense), atol=2e-5)
+    assert torch.equal(generated(small, cache=True), generated(small, cache=False))
+
+
+def narrow_norm(norm: Any, width: int, kept: Tensor) -> None:
+    """The norm of the kept channels, zeros elsewhere."""
+    original, weight, bias = type(norm).forward, norm._parameters.get("weight"), None
+    bias = norm._parameters.get("bias")
+
+    def forward(x: Tensor) -> Tensor:
+        if x.shape[-1] != width:
+            return original(norm, x)
+        saved = {"weight": weight, "bias": bias}
+        shape = getattr(norm, "normalized_shape", None)
+        for name, value in saved.items():
+            if value is not None:
+                norm._parameters[name] = torch.nn.Parameter(value.data[..., kept])
+        if shape is not None:
+            norm.normalized_shape = (len(kept),)
+        out = torch.zeros_like(x)
+        out[..., kept] = original(norm, x[..., kept])
+        norm._parameters.update({k: v for k, v in saved.items() if v is not None})
+        if shape is not None:
+            norm.normalized_shape = shape
+        return out
+
+    norm.forward = forward
+
+
+@pytest.mark.parametrize(
+    ("granularity", "method"),
+    [
+        ("query_head,channel", "flap"),
+        ("kv_group,mlp_block", "flap"),
+        ("attention_block,mlp_block", "flap"),
+        ("layer", "flap"),
+        ("hidden", "magnitude"),
+    ],
+)
+def test_prune_by_granularity(
+    granularity: str, method: str, tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    result = secateur.prune(
+        tiny_folder(), out=tmp_path / "small", granularity=granularity, method=method, ratio=0.3,
+        search="AL-AM" if method == "flap" else None, repair="none", calibration=str(text_file),
+        samples=4, length=16, align=1,
+    )  # fmt: skip
+    small = secateur.load(tmp_path / "small")
+    numbers = result.numbers["parameters"]
+    assert sum(p.numel() for p in small.parameters()) == numbers["after"] < numbers["before"]
+    assert torch.isfinite(logits(small)).all()
+    again = secateur.apply(
+        read_plan(tmp_path / "small"), tiny_folder(), out=tmp_path / "again",
+    )  # fmt: skip
+    assert again.numbers["parameters"] == numbers
+    assert torch.equal(logits(secateur.load(tmp_path / "again")), logits(small))
+    assert json.loads((tmp_path / "small" / "plan.json").read_text())
+
+
+def test_costs_add_up() -> None:
+    """Parameters of a whole are those of its parts, and of what only the whole takes along."""
+    structures = open_model(tiny_model("llama-biased")).structures
+    by = {name: structures.select([name]).axes for name in GRANULARITIES}
+    groups, heads = by["kv_group"][0], by["query_head"][0]
+    D, width, r = 48, 10, 2
+    assert groups.cost == heads.cost * r + 2 * width * (D + 1)
+    assert by["attention_block"][0].cost == groups.cost * groups.units + D
+    assert by["mlp_block"][0].cost == by["channel"][0].cost * by["channel"][0].units + D
+    blocks = by["attention_block"][0].cost + by["mlp_block"][0].cost
+    assert by["layer"][0].cost == blocks + 2 * D
+    assert by["hidden"][0].units == D
+    assert sum(p.numel() for p in tiny_model("llama-biased").parameters()) == (
+        by["hidden"][0].cost * D + 3 * (groups.units * width * (r + 2) + 2 * 56)
+    )
+
+
+def test_blocks_have_no_uniform_share(tiny_folder: Any, text_file: Path) -> None:
+    with pytest.raises(SecateurError, match="AL-AM"):
+        secateur.prune(tiny_folder(), granularity="layer", method="wanda-sp", dry_run=True,
+                       calibration=str(text_file), samples=4, length=16)  # fmt: skip
+    with pytest.raises(SecateurError, match="magnitude-l2"):
+        secateur.prune(tiny_folder(), granularity="hidden", dry_run=True,
+                       calibration=str(text_file), samples=4, length=16)  # fmt: skip
+    with pytest.raises(SecateurError, match="no units of granularity 'expert'"):
+        secateur.prune(tiny_folder(), granularity="expert", dry_run=True)
+    with pytest.raises(SecateurError, match="kv_group"):
+        secateur.prune(tiny_folder(), granularity="kv_groups", dry_run=True)
