@@ -35,9 +35,8 @@ def write_model(folder: Path, form: Form) -> int:
     )
     if not form.stock:
         shutil.copyfile(Path(modeling_secateur.__file__), folder / "modeling_secateur.py")
-    return write_shards(
-        folder, form.weights.specs, lambda name: form.weights.tensor(name).detach().cpu()
-    )
+    stored = form.stored
+    return write_shards(folder, stored.specs, lambda name: stored.tensor(name).detach().cpu())
 
 
 def copy_companions(folder: Path, origin: Path | None, *, tokenizer: Any, model: Any) -> None:

@@ -13,6 +13,7 @@ from ..checkpoint import FolderWeights, ModuleWeights, TensorSpec, Weights, read
 from ..errors import SecateurError
 from ..registry import choose
 from ..structure import Structure
+from .conversion import converted
 from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
 from .registration import register, register_classes, register_form
@@ -61,8 +62,10 @@ class OpenModel:
 
     @property
     def context(self) -> int:
-        """The longest window, in tokens, that the model allows."""
-        return int(self.config.max_position_embeddings)
+        """The longest window, in tokens, that the model allows (2048 if the config says none)."""
+        names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+        stated = (getattr(self.config, name, None) for name in names)
+        return int(next((length for length in stated if length), 2048))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -129,7 +132,7 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         skeleton = opened.skeleton
     except Exception as error:  # the model's constructor divides, indexes, asserts
         raise _senseless(f"{source}/config.json", error) from error
-    fitted = Fitted(weights, skeleton, source)
+    fitted = Fitted(converted(weights, skeleton), skeleton, source)
     family = declared or undeclared_family(config, skeleton)
     if declared is None:
         register_classes(family.config, family.model)
