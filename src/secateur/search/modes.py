@@ -7,28 +7,53 @@
 | `AL-MM` | a number over all layers | what the budget leaves, over all layers | standardised |
 | `AL-AM` | one ranking of everything, each unit at its cost | | standardised |
 | `uniform` | as `UL-MM`, the number nearest to the ratio | what the budget leaves, nearest | raw |
+| `global` | one ranking of everything, each unit at its cost | | raw |
+| `two_stage` | as `AL-AM`, by instability; importance picks which units of an axis | | by sample |
+| `joint` | as `AL-AM`, importance less a little instability | | standardised, by sample |
+| `stability` | as `AL-AM`, by instability alone | | by sample |
 
 The first four are FLAP's (2312.11983, section "Adaptive structure search"; the rounding is its
 public code's): UL/AL uniform/adaptive over layers, UM/MM/AM uniform/manual/adaptive over modules.
-`uniform` meets the budget where `UL-UM` rounds both shares down. Costs are parameters, biases
-included; the budget of a search is met to at most one step (one unit, or `align` channels).
+`uniform` meets the budget where `UL-UM` rounds both shares down. `global` is LLM-Pruner's
+(2305.11627), whose scores estimate a loss. The last three are SAAP's: see `stability`.
+Costs are parameters, biases included; the budget of a search is met to at most one step (one unit,
+or `align` channels).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import SecateurError
+from ..registry import choose
 from ..structure import Axis
 from .budget import Limits, check_budget
 from .removal import Removal, remove_lowest
-from .standardise import channel_sum, standardised
+from .stability import joint, steady, volatile
+from .standardise import SCALES, channel_sum, standardised
 
 Scores = Mapping[str, Float[Tensor, "unit width"]]
+Samples = Mapping[str, Float[Tensor, "sample _"]]
 
 # (axes that may lose units, their removal steps, budget in parameters, ratio of the selected
 # axes' parameters, attention units to remove in all or None) -> steps lost by each axis
 Search = Callable[[Sequence[Axis], Mapping[str, Removal], float, float, int | None], dict[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A search: who competes (`compete`), by which unit scores (`rank`), and which units go.
+
+    `rank` takes the scores of an axis, and with `by_sample` those by sample too. `pick`, of the
+    scores alone, chooses which units of an axis go where that is not the lowest by `rank`.
+    """
+
+    compete: Search
+    rank: Callable[..., Tensor]
+    pick: Callable[[Tensor], Tensor] | None = None
+    by_sample: bool = False
 
 
 def search(
@@ -39,31 +64,53 @@ def search(
     *,
     limits: Limits | None = None,
     attention_units: int | None = None,
+    scale: str | None = None,
+    samples: Samples | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Units to remove from each axis, by the search `name`, for `budget` parameters in all.
 
     `attention_units` is the number of attention units to remove over all layers in the searches
     that take one (`UL-MM`, `AL-MM`, `uniform`); None means the budget's share.
+    `scale` (`raw`, `standardised`, `log`) takes the place of the search's own scale of scores.
+    `samples` are unit scores for each calibration sample, which the searches by stability need.
 
     Raises:
-        SecateurError: more is asked for than the floors and the layer range allow.
+        SecateurError: more is asked for than the floors and the layer range allow, there is no such
+            scale, or the search needs scores by sample and has none.
     """
-    mode, reduce = SEARCHES[name]
+    mode = SEARCHES[name]
     limits = limits or Limits()
     chosen = limits.selected(axes)
     check_budget(axes, limits, budget)
+    rank = mode.rank if scale is None or mode.by_sample else choose("scale", scale, SCALES)
     removals = {
-        axis.name: Removal.plan(
-            reduce(scores[axis.name]),
-            axis.cost,
-            align=limits.grid(axis),
-            floor=min(limits.grid(axis), axis.units),
-        )
+        axis.name: _removal(rank(*_ranked(name, axis, scores, samples)), axis, limits)
         for axis in chosen
     }
     share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
-    steps = mode(chosen, removals, budget, share, attention_units)
+    steps = mode.compete(chosen, removals, budget, share, attention_units)
+    if mode.pick is not None:
+        removals = {
+            axis.name: _removal(mode.pick(scores[axis.name]), axis, limits) for axis in chosen
+        }
     return {name: removals[name].units(count) for name, count in steps.items()}
+
+
+def _ranked(name: str, axis: Axis, scores: Scores, samples: Samples | None) -> tuple[Tensor, ...]:
+    """What the search `name` ranks the units of `axis` by."""
+    if not SEARCHES[name].by_sample:
+        return (scores[axis.name],)
+    if samples is None:
+        raise SecateurError(
+            f"The search {name!r} compares scores of calibration samples, and this score has none."
+            "\nType --search AL-AM."
+        )
+    return scores[axis.name], samples[axis.name]
+
+
+def _removal(values: Float[Tensor, " unit"], axis: Axis, limits: Limits) -> Removal:
+    grid = limits.grid(axis)
+    return Removal.plan(values, axis.cost, align=grid, floor=min(grid, axis.units))
 
 
 def ul_um(
@@ -132,12 +179,16 @@ def al_am(
     return remove_lowest(removals, budget, nearest=True)
 
 
-SEARCHES: dict[str, tuple[Search, Callable[[Tensor], Tensor]]] = {
-    "AL-AM": (al_am, standardised),
-    "AL-MM": (al_mm, standardised),
-    "UL-MM": (ul_mm, channel_sum),
-    "UL-UM": (ul_um, channel_sum),
-    "uniform": (uniform, channel_sum),
+SEARCHES = {
+    "AL-AM": Mode(al_am, standardised),
+    "AL-MM": Mode(al_mm, standardised),
+    "UL-MM": Mode(ul_mm, channel_sum),
+    "UL-UM": Mode(ul_um, channel_sum),
+    "uniform": Mode(uniform, channel_sum),
+    "global": Mode(al_am, channel_sum),
+    "two_stage": Mode(al_am, steady, pick=channel_sum, by_sample=True),
+    "joint": Mode(al_am, joint, by_sample=True),
+    "stability": Mode(al_am, volatile, by_sample=True),
 }
 
 
