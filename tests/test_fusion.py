@@ -314,12 +314,23 @@ def test_samples_are_the_scores_of_each_sample() -> None:
             assert torch.allclose(apart, torch.zeros(SIZES[axis]) + offset, atol=1e-4)
 
 
-def test_the_scale_makes_plain_scores_raw_again() -> None:
+def test_the_scale_makes_plain_scores_raw_again_up_to_one_factor() -> None:
     scopes = scopes_of()
     for name, which in (("coarse", 0), ("fine", 1)):
-        for axis, result in fuse(name, scopes).items():
-            raw = scopes[axis].pair()[which].float()
-            assert torch.allclose(result.scale * result.scores, raw, rtol=1e-5)
+        results = fuse(name, scopes)
+        raw = torch.cat([scope.pair()[which].float() for scope in scopes.values()])
+        got = torch.cat([result.scale * result.scores for result in results.values()])
+        assert torch.allclose(got * raw.mean(), raw, rtol=1e-5)
+
+
+def test_the_scale_does_not_favour_a_granularity() -> None:
+    """Coarse scores a thousand times smaller everywhere: no scope gets smaller for its blend."""
+    small = {
+        axis: replace(scope, coarse=1e-3 * scope.pair()[0]) for axis, scope in scopes_of().items()
+    }
+    for name in ("coarse", "fine", "evidence"):
+        for axis, result in fused(name, scopes_of()).items():
+            assert fused(name, small)[axis].scale == pytest.approx(result.scale, rel=1e-5)
 
 
 def test_a_fusion_alone_needs_only_its_own_score() -> None:

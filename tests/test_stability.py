@@ -172,3 +172,15 @@ def test_global_is_one_ranking_of_raw_scores_and_the_scale_can_be_another() -> N
         "AL-AM", axes, scores, budget
     )
     assert search("AL-AM", axes, scores, budget, scale="raw") == raw
+
+
+def test_per_parameter_is_the_order_of_a_knapsack() -> None:
+    """Of two units worth the same, the one that frees more parameters goes first."""
+    axes = axes_of()
+    scores = {axis.name: torch.full((axis.units, 1), 1.0) for axis in axes}
+    cost = {axis.kind: axis.cost for axis in axes}
+    assert cost["attention"] > cost["mlp"]
+    budget = 6 * cost["attention"]
+    removed = search("global", axes, scores, budget, scale="per-parameter")
+    assert {axis.kind for axis in axes if removed[axis.name]} == {"attention"}
+    assert torch.equal(rescaled(torch.ones(2, 3), "per-parameter", 6), torch.full((2,), 0.5))

@@ -12,6 +12,8 @@ this project's completion. (A query symmetric in the two keys would force alpha 
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from .blend import HYWIA, attention, blended
 from .probes import ask, cosine, disagreement_runs, keys
 from .registry import Fused, Probe, Scope, fusion
@@ -25,9 +27,9 @@ def evidence(
     scopes: Mapping[str, Scope], probe: Probe, *, tau: float = TAU, probes: int = PROBES
 ) -> dict[str, Fused]:
     """Attention to the granularity that foretells the loss of masked units, scope by scope."""
-    fused: dict[str, Fused] = {}
+    alphas: dict[str, Tensor] = {}
     for axis, scope in scopes.items():
         masks = disagreement_runs(*scope.pair(), probes)
         agreement = cosine(ask(probe, {axis: masks}), keys(scope, masks))
-        fused[axis] = blended(scope, attention(agreement, tau))
-    return fused
+        alphas[axis] = attention(agreement, tau)
+    return blended(scopes, alphas)

@@ -28,4 +28,4 @@ def mean(scopes: Mapping[str, Scope]) -> dict[str, Fused]:
 
 def _everywhere(scopes: Mapping[str, Scope], share: float) -> dict[str, Fused]:
     alpha = torch.tensor([share, 1 - share])
-    return {axis: blended(scope, alpha) for axis, scope in scopes.items()}
+    return blended(scopes, dict.fromkeys(scopes, alpha))

@@ -54,8 +54,8 @@ class Fused:
     """One score a unit, fp32; larger means keep.
 
     `alpha` is the share that the coarse and the fine score have in the mean score of the scope;
-    `scale` times `scores` compares across scopes; `samples` are the scores for each calibration
-    sample, where both granularities came with them.
+    `scale` times `scores` compares across scopes, up to one factor for all; `samples` are the
+    scores for each calibration sample, where both granularities came with them.
     """
 
     scores: Float[Tensor, " unit"]

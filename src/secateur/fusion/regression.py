@@ -22,7 +22,7 @@ from .evidence import PROBES
 from .probes import ask, disagreement_runs, keys
 from .registry import Fused, Probe, Scope, fusion
 
-SHRINKAGE = 1.0
+SHRINKAGE = 0.1
 # The least lambda: without any, keys that go together have no single minimum.
 _LEAST = 1e-9
 _TINY = torch.finfo(torch.float64).tiny
@@ -42,10 +42,7 @@ def regression(
     losses = ask(probe, masks)
     sums = torch.stack([keys(scope, masks[axis]) for axis, scope in scopes.items()], dim=1)
     alpha = fitted_blend(losses, sums[:, :, 0], sums[:, :, 1], shrinkage)
-    return {
-        axis: blended(scope, here)
-        for (axis, scope), here in zip(scopes.items(), alpha, strict=True)
-    }
+    return blended(scopes, dict(zip(scopes, alpha, strict=True)))
 
 
 def drawn_masks(
@@ -72,7 +69,7 @@ def fitted_blend(
         SecateurError: the shrinkage is negative.
     """
     if shrinkage < 0:
-        raise SecateurError(f"shrinkage = {shrinkage} will not do: 0 or more, for example 1.")
+        raise SecateurError(f"shrinkage = {shrinkage} will not do: 0 or more, for example 0.1.")
     design = torch.cat([coarse, fine], dim=1).double()
     design = design - design.mean(dim=0)
     target = losses.double() - losses.double().mean()

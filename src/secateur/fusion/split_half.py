@@ -29,7 +29,7 @@ def split_half(
     splits: int = SPLITS,
 ) -> dict[str, Fused]:
     """Attention to the granularity whose ranking halves of the samples agree on."""
-    fused: dict[str, Fused] = {}
+    alphas: dict[str, Tensor] = {}
     state = generator.get_state()
     for axis, scope in scopes.items():
         generator.set_state(state)  # the same splits for every scope, whatever else there is
@@ -41,8 +41,8 @@ def split_half(
                 for order in orders
             ]
         ).mean(dim=0)
-        fused[axis] = blended(scope, attention(agreement, tau))
-    return fused
+        alphas[axis] = attention(agreement, tau)
+    return blended(scopes, alphas)
 
 
 def reliability(samples: Float[Tensor, "sample unit"], order: Tensor) -> Float[Tensor, ""]:

@@ -80,10 +80,8 @@ def trained(
         pairs = zip(scope.pair(), scope.sample_pair(), strict=True)
         seen.append(torch.stack([features(scores, samples) for scores, samples in pairs]))
     projection = fit(initial(generator), seen, questions, steps)
-    return {
-        axis: blended(scope, projection.alpha(here))
-        for (axis, scope), here in zip(scopes.items(), seen, strict=True)
-    }
+    alphas = {axis: projection.alpha(here) for axis, here in zip(scopes, seen, strict=True)}
+    return blended(scopes, alphas)
 
 
 def fit(

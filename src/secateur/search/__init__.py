@@ -4,7 +4,7 @@ from .budget import Limits, check_budget, removable
 from .modes import SEARCHES, Mode, Search, search
 from .removal import Removal, remove_lowest
 from .stability import fluctuation, instability
-from .standardise import SCALES, channel_sum, logarithmic, rescaled, standardised
+from .standardise import SCALES, channel_sum, logarithmic, per_parameter, rescaled, standardised
 
 __all__ = [
     "SCALES",
@@ -18,6 +18,7 @@ __all__ = [
     "fluctuation",
     "instability",
     "logarithmic",
+    "per_parameter",
     "removable",
     "remove_lowest",
     "rescaled",

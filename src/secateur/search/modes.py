@@ -27,12 +27,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import SecateurError
-from ..registry import choose
 from ..structure import Axis
 from .budget import Limits, check_budget
 from .removal import Removal, remove_lowest
 from .stability import joint, steady, volatile
-from .standardise import SCALES, channel_sum, standardised
+from .standardise import channel_sum, rescaled, standardised
 
 Scores = Mapping[str, Float[Tensor, "unit width"]]
 Samples = Mapping[str, Float[Tensor, "sample _"]]
@@ -71,7 +70,8 @@ def search(
 
     `attention_units` is the number of attention units to remove over all layers in the searches
     that take one (`UL-MM`, `AL-MM`, `uniform`); None means the budget's share.
-    `scale` (`raw`, `standardised`, `log`) takes the place of the search's own scale of scores.
+    `scale` (`raw`, `per-parameter`, `standardised`, `log`) takes the place of the search's own;
+    the searches by sample have none.
     `samples` are unit scores for each calibration sample, which the searches by stability need.
 
     Raises:
@@ -82,9 +82,8 @@ def search(
     limits = limits or Limits()
     chosen = limits.selected(axes)
     check_budget(axes, limits, budget)
-    rank = mode.rank if scale is None or mode.by_sample else choose("scale", scale, SCALES)
     removals = {
-        axis.name: _removal(rank(*_ranked(name, axis, scores, samples)), axis, limits)
+        axis.name: _removal(_ranks(name, axis, scores, samples, scale), axis, limits)
         for axis in chosen
     }
     share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
@@ -96,16 +95,19 @@ def search(
     return {name: removals[name].units(count) for name, count in steps.items()}
 
 
-def _ranked(name: str, axis: Axis, scores: Scores, samples: Samples | None) -> tuple[Tensor, ...]:
+def _ranks(
+    name: str, axis: Axis, scores: Scores, samples: Samples | None, scale: str | None
+) -> Tensor:
     """What the search `name` ranks the units of `axis` by."""
-    if not SEARCHES[name].by_sample:
-        return (scores[axis.name],)
+    mode, own = SEARCHES[name], scores[axis.name]
+    if not mode.by_sample:
+        return mode.rank(own) if scale is None else rescaled(own, scale, axis.cost)
     if samples is None:
         raise SecateurError(
             f"The search {name!r} compares scores of calibration samples, and this score has none."
             "\nType --search AL-AM."
         )
-    return scores[axis.name], samples[axis.name]
+    return mode.rank(own, samples[axis.name])
 
 
 def _removal(values: Float[Tensor, " unit"], axis: Axis, limits: Limits) -> Removal:

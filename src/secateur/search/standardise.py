@@ -44,17 +44,25 @@ def logarithmic(scores: Float[Tensor, "unit width"]) -> Float[Tensor, " unit"]:
     return logs - logs.mean()
 
 
-SCALES: dict[str, Callable[[Tensor], Tensor]] = {
-    "raw": channel_sum,
-    "standardised": standardised,
-    "log": logarithmic,
+def per_parameter(scores: Float[Tensor, "unit width"], cost: int) -> Float[Tensor, " unit"]:
+    """Raw unit scores over what a unit costs: the order of a knapsack, if losses add up."""
+    return channel_sum(scores) / cost
+
+
+SCALES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "raw": lambda scores, cost: channel_sum(scores),
+    "per-parameter": per_parameter,
+    "standardised": lambda scores, cost: standardised(scores),
+    "log": lambda scores, cost: logarithmic(scores),
 }
 
 
-def rescaled(scores: Float[Tensor, "unit width"], how: str) -> Float[Tensor, " unit"]:
-    """Unit scores on the scale `how`.
+def rescaled(
+    scores: Float[Tensor, "unit width"], how: str, cost: int = 1
+) -> Float[Tensor, " unit"]:
+    """Unit scores on the scale `how`; `cost` is the number of parameters of a unit.
 
     Raises:
         SecateurError: no such scale.
     """
-    return choose("scale", how, SCALES)(scores)
+    return choose("scale", how, SCALES)(scores, cost)

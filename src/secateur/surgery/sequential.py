@@ -91,13 +91,14 @@ def sequential_repair(
     fit: str = "refit",
     target: str = "residual",
     damping: float | None = None,
-    every: bool = False,
+    every: bool = True,
     progress: Progress | None = None,
 ) -> Repaired:
     """Repair the consumers of all axes that `plan` cuts, by the calibration tokens of `walk`.
 
     `damping` None is chosen for each consumer on the last eighth of the windows, which then fit
-    nothing. `every` also repairs consumers that lose nothing but come after some that do.
+    nothing. With `every`, consumers that lose nothing but come after some that do repay the error
+    that they inherit.
 
     Raises:
         SecateurError: no such fit or target, activations that are not finite.
