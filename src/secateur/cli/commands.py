@@ -31,7 +31,8 @@ Example:
 \b
 Methods:     flap, wanda-sp, magnitude, magnitude-l1, random
 Scores:      wifv, ifv, wifn, wanda-sp, magnitude-l1, magnitude-l2, random
-Searches:    AL-AM, AL-MM, UL-MM, UL-UM, uniform
+Searches:    AL-AM, AL-MM, UL-MM, UL-UM, uniform, global
+             by sample: two_stage, joint, stability
 Repairs:     none, bias
 Calibration: a .txt or .jsonl file, a folder of them, wikitext2, c4, ptb, bookcorpus,
              owner/name on the hub, self (the model's own samples), embedded
