@@ -5,14 +5,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A named recipe; each part can be overridden by name."""
+    """A named recipe; each part can be overridden by name.
+
+    A recipe has a score (`importance`) or a `fusion` of two. `untouched` are the shares of layers
+    at the start and at the end that lose nothing unless --layers says otherwise.
+    """
 
     name: str
     summary: str
-    importance: str
+    importance: str | None
     search: str
     repair: str
     paper: str
+    fusion: str | None = None
+    untouched: tuple[float, float] = (0.0, 0.0)
+
+
+# LLM-Pruner's layers 4 to 29 of 32.
+_MIDDLE = (4 / 32, 2 / 32)
 
 
 METHODS = {
@@ -49,6 +59,34 @@ METHODS = {
             "uniform",
             "none",
             "https://arxiv.org/abs/2305.11627",
+        ),
+        Method(
+            "llm-pruner",
+            "Weight times gradient, element by element; the same share of the middle layers.",
+            "taylor-first",
+            "uniform",
+            "none",
+            "https://arxiv.org/abs/2305.11627",
+            untouched=_MIDDLE,
+        ),
+        Method(
+            "hywia",
+            "Coarse and fine gradient scores, blended by layer; middle layers; least squares.",
+            None,
+            "uniform",
+            "refit",
+            "https://arxiv.org/abs/2403.10799",
+            fusion="evidence",
+            untouched=_MIDDLE,
+        ),
+        Method(
+            "saap",
+            "Coarse and fine gradient scores by their noise; unstable layers lose most.",
+            None,
+            "two_stage",
+            "none",
+            "https://arxiv.org/abs/2412.15127",
+            fusion="homoscedastic",
         ),
         Method(
             "random",

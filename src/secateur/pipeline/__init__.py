@@ -1,5 +1,6 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
+from .compare import compare
 from .look import evaluate, inspect, read_plan
 from .result import Result
 from .run import apply, prune
@@ -17,6 +18,7 @@ __all__ = [
     "added_biases",
     "apply",
     "calibration_windows",
+    "compare",
     "evaluate",
     "evaluation_text",
     "inspect",
