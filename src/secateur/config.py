@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import SecateurError
 from .fusion import FUSIONS
 from .importance import IMPORTANCE, REDUCTIONS
-from .methods import METHODS
+from .methods import METHODS, use
 from .registry import choose
 from .search import SCALES, SEARCHES
 from .surgery import REPAIRS, TARGETS
@@ -25,6 +25,7 @@ class PruneConfig(BaseModel):
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
     method: Annotated[str, Field(description="Recipe of score, search and repair")] = "flap"
+    use: Annotated[str | None, Field(description="Python file with a score of your own")] = None
     ratio: Annotated[float, Field(ge=0, lt=1, description="Share of parameters to remove")] = 0.2
     of: Annotated[
         Literal["linears", "model"], Field(description="What the ratio is a share of")
@@ -129,6 +130,8 @@ def make_config(**settings: Any) -> PruneConfig:
     Raises:
         SecateurError: an unknown setting, a value of the wrong type or out of range.
     """
+    if isinstance(settings.get("use"), str):
+        use(settings["use"])
     try:
         return PruneConfig(**settings)
     except ValidationError as error:

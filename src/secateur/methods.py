@@ -1,6 +1,15 @@
-"""Methods by name: a score, a search and a repair that belong together."""
+"""Methods by name: a score, a search and a repair that belong together.
 
+A score of one's own needs no change here: `use("my_score.py")` runs a file with decorated
+functions, and each score in it becomes a method of its own name.
+"""
+
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import SecateurError
+from .importance import IMPORTANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +107,35 @@ METHODS = {
         ),
     )
 }
+
+
+def use(path: str | Path) -> tuple[str, ...]:
+    """Run a file of one's own; the scores that it registers become methods. Gives their names.
+
+    Their search is `uniform`, which compares no layer with another, their repair `none`; both can
+    be overridden.
+
+    Raises:
+        SecateurError: no such file, it fails, or it registers no score.
+    """
+    path = Path(path).expanduser()
+    before = dict(IMPORTANCE)
+    spec = importlib.util.spec_from_file_location(f"secateur_use_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise SecateurError(f"--use {path}: expected a Python file with a decorated score.")
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:  # whatever the file does
+        IMPORTANCE.clear()
+        IMPORTANCE.update(before)
+        raise SecateurError(f"--use {path} fails: {type(error).__name__}: {error}") from error
+    found = tuple(name for name, one in IMPORTANCE.items() if before.get(name) is not one)
+    if not found:
+        raise SecateurError(
+            f"--use {path} registers no score.\nDecorate a function with"
+            ' @importance("my-score", paper="...") of secateur.importance.'
+        )
+    for name in found:
+        one = IMPORTANCE[name]
+        METHODS[name] = Method(name, one.summary, name, "uniform", "none", one.paper)
+    return found

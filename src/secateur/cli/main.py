@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from ..errors import SecateurError
-from .commands import apply_command, evaluate_command, inspect_command, prune_command
+from .commands import (
+    apply_command,
+    compare_command,
+    evaluate_command,
+    inspect_command,
+    prune_command,
+)
 
 HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
 
@@ -30,6 +36,11 @@ Measure and look:
   secateur inspect small/
 
 \b
+Compare methods, your own among them:
+  secateur compare path/to/model --methods flap,hywia --ratios 0.2,0.5 --out compared/
+  secateur prune path/to/model --use my_score.py --method my-score --out small/
+
+\b
 In Python:
   import secateur
   model = secateur.load("small/")
@@ -42,7 +53,13 @@ def cli() -> None:
     """Hold the commands."""
 
 
-for _command in (prune_command, apply_command, evaluate_command, inspect_command):
+for _command in (
+    prune_command,
+    apply_command,
+    compare_command,
+    evaluate_command,
+    inspect_command,
+):
     cli.add_command(_command)
 
 

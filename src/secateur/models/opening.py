@@ -132,10 +132,10 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         skeleton = opened.skeleton
     except Exception as error:  # the model's constructor divides, indexes, asserts
         raise _senseless(f"{source}/config.json", error) from error
-    fitted = Fitted(converted(weights, skeleton), skeleton, source)
     family = declared or undeclared_family(config, skeleton)
     if declared is None:
         register_classes(family.config, family.model)
+    fitted = Fitted(converted(weights, skeleton), skeleton, source)
     return OpenModel(source, folder, raw, config, fitted, family, declared=declared is not None)
 
 
@@ -264,7 +264,12 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     read_json(folder / "config.json")
-    model_type = str(raw.get("model_type"))
+    model_type = str(raw.get("model_type") or "")
+    if not model_type:
+        raise SecateurError(
+            f"{folder}/config.json has no model_type, so it is not clear what model this is.\n"
+            "Download or export the model again."
+        )
     if model_type not in CONFIG_MAPPING and not model_type.startswith("secateur_"):
         raise SecateurError(
             f"transformers {transformers.__version__} does not know the model family"

@@ -83,6 +83,8 @@ def _row(run: Run) -> dict[str, Any]:
         "repair": run.config.repair_name,
         "removed": numbers["removed_share"],
         "parameters": numbers["parameters"]["after"],
+        "dense_parameters": numbers["parameters"]["before"],
+        "bytes_each": run.opened.dtype.itemsize,
         "seconds": result.seconds["total"],
         "perplexity": [
             {"window": entry["window"], "before": entry["before"], "after": entry["after"]}

@@ -42,7 +42,7 @@ def terms_needed(importance: str | None, fusion: str | None) -> tuple[str, ...]:
 
 def split_windows(
     ids: Int64[Tensor, "window token"], fusion: str | None
-) -> tuple[Int64[Tensor, "window token"], Int64[Tensor, "window token"]]:
+) -> tuple[Int64[Tensor, "scored token"], Int64[Tensor, "asking token"]]:
     """Windows for gradients, and those that only ask what the loss is."""
     if fusion is None or "probe" not in FUSIONS[fusion].asks:
         return ids, ids[:0]

@@ -207,7 +207,10 @@ def _see(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[_Cons
 
     def record(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name], outputs[name] = args[0].detach(), output.detach()
+            # some families flatten windows and tokens before the MLP
+            shape = hidden.shape[:-1]
+            inputs[name] = args[0].detach().view(*shape, -1)
+            outputs[name] = output.detach().view(*shape, -1)
 
         return hook
 
