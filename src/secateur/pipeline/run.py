@@ -24,7 +24,7 @@ from ..stats import Statistics
 from ..structure import Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
-from .checks import check_space, known_ids, selected, target
+from .checks import check_space, known_ids, selected, target, tokenizer_to_write
 from .look import bytes_before
 from .record import write_plan, write_record
 from .result import Result
@@ -222,7 +222,11 @@ class _Run:
             with self._timed("write"):
                 size = write_model(folder, form)
                 copy_companions(
-                    folder, self.opened.folder, tokenizer=self._tokenizer, model=self._model
+                    folder,
+                    self.opened.folder,
+                    tokenizer=tokenizer_to_write(self.opened, self._tokenizer, self.note),
+                    model=self._model,
+                    adapted=self.opened.adapter is not None,
                 )
             numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
             write_record(
