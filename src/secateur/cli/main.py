@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from ..errors import SecateurError
-from .commands import apply_command, evaluate_command, inspect_command, prune_command
+from .commands import (
+    apply_command,
+    convert_command,
+    evaluate_command,
+    inspect_command,
+    prune_command,
+)
 
 HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
 
@@ -30,6 +36,10 @@ Measure and look:
   secateur inspect small/
 
 \b
+Write Baichuan-7B as the llama that it is:
+  secateur convert path/to/baichuan --out llama/
+
+\b
 In Python:
   import secateur
   model = secateur.load("small/")
@@ -42,7 +52,7 @@ def cli() -> None:
     """Hold the commands."""
 
 
-for _command in (prune_command, apply_command, evaluate_command, inspect_command):
+for _command in (prune_command, apply_command, evaluate_command, inspect_command, convert_command):
     cli.add_command(_command)
 
 

@@ -1,5 +1,6 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
+from .convert import Conversion, convert
 from .look import evaluate, inspect, read_plan
 from .result import Result
 from .run import apply, prune
@@ -13,10 +14,12 @@ from .stages import (
 )
 
 __all__ = [
+    "Conversion",
     "Result",
     "added_biases",
     "apply",
     "calibration_windows",
+    "convert",
     "evaluate",
     "evaluation_text",
     "inspect",
