@@ -290,6 +290,39 @@ def _ratios(text: str) -> list[float]:
         raise SecateurError(f"--ratios {text!r} is not a list of shares like 0.2,0.5.") from error
 
 
+@click.command(
+    "convert",
+    short_help="Write a model in the layout of its stock class.",
+    help="""Write MODEL as the stock model that computes the same, which needs no code of its own.
+
+\b
+Example:
+  secateur convert path/to/baichuan --out llama/
+
+\b
+Models: Baichuan-7B, Baichuan2-7B (to llama)
+
+The other commands take these models as they are; what prune writes is in the stock layout too.
+""",
+)
+@click.argument("model")
+@_OUT
+@_FORCE
+@_JSON
+def convert_command(model: str, out: Path | None, force: bool, as_json: bool) -> None:
+    """Convert a model."""
+    if out is None:
+        raise SecateurError("Where to? Add --out DIR.")
+    from ..pipeline import convert
+
+    _quiet_transformers()
+    done = convert(model, out=out, force=force, progress=Screen())
+    if as_json:
+        click.echo(json.dumps(done.to_json()))
+        return
+    click.echo(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
+
+
 def _lengths(text: str | None) -> list[int] | None:
     if text is None:
         return None

@@ -12,6 +12,7 @@ from ..errors import SecateurError
 from .commands import (
     apply_command,
     compare_command,
+    convert_command,
     evaluate_command,
     inspect_command,
     prune_command,
@@ -41,6 +42,10 @@ Compare methods, your own among them:
   secateur prune path/to/model --use my_score.py --method my-score --out small/
 
 \b
+Write Baichuan-7B as the llama that it is:
+  secateur convert path/to/baichuan --out llama/
+
+\b
 In Python:
   import secateur
   model = secateur.load("small/")
@@ -59,6 +64,7 @@ for _command in (
     compare_command,
     evaluate_command,
     inspect_command,
+    convert_command,
 ):
     cli.add_command(_command)
 

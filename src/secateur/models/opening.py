@@ -13,6 +13,7 @@ from ..checkpoint import FolderWeights, ModuleWeights, TensorSpec, Weights, read
 from ..errors import SecateurError
 from ..registry import choose
 from ..structure import Structure
+from .adapters import ADAPTERS, Adapter
 from .conversion import converted
 from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
@@ -27,6 +28,7 @@ class OpenModel:
 
     `raw_config` is config.json as it stands, `config` transformers' reading of it. `folder` is
     None for a live module. The layout of the family is `declared`, or else it was traced.
+    A checkpoint that an `adapter` reads as another family's has that one's config and names.
     """
 
     source: str
@@ -36,6 +38,7 @@ class OpenModel:
     weights: Weights
     family: Family
     declared: bool = True
+    adapter: Adapter | None = None
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -85,8 +88,10 @@ class OpenModel:
                 " needs one.\nCopy the tokenizer files of the original model into the folder."
             )
         try:
+            if self.adapter is not None:
+                return self.adapter.tokenizer(self.folder)
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise SecateurError(
                 f"The tokenizer in {self.folder} does not load:"
                 f" {type(error).__name__}, {(str(error).splitlines() or [''])[0]}\n"
@@ -112,6 +117,7 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     register()
     folder: Path | None = None
     weights: Weights
+    adapter: Adapter | None = None
     if isinstance(model, nn.Module):
         config: Any = getattr(model, "config", None)
         raw = config.to_dict() if config is not None else {}
@@ -122,8 +128,12 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         folder, source = _local(str(model), revision), str(model)
         raw = read_config(folder)
         _check_decoder(raw, source)
-        register_form(raw)
-        config, weights = _config(folder, raw), FolderWeights(folder)
+        adapter = ADAPTERS.get(str(raw.get("model_type")))
+        if adapter is None:
+            register_form(raw)
+            config, weights = _config(folder, raw), FolderWeights(folder)
+        else:
+            raw, config, weights = _adapted(adapter, folder, raw, source)
     model_type = str(config.model_type).removeprefix("secateur_")
     declared = layout_for(model_type, config.to_dict())
     # The place of the layers is not known yet, and the skeleton does not depend on it.
@@ -136,7 +146,8 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     if declared is None:
         register_classes(family.config, family.model)
     fitted = Fitted(converted(weights, skeleton), skeleton, source)
-    return OpenModel(source, folder, raw, config, fitted, family, declared=declared is not None)
+    known = declared is not None
+    return OpenModel(source, folder, raw, config, fitted, family, known, adapter)
 
 
 def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> Any:
@@ -150,6 +161,8 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any
     from transformers import AutoModelForCausalLM
 
     opened = open_model(folder)
+    if opened.adapter is not None:
+        return _loaded_adapted(opened, dtype, kwargs)
     # The registered classes serve; code in the folder runs only if the caller says so.
     kwargs = {"trust_remote_code": False, **kwargs}
     return AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
@@ -280,6 +293,34 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # validation errors of many kinds; the cure is the same
         raise _senseless(f"{folder}/config.json", error) from error
+
+
+def _adapted(
+    adapter: Adapter, folder: Path, raw: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], Any, Weights]:
+    """config.json, its reading and the weights, all as the adapter's family has them."""
+    from transformers import CONFIG_MAPPING
+
+    own = adapter.config(raw, source)
+    try:
+        config = CONFIG_MAPPING[own["model_type"]].from_dict(own)
+    except Exception as error:  # as in `_config`
+        raise _senseless(f"{folder}/config.json", error) from error
+    return own, config, adapter.weights(FolderWeights(folder), raw, source)
+
+
+def _loaded_adapted(opened: OpenModel, dtype: str | torch.dtype, kwargs: Mapping[str, Any]) -> Any:
+    """The model of the stock class: no folder holds these tensors, so they are handed over."""
+    import transformers
+
+    model_class = getattr(transformers, opened.family.model)
+    state = {name: opened.weights.tensor(name) for name in opened.weights.specs}
+    model = model_class.from_pretrained(
+        None, config=opened.config, state_dict=state, dtype=dtype, **kwargs
+    ).eval()
+    if opened.folder is not None and (opened.folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(opened.folder)
+    return model
 
 
 def _senseless(config: str, error: Exception) -> SecateurError:

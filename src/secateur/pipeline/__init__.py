@@ -1,6 +1,7 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
-from .compare import compare
+from .comparison import compare
+from .convert import Conversion, convert
 from .look import evaluate, inspect, read_plan
 from .result import Result
 from .run import apply, prune
@@ -14,11 +15,13 @@ from .stages import (
 )
 
 __all__ = [
+    "Conversion",
     "Result",
     "added_biases",
     "apply",
     "calibration_windows",
     "compare",
+    "convert",
     "evaluate",
     "evaluation_text",
     "inspect",

@@ -22,7 +22,7 @@ from ..stats import Statistics, collect_gradients
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
-from .checks import check_space, known_ids, selected
+from .checks import check_space, known_ids, selected, tokenizer_to_write
 from .estimate import fused_scores, inputs_needed, split_windows, terms_needed
 from .look import bytes_before
 from .record import write_record
@@ -219,7 +219,11 @@ class Run:
             with self._timed("write"):
                 size = write_model(folder, form)
                 copy_companions(
-                    folder, self.opened.folder, tokenizer=self._tokenizer, model=self._model
+                    folder,
+                    self.opened.folder,
+                    tokenizer=tokenizer_to_write(self.opened, self._tokenizer, self.note),
+                    model=self._model,
+                    adapted=self.opened.adapter is not None,
                 )
             numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
             write_record(
