@@ -85,12 +85,7 @@ def tiny_sizes(config: Any, number: int, sharing: Sharing, own_width: bool) -> S
     Raises:
         SecateurError: the config lacks what every decoder has.
     """
-    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
-        if not isinstance(getattr(config, name, None), int):
-            raise SecateurError(
-                f"The config of {config.model_type!r} has no {name}, which every decoder with"
-                " attention heads states.\nExpected a causal language model of transformers."
-            )
+    check_counts(config)
     choices = {
         "grouped": ((3, 2), (2, 4)),
         "multi-head": ((3, 1), (5, 1)),
@@ -100,6 +95,44 @@ def tiny_sizes(config: Any, number: int, sharing: Sharing, own_width: bool) -> S
     d = (8, 4)[number]
     D = (30, 40)[number] if own_width and K > 1 else K * r * d
     return Sizes(K=K, r=r, d=d, I=(21, 13)[number], E=(5, 7)[number], D=D)
+
+
+def check_counts(config: Any) -> None:
+    """Refuse a config that does not say how wide and deep the model is.
+
+    Raises:
+        SecateurError: it lacks what every decoder has.
+    """
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
+        if not isinstance(getattr(config, name, None), int):
+            raise SecateurError(
+                f"The config of {config.model_type!r} has no {name}, which every decoder with"
+                " attention heads states.\nExpected a causal language model of transformers."
+            )
+
+
+def running_model(config: Any, seed: int) -> Any:
+    """The first small model that runs: not every family takes every choice of sizes.
+
+    Raises:
+        SecateurError: none does; the message is that of the first.
+    """
+    failures: list[Exception] = []
+    for sizes, _ in tiny_choices(config):
+        try:
+            model = tiny_model(config, sizes, seed)
+            model(input_ids=tokens(seed), use_cache=False)
+            return model
+        except Exception as error:  # the family's own code: anything may come out of it
+            failures.append(error)
+    if isinstance(failures[0], SecateurError):
+        raise failures[0]
+    reason = " ".join(str(failures[0]).split())[:200]
+    raise SecateurError(
+        f"The coupled structures of {config.model_type!r} cannot be traced: its code does not run"
+        f" on a small model ({type(failures[0]).__name__}: {reason}).\n"
+        "This family needs a declared layout."
+    ) from failures[0]
 
 
 def tiny_model(config: Any, sizes: Sizes, seed: int) -> Any:
