@@ -24,7 +24,7 @@ from secateur.methods import METHODS
 from secateur.search import SEARCHES
 from secateur.surgery import REPAIRS
 
-COMMANDS = {"prune", "apply", "evaluate", "inspect"}
+COMMANDS = {"prune", "apply", "evaluate", "inspect", "discover"}
 
 Said = Callable[..., str]
 

@@ -9,7 +9,13 @@ from typing import Any
 import click
 
 from ..errors import SecateurError
-from .commands import apply_command, evaluate_command, inspect_command, prune_command
+from .commands import (
+    apply_command,
+    discover_command,
+    evaluate_command,
+    inspect_command,
+    prune_command,
+)
 
 HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
 
@@ -28,6 +34,7 @@ Look before you cut, edit the plan, apply it:
 Measure and look:
   secateur evaluate small/ --text heldout.txt
   secateur inspect small/
+  secateur discover path/to/model
 
 \b
 In Python:
@@ -42,7 +49,7 @@ def cli() -> None:
     """Hold the commands."""
 
 
-for _command in (prune_command, apply_command, evaluate_command, inspect_command):
+for _command in (prune_command, apply_command, evaluate_command, inspect_command, discover_command):
     cli.add_command(_command)
 
 

@@ -1,5 +1,6 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
+from .discover import Discovery, discover
 from .look import evaluate, inspect, read_plan
 from .result import Result
 from .run import apply, prune
@@ -13,10 +14,12 @@ from .stages import (
 )
 
 __all__ = [
+    "Discovery",
     "Result",
     "added_biases",
     "apply",
     "calibration_windows",
+    "discover",
     "evaluate",
     "evaluation_text",
     "inspect",

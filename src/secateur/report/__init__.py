@@ -1,5 +1,17 @@
 """Numbers as rows that people read."""
 
 from .rows import evaluation_line, layer_rows, number_rows, plan_difference
+from .structure_picture import structure_picture
+from .structures import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
 
-__all__ = ["evaluation_line", "layer_rows", "number_rows", "plan_difference"]
+__all__ = [
+    "STRUCTURE_COLUMNS",
+    "StructureRow",
+    "evaluation_line",
+    "layer_rows",
+    "number_rows",
+    "plan_difference",
+    "structure_cells",
+    "structure_picture",
+    "structure_rows",
+]
