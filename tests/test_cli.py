@@ -29,20 +29,6 @@ COMMANDS = {"prune", "apply", "evaluate", "inspect", "discover"}
 Said = Callable[..., str]
 
 
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    """Run a command that must succeed and have nothing to say beside its result; give that."""
-
-    def check(*arguments: object) -> str:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert (code, err) == (0, "")
-        return out
-
-    return check
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checkpoint import ModuleWeights
 from ..errors import SecateurError
 from ..models import OpenModel, filled, structure_of
-from ..models.discovery import dense_config, linearise_norms, running_model, tokens
+from ..models.discovery import dense_config, linearise_norms, norm_sizes, running_model, tokens
 from ..structure import Member, Plan, Structure
 from ..surgery import PrunedWeights
 from .form import pruned_form
@@ -56,8 +56,10 @@ def _difference(opened: OpenModel, seed: int) -> float:
     small = filled(form.empty(torch.float64), form.weights)
     for model in (small, dense):
         model.config._attn_implementation = "eager"
-        linearise_norms(model)
     ids = torch.cat([tokens(seed), tokens(seed + 1)])
+    sizes = norm_sizes(dense, ids)
+    for model in (small, dense):
+        linearise_norms(model, sizes)
     with torch.no_grad():
         sliced = small(input_ids=ids, use_cache=False).logits
         mask(dense, structure, plan)

@@ -4,7 +4,7 @@ Flags (biases, ALiBi, parallel blocks, norms) stay, sizes shrink. The sizes are 
 differ from one another, so that a dimension of the result tells what it counts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -212,21 +212,46 @@ def tokens(seed: int) -> Tensor:
     return torch.randint(1, 64, (1, _TOKENS), generator=generator)
 
 
-def linearise_norms(layer: nn.Module) -> set[nn.Module]:
+def linearise_norms(
+    layer: nn.Module, sizes: Mapping[str, float] | None = None
+) -> dict[str, nn.Module]:
     """Make every norm a product with its weight: its statistics couple all channels.
 
-    They say nothing about which channels must go together. Returns the norms.
+    They say nothing about which channels must go together. What a norm gets is divided by the
+    number of its name in `sizes`, if there is one. Returns the norms by name.
     """
-    norms: set[nn.Module] = set()
-    for module in layer.modules():
-        if "Norm" in type(module).__name__ and not any(module.children()):
-            norms.add(module)
-            module.forward = _scaled(module)
+    norms = {
+        name: module
+        for name, module in layer.named_modules()
+        if "Norm" in type(module).__name__ and not any(module.children())
+    }
+    for name, norm in norms.items():
+        size = (sizes or {}).get(name, 1.0)
+        norm.forward = _scaled(norm, lambda x, size=size: size)  # type: ignore[misc]
     return norms
 
 
-def _scaled(norm: Any) -> Any:
+def norm_sizes(model: nn.Module, ids: Tensor) -> dict[str, float]:
+    """The greatest value that each norm gets: divided by it, no depth makes values explode.
+
+    The norms are linear afterwards.
+    """
+    sizes: dict[str, float] = {}
+    for name, norm in linearise_norms(model).items():
+
+        def size(x: Tensor, name: str = name) -> float:
+            sizes[name] = float(x.abs().max()) or 1.0
+            return sizes[name]
+
+        norm.forward = _scaled(norm, size)
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    return sizes
+
+
+def _scaled(norm: Any, size: Callable[[Tensor], float]) -> Any:
     def forward(x: Tensor) -> Tensor:
+        x = x / size(x)
         weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         x = x if weight is None else x * weight
         return x if bias is None else x + bias
