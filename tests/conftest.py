@@ -314,6 +314,20 @@ def assert_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callab
     return check
 
 
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must succeed and have nothing to say beside its result; give that."""
+
+    def check(*arguments: object) -> str:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert (code, err) == (0, "")
+        return out
+
+    return check
+
+
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Everything below `folder`: files with their bytes, folders with None."""
     return {

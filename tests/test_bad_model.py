@@ -163,7 +163,7 @@ BAD_FOLDERS: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "unsupported-family": (
         config(model_type="mamba", architectures=["MambaForCausalLM"]),
-        ["'mamba' has no num_attention_heads", "Expected a causal language model"],
+        ["structures of 'mamba' are ambiguous", "needs a declared layout"],
     ),
     "family-unknown-to-transformers": (
         config(model_type="unheard_of", architectures=["UnheardOfForCausalLM"]),

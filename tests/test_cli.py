@@ -27,23 +27,9 @@ from secateur.methods import METHODS
 from secateur.search import SEARCHES
 from secateur.surgery import REPAIRS
 
-COMMANDS = {"prune", "apply", "evaluate", "inspect", "convert"}
+COMMANDS = {"prune", "apply", "compare", "evaluate", "inspect", "convert", "discover"}
 
 Said = Callable[..., str]
-
-
-@pytest.fixture
-def said(capsys: pytest.CaptureFixture[str]) -> Said:
-    """Run a command that must succeed and have nothing to say beside its result; give that."""
-
-    def check(*arguments: object) -> str:
-        capsys.readouterr()
-        code = run([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert (code, err) == (0, "")
-        return out
-
-    return check
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -2,11 +2,20 @@
 
 from .folder import new_folder, write_text
 from .shards import write_shards
-from .weights import FolderWeights, ModuleWeights, TensorSpec, Weights, read_config, read_json
+from .weights import (
+    FolderWeights,
+    ModuleWeights,
+    NoWeights,
+    TensorSpec,
+    Weights,
+    read_config,
+    read_json,
+)
 
 __all__ = [
     "FolderWeights",
     "ModuleWeights",
+    "NoWeights",
     "TensorSpec",
     "Weights",
     "new_folder",

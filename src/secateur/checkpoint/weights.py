@@ -136,6 +136,28 @@ class ModuleWeights:
         return tensor[:1] if tensor.dim() else tensor
 
 
+class NoWeights:
+    """What a model would have, where only its config is there: names and shapes, no values."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
+        self._specs = specs
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Names, shapes and dtypes that the config gives."""
+        return self._specs
+
+    def tensor(self, name: str) -> Tensor:
+        """Refuse.
+
+        Raises:
+            SecateurError: always; there are no values.
+        """
+        raise SecateurError(f"The tensor {name} was not read: only config.json was opened.")
+
+    head = tensor
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 

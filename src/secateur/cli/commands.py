@@ -323,6 +323,67 @@ def convert_command(model: str, out: Path | None, force: bool, as_json: bool) ->
     click.echo(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
 
 
+@click.command(
+    "discover",
+    short_help="Show what in a model is coupled.",
+    help="""Show which slices of which weights of MODEL go together: the units that prune removes.
+
+\b
+Example:
+  secateur discover path/to/model
+  secateur discover path/to/model --picture layer.svg
+
+MODEL is a folder or a name on the hub; config.json is all that is read. A small random model of
+the same make proves what is shown: cut and masked, it gives the same logits.
+""",
+)
+@click.argument("model")
+@click.option(
+    "--picture", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw one layer"
+)
+@click.option(
+    "--layer", type=click.IntRange(min=0), default=None, metavar="N", help="Which one to draw  [0]"
+)
+@click.option("--force", is_flag=True, help="Replace FILE.svg if it exists")
+@_JSON
+def discover_command(
+    model: str, picture: Path | None, layer: int | None, force: bool, as_json: bool
+) -> None:
+    """Discover coupled structures."""
+    if picture is not None:
+        _refuse_picture(picture, force)
+    from ..checkpoint import write_text
+    from ..pipeline import discover
+    from ..report import STRUCTURE_COLUMNS, structure_cells
+
+    _quiet_transformers()
+    found = discover(model)
+    if picture is not None:
+        write_text(picture, found.picture(layer))
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+        return
+    layout = "its layout is declared" if found.opened.declared else "its layout was traced"
+    click.echo(
+        f"Family {found.structure.family}: {layout}, and on a small model slicing equals masking"
+        f" (difference {found.difference:.0e})."
+    )
+    cells = [structure_cells(row) for row in found.rows]
+    table(model, STRUCTURE_COLUMNS, cells, texts=(0, len(STRUCTURE_COLUMNS) - 1), lines=True)
+    click.echo("* what prune takes unless --granularity names others; u is a unit's number")
+    if picture is not None:
+        click.echo(str(picture))
+
+
+def _refuse_picture(picture: Path, force: bool) -> None:
+    if picture.suffix != ".svg":
+        raise SecateurError(f"--picture {picture} is not a name that ends in .svg.")
+    if picture.is_dir() or not picture.parent.is_dir():
+        raise SecateurError(f"--picture {picture} is no place for a file. Choose another name.")
+    if picture.exists() and not force:
+        raise SecateurError(f"{picture} exists. Choose another name, or add --force to replace it.")
+
+
 def _lengths(text: str | None) -> list[int] | None:
     if text is None:
         return None

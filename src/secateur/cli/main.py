@@ -13,6 +13,7 @@ from .commands import (
     apply_command,
     compare_command,
     convert_command,
+    discover_command,
     evaluate_command,
     inspect_command,
     prune_command,
@@ -35,6 +36,7 @@ Look before you cut, edit the plan, apply it:
 Measure and look:
   secateur evaluate small/ --text heldout.txt
   secateur inspect small/
+  secateur discover path/to/model
 
 \b
 Compare methods, your own among them:
@@ -65,6 +67,7 @@ for _command in (
     evaluate_command,
     inspect_command,
     convert_command,
+    discover_command,
 ):
     cli.add_command(_command)
 

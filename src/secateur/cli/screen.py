@@ -1,6 +1,6 @@
 """What the terminal shows: progress bars, notes, tables."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
 import psutil
@@ -55,12 +55,19 @@ class _Memory(ProgressColumn):
         return Text(f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB", style="cyan")
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print a table on standard output; all but the first column are numbers."""
+def table(
+    title: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[Any]],
+    *,
+    texts: Collection[int] = (0,),
+    lines: bool = False,
+) -> None:
+    """Print a table on standard output; all columns but the `texts` are numbers."""
     console = Console(highlight=False)
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=title, title_justify="left", show_lines=lines)
     for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        shown.add_column(column, justify="left" if index in texts else "right", overflow="fold")
     for row in rows:
         shown.add_row(*(str(cell) for cell in row))
     console.print(shown)

@@ -6,15 +6,13 @@ reads the same units. A wrong index map, an attribute that does not follow, slop
 heads: each of them makes the two differ.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..checkpoint import ModuleWeights
 from ..errors import SecateurError
 from ..models import OpenModel, filled, structure_of
-from ..models.discovery import dense_config, linearise_norms, tiny_choices, tiny_model, tokens
+from ..models.discovery import dense_config, linearise_norms, norm_sizes, running_model, tokens
 from ..structure import Member, Plan, Structure
 from ..surgery import PrunedWeights
 from .form import pruned_form
@@ -48,7 +46,7 @@ def prove(opened: OpenModel, *, seed: int = 0) -> float:
 
 
 def _difference(opened: OpenModel, seed: int) -> float:
-    dense = _small_model(opened, seed)
+    dense = running_model(dense_config(opened.config), seed)
     weights = ModuleWeights(dense)
     structure = structure_of(opened.family, dense, weights).select()
     plan = ragged_plan(structure, seed)
@@ -58,27 +56,15 @@ def _difference(opened: OpenModel, seed: int) -> float:
     small = filled(form.empty(torch.float64), form.weights)
     for model in (small, dense):
         model.config._attn_implementation = "eager"
-        linearise_norms(model)
     ids = torch.cat([tokens(seed), tokens(seed + 1)])
+    sizes = norm_sizes(dense, ids)
+    for model in (small, dense):
+        linearise_norms(model, sizes)
     with torch.no_grad():
         sliced = small(input_ids=ids, use_cache=False).logits
         mask(dense, structure, plan)
         masked = dense(input_ids=ids, use_cache=False).logits
     return float((sliced - masked).abs().max() / masked.abs().max())
-
-
-def _small_model(opened: OpenModel, seed: int) -> Any:
-    """The first small model that runs: not every family takes every choice of sizes."""
-    config = dense_config(opened.config)
-    failures: list[Exception] = []
-    for sizes, _ in tiny_choices(config):
-        try:
-            model = tiny_model(config, sizes, seed)
-            model(input_ids=tokens(seed), use_cache=False)
-            return model
-        except (RuntimeError, ValueError, SecateurError) as error:
-            failures.append(error)
-    raise failures[0]
 
 
 def ragged_plan(structure: Structure, seed: int) -> Plan:

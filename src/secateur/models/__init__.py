@@ -2,7 +2,7 @@
 
 from .conversion import converted, reverted
 from .families import FAMILIES, Family, Part, layout_for
-from .opening import OpenModel, load, open_model, resolve_device, resolve_dtype
+from .opening import OpenModel, load, open_config, open_model, resolve_device, resolve_dtype
 from .registration import register
 from .streamed import StreamedModel, empty_model, filled
 from .structures import layer_sizes, structure_of
@@ -19,6 +19,7 @@ __all__ = [
     "layer_sizes",
     "layout_for",
     "load",
+    "open_config",
     "open_model",
     "register",
     "resolve_device",

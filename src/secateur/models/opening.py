@@ -1,6 +1,6 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import FolderWeights, ModuleWeights, TensorSpec, Weights, read_config, read_json
+from ..checkpoint import (
+    FolderWeights,
+    ModuleWeights,
+    NoWeights,
+    TensorSpec,
+    Weights,
+    read_config,
+    read_json,
+)
 from ..errors import SecateurError
 from ..registry import choose
 from ..structure import Structure
@@ -57,11 +65,11 @@ class OpenModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the config states, or else that of the first weight."""
+        """The dtype that the config states, or else that of the first weight (none: fp32)."""
         stated = getattr(self.config, "dtype", None)
         if isinstance(stated, torch.dtype):
             return stated
-        return next(iter(self.weights.specs.values())).dtype
+        return next((spec.dtype for spec in self.weights.specs.values()), torch.float32)
 
     @property
     def context(self) -> int:
@@ -125,15 +133,54 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         _check_decoder(raw, source)
         weights = ModuleWeights(model)
     else:
-        folder, source = _local(str(model), revision), str(model)
+        source = str(model)
+        folder = _local(source, revision)
         raw = read_config(folder)
-        _check_decoder(raw, source)
         adapter = ADAPTERS.get(str(raw.get("model_type")))
         if adapter is None:
-            register_form(raw)
-            config, weights = _config(folder, raw), FolderWeights(folder)
+            raw, config = _read(folder, source)
+            weights = FolderWeights(folder)
         else:
+            _check_decoder(raw, source)
             raw, config, weights = _adapted(adapter, folder, raw, source)
+    return _opened(source, folder, raw, config, weights, adapter)
+
+
+def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
+    """Open the config.json of a folder or of a model of the hub, and no weights.
+
+    The structures are those of the whole model; the fingerprint of its weights is empty.
+
+    Raises:
+        SecateurError: as `open_model`.
+    """
+    register()
+    source = str(model)
+    folder = _local(source, revision, ["config.json"])
+    if str(read_config(folder).get("model_type")) in ADAPTERS:
+        return open_model(model, revision=revision)
+    raw, config = _read(folder, source)
+    return _opened(source, folder, raw, config, NoWeights({}), None)
+
+
+def _read(folder: Path, source: str) -> tuple[dict[str, Any], Any]:
+    """config.json as it stands, and transformers' reading of it."""
+    raw = read_config(folder)
+    _check_decoder(raw, source)
+    register_form(raw)
+    config = _config(folder, raw)
+    _check_causal(config, source)
+    return raw, config
+
+
+def _opened(
+    source: str,
+    folder: Path | None,
+    raw: Mapping[str, Any],
+    config: Any,
+    weights: Weights,
+    adapter: Adapter | None,
+) -> OpenModel:
     model_type = str(config.model_type).removeprefix("secateur_")
     declared = layout_for(model_type, config.to_dict())
     # The place of the layers is not known yet, and the skeleton does not depend on it.
@@ -145,7 +192,11 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     family = declared or undeclared_family(config, skeleton)
     if declared is None:
         register_classes(family.config, family.model)
-    fitted = Fitted(converted(weights, skeleton), skeleton, source)
+    fitted: Weights
+    if isinstance(weights, NoWeights):
+        fitted = NoWeights(expected(skeleton))
+    else:
+        fitted = Fitted(converted(weights, skeleton), skeleton, source)
     known = declared is not None
     return OpenModel(source, folder, raw, config, fitted, family, known, adapter)
 
@@ -168,6 +219,16 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any
     return AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
 
 
+def expected(skeleton: nn.Module) -> dict[str, TensorSpec]:
+    """The tensors that a checkpoint of the model has; tied ones under their first name."""
+    tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
+    return {
+        name: TensorSpec(tuple(tensor.shape), tensor.dtype)
+        for name, tensor in skeleton.state_dict().items()
+        if name not in tied
+    }
+
+
 class Fitted:
     """The weights that a model expects, found under its names in what a checkpoint holds.
 
@@ -184,10 +245,7 @@ class Fitted:
         self._specs: dict[str, TensorSpec] = {}
         have = weights.specs
         tied = dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
-        for name, tensor in skeleton.state_dict().items():
-            if name in tied:
-                continue
-            spec = TensorSpec(tuple(tensor.shape), tensor.dtype)
+        for name, spec in expected(skeleton).items():
             names = [name, *(alias for alias, target in tied.items() if target == name)]
             names += [other.partition(".")[2] for other in names]
             found = next((other for other in names if other in have), None)
@@ -235,7 +293,10 @@ class Fitted:
         return self._weights.head(self._names[name])
 
 
-def _local(model: str, revision: str | None) -> Path:
+_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt")
+
+
+def _local(model: str, revision: str | None, files: Sequence[str] = _FILES) -> Path:
     path = Path(model).expanduser()
     looks_like_a_hub_name = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     if path.exists() or not looks_like_a_hub_name:
@@ -243,8 +304,7 @@ def _local(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the hub raises a dozen kinds, all meaning the same to a user
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SecateurError(
@@ -260,16 +320,27 @@ def _check_decoder(raw: Mapping[str, Any], source: str) -> None:
         "CausalLM" in name or "LMHead" in name for name in architectures
     )
     if raw.get("is_encoder_decoder") or not causal:
-        raise SecateurError(
-            f"{source} is not a decoder language model: it is"
-            f" {', '.join(architectures) or model_type}, expected ...ForCausalLM.\n"
-            f"Declared families: {', '.join(FAMILIES)}; other causal models of transformers are"
-            " traced."
-        )
+        raise _no_decoder(source, ", ".join(architectures) or model_type)
     if raw.get("quantization_config"):
         raise SecateurError(
             f"{source} is quantised; prune the floating-point model and quantise the result."
         )
+
+
+def _check_causal(config: Any, source: str) -> None:
+    """What config.json does not say itself, the defaults of the family do."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _no_decoder(source, config.model_type)
+
+
+def _no_decoder(source: str, what: str) -> SecateurError:
+    return SecateurError(
+        f"{source} is not a decoder language model: it is {what}, expected ...ForCausalLM.\n"
+        f"Declared families: {', '.join(FAMILIES)}; other causal models of transformers are"
+        " traced."
+    )
 
 
 def _config(folder: Path, raw: Mapping[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import Weights
+from ..checkpoint import NoWeights, Weights
 from ..errors import SecateurError
 from ..structure import Axis, Coupling, Member, Structure
 from .coarse import FINE, coarse_axes
@@ -39,7 +39,7 @@ def structure_of(family: Family, model: Any, weights: Weights) -> Structure:
         parameters=sum(spec.elements for spec in weights.specs.values()),
         prunable=sum(a.units * a.cost for a in axes if a.granularity in FINE),
         architecture=_architecture(config.model_type, weights),
-        weights=_weights(weights),
+        weights="" if isinstance(weights, NoWeights) else _weights(weights),
     )
 
 

@@ -2,6 +2,7 @@
 
 from .comparison import compare
 from .convert import Conversion, convert
+from .discover import Discovery, discover
 from .look import evaluate, inspect, read_plan
 from .result import Result
 from .run import apply, prune
@@ -16,12 +17,14 @@ from .stages import (
 
 __all__ = [
     "Conversion",
+    "Discovery",
     "Result",
     "added_biases",
     "apply",
     "calibration_windows",
     "compare",
     "convert",
+    "discover",
     "evaluate",
     "evaluation_text",
     "inspect",

@@ -1,6 +1,14 @@
 """Traced discovery: the coupled structures of a family, found by running one tiny layer of it."""
 
-from .tiny import dense_config, linearise_norms, tiny_choices, tiny_model, tokens
+from .tiny import (
+    dense_config,
+    linearise_norms,
+    norm_sizes,
+    running_model,
+    tiny_choices,
+    tiny_model,
+    tokens,
+)
 from .trace import Traced, traced, traced_couplings
 from .undeclared import layer_kinds, undeclared_family
 
@@ -9,6 +17,8 @@ __all__ = [
     "dense_config",
     "layer_kinds",
     "linearise_norms",
+    "norm_sizes",
+    "running_model",
     "tiny_choices",
     "tiny_model",
     "tokens",

@@ -4,7 +4,7 @@ Flags (biases, ALiBi, parallel blocks, norms) stay, sizes shrink. The sizes are 
 differ from one another, so that a dimension of the result tells what it counts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,12 +85,7 @@ def tiny_sizes(config: Any, number: int, sharing: Sharing, own_width: bool) -> S
     Raises:
         SecateurError: the config lacks what every decoder has.
     """
-    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
-        if not isinstance(getattr(config, name, None), int):
-            raise SecateurError(
-                f"The config of {config.model_type!r} has no {name}, which every decoder with"
-                " attention heads states.\nExpected a causal language model of transformers."
-            )
+    check_counts(config)
     choices = {
         "grouped": ((3, 2), (2, 4)),
         "multi-head": ((3, 1), (5, 1)),
@@ -100,6 +95,44 @@ def tiny_sizes(config: Any, number: int, sharing: Sharing, own_width: bool) -> S
     d = (8, 4)[number]
     D = (30, 40)[number] if own_width and K > 1 else K * r * d
     return Sizes(K=K, r=r, d=d, I=(21, 13)[number], E=(5, 7)[number], D=D)
+
+
+def check_counts(config: Any) -> None:
+    """Refuse a config that does not say how wide and deep the model is.
+
+    Raises:
+        SecateurError: it lacks what every decoder has.
+    """
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
+        if not isinstance(getattr(config, name, None), int):
+            raise SecateurError(
+                f"The config of {config.model_type!r} has no {name}, which every decoder with"
+                " attention heads states.\nExpected a causal language model of transformers."
+            )
+
+
+def running_model(config: Any, seed: int) -> Any:
+    """The first small model that runs: not every family takes every choice of sizes.
+
+    Raises:
+        SecateurError: none does; the message is that of the first.
+    """
+    failures: list[Exception] = []
+    for sizes, _ in tiny_choices(config):
+        try:
+            model = tiny_model(config, sizes, seed)
+            model(input_ids=tokens(seed), use_cache=False)
+            return model
+        except Exception as error:  # the family's own code: anything may come out of it
+            failures.append(error)
+    if isinstance(failures[0], SecateurError):
+        raise failures[0]
+    reason = " ".join(str(failures[0]).split())[:200]
+    raise SecateurError(
+        f"The coupled structures of {config.model_type!r} cannot be traced: its code does not run"
+        f" on a small model ({type(failures[0]).__name__}: {reason}).\n"
+        "This family needs a declared layout."
+    ) from failures[0]
 
 
 def tiny_model(config: Any, sizes: Sizes, seed: int) -> Any:
@@ -179,21 +212,46 @@ def tokens(seed: int) -> Tensor:
     return torch.randint(1, 64, (1, _TOKENS), generator=generator)
 
 
-def linearise_norms(layer: nn.Module) -> set[nn.Module]:
+def linearise_norms(
+    layer: nn.Module, sizes: Mapping[str, float] | None = None
+) -> dict[str, nn.Module]:
     """Make every norm a product with its weight: its statistics couple all channels.
 
-    They say nothing about which channels must go together. Returns the norms.
+    They say nothing about which channels must go together. What a norm gets is divided by the
+    number of its name in `sizes`, if there is one. Returns the norms by name.
     """
-    norms: set[nn.Module] = set()
-    for module in layer.modules():
-        if "Norm" in type(module).__name__ and not any(module.children()):
-            norms.add(module)
-            module.forward = _scaled(module)
+    norms = {
+        name: module
+        for name, module in layer.named_modules()
+        if "Norm" in type(module).__name__ and not any(module.children())
+    }
+    for name, norm in norms.items():
+        size = (sizes or {}).get(name, 1.0)
+        norm.forward = _scaled(norm, lambda x, size=size: size)  # type: ignore[misc]
     return norms
 
 
-def _scaled(norm: Any) -> Any:
+def norm_sizes(model: nn.Module, ids: Tensor) -> dict[str, float]:
+    """The greatest value that each norm gets: divided by it, no depth makes values explode.
+
+    The norms are linear afterwards.
+    """
+    sizes: dict[str, float] = {}
+    for name, norm in linearise_norms(model).items():
+
+        def size(x: Tensor, name: str = name) -> float:
+            sizes[name] = float(x.abs().max()) or 1.0
+            return sizes[name]
+
+        norm.forward = _scaled(norm, size)
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    return sizes
+
+
+def _scaled(norm: Any, size: Callable[[Tensor], float]) -> Any:
     def forward(x: Tensor) -> Tensor:
+        x = x / size(x)
         weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         x = x if weight is None else x * weight
         return x if bias is None else x + bias

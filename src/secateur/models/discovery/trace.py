@@ -128,8 +128,7 @@ def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> list[Row]:
     """The rows of units in one tiny model: with every seed, the coarser of what it shows."""
     model = tiny_model(config, sizes, _SEEDS[0])
     module: nn.Module = list(model.get_submodule(family.layers))[layer]
-    linear = linearise_norms(module)
-    norms = {name for name, part in module.named_modules() if part in linear}
+    norms = set(linearise_norms(module))
     rows: dict[str, Row] = {}
     for seed in _SEEDS:
         fill(model, seed)

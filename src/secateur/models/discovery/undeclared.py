@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import SecateurError
 from ...structure.size import E, I, K, Size, r
 from ..families import Family
-from .tiny import Sizes, dense_config, tiny_model, tokens
+from .tiny import Sizes, check_counts, dense_config, running_model, tiny_model, tokens
 from .trace import Traced, traced
 
 _COUNTS: tuple[Size, ...] = (K * r, K, r, I, E)
@@ -27,13 +28,16 @@ def undeclared_family(config: Any, model: Any) -> Family:
         SecateurError: no layers are found, or what is found makes no layout.
     """
     config = dense_config(config)
+    check_counts(config)
     path = _layers_path(config, model)
+    small = running_model(config, 0)
+    _check_causal(small)
     place = Family(
         config=type(config).__name__,
         model=type(model).__name__.removeprefix("Secateur"),
         layers=path,
         couplings=(),
-        tuples=_gives_tuples(config, path),
+        tuples=_gives_tuples(small, path),
     )
     found: dict[str, Traced] = {}
     for kind, layer in layer_kinds(model, path).items():
@@ -72,9 +76,20 @@ def _layers_path(config: Any, model: Any) -> str:
     )
 
 
-def _gives_tuples(config: Any, path: str) -> bool:
-    sizes = Sizes(K=2, r=1, d=8, I=6, E=2, D=16)
-    model = tiny_model(config, sizes, 0)
+def _check_causal(model: Any) -> None:
+    """In a decoder the last token changes no logits before it."""
+    ids = tokens(0)
+    other = torch.cat([ids[:, :-1], ids[:, -1:] % 63 + 1], dim=1)
+    with torch.no_grad():
+        one, two = (model(input_ids=some, use_cache=False).logits[:, :-1] for some in (ids, other))
+    if not torch.allclose(one, two, rtol=1e-6, atol=1e-9):
+        raise SecateurError(
+            f"{model.config.model_type!r} is an encoder: its tokens see later ones.\n"
+            "Expected a causal language model of transformers."
+        )
+
+
+def _gives_tuples(model: Any, path: str) -> bool:
     seen: list[bool] = []
     hook = model.get_submodule(path)[0].register_forward_hook(
         lambda module, args, output: seen.append(isinstance(output, tuple))
