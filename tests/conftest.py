@@ -8,7 +8,9 @@ from jaxtyping import install_import_hook
 
 install_import_hook("secateur", "typecheck.checked")
 
+import json  # noqa: E402
 import re  # noqa: E402
+import shutil  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -16,6 +18,7 @@ from typing import Any  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 import secateur  # noqa: E402, F401  (registers the pruned classes)
 from secateur.cli.main import run  # noqa: E402
@@ -164,6 +167,85 @@ def tiny_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+def baichuan_tensors(llama: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a llama as Baichuan's code names them: q, k and v in one, and old buffers."""
+    held = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    for name in [name for name in held if name.endswith("q_proj.weight")]:
+        parts = [held.pop(name.replace("q_proj", f"{letter}_proj")) for letter in "qkv"]
+        held[name.replace("q_proj", "W_pack")] = torch.cat(parts)
+        held[name.replace("q_proj.weight", "rotary_emb.inv_freq")] = torch.ones(4)
+    return held
+
+
+@pytest.fixture
+def baichuan(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Write a tiny llama, and the same model as a checkpoint of Baichuan-7B; give both folders.
+
+    `changes` are made to Baichuan's config.json alone (None: the key goes).
+    """
+
+    def make(
+        *, shards: int = 1, prefix: str = "", llama: Any = None, **changes: Any
+    ) -> tuple[Path, Path]:
+        stock, packed = tmp_path / "dense", tmp_path / "packed"
+        llama = llama or tiny_model("llama-mha")
+        llama.save_pretrained(stock)
+        for folder in (stock, packed):
+            tiny_tokenizer().save_pretrained(folder)
+        held = {name.removeprefix(prefix): t for name, t in baichuan_tensors(llama).items()}
+        write_shards(packed, held, shards)
+        shutil.copyfile(stock / "generation_config.json", packed / "generation_config.json")
+        config = {key: getattr(llama.config, key) for key in _BAICHUAN} | {
+            "architectures": ["BaiChuanForCausalLM"],
+            "auto_map": {
+                "AutoConfig": "configuration_baichuan.BaiChuanConfig",
+                "AutoModelForCausalLM": "modeling_baichuan.BaiChuanForCausalLM",
+            },
+            "model_type": "baichuan",
+            "torch_dtype": str(llama.dtype).removeprefix("torch."),
+            "transformers_version": "4.29.1",
+        }
+        config = {k: v for k, v in (config | changes).items() if v is not None}
+        (packed / "config.json").write_text(json.dumps(config))
+        return stock, packed
+
+    return make
+
+
+_BAICHUAN = (
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "pad_token_id",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "use_cache",
+    "vocab_size",
+)
+
+
+def write_shards(folder: Path, held: Mapping[str, torch.Tensor], shards: int) -> None:
+    """One file, or files with an index, called as a conversion of pytorch_model.bin calls them."""
+    if shards == 1:
+        save_file(dict(held), folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names = {
+        name: f"pytorch_model-{1 + number % shards:05}-of-{shards:05}.safetensors"
+        for number, name in enumerate(held)
+    }
+    for file in set(names.values()):
+        part = {name: held[name] for name in held if names[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
 
 
 @pytest.fixture

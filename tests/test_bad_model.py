@@ -130,7 +130,7 @@ BAD_FOLDERS: dict[str, tuple[Spoil, list[str]]] = {
         ["config.json is not JSON: line 1", "again"],
     ),
     "config-a-list": (written("config.json", "[]"), ["not hold a JSON object", "again"]),
-    "config-without-type": (written("config.json", "{}"), ["not supported", SUPPORTED]),
+    "config-without-type": (written("config.json", "{}"), ["has no model_type"]),
     "config-of-another-type": (
         config(hidden_size="wide"),
         ["config.json does not make sense", "hidden_size", "wide"],
@@ -163,7 +163,11 @@ BAD_FOLDERS: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "unsupported-family": (
         config(model_type="mamba", architectures=["MambaForCausalLM"]),
-        ["'mamba' is not supported", SUPPORTED],
+        ["structures of 'mamba' are ambiguous", "needs a declared layout"],
+    ),
+    "family-unknown-to-transformers": (
+        config(model_type="unheard_of", architectures=["UnheardOfForCausalLM"]),
+        ["does not know the model family 'unheard_of'", "newer transformers"],
     ),
     "quantised-config": (
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),

@@ -207,7 +207,7 @@ def test_an_interrupt_after_any_stage_leaves_nothing(
     assert_refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    home: Any = pipeline.stages if hasattr(pipeline.stages, stage) else pipeline.run
+    home: Any = pipeline.stages if hasattr(pipeline.stages, stage) else pipeline.session
     original = getattr(home, stage)
 
     def interrupted(*args: Any, **kwargs: Any) -> None:

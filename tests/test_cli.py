@@ -14,8 +14,11 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from safetensors.torch import load_file
 
+import secateur
+from conftest import EVERY_FAMILY, tiny_model
 from secateur import data
 from secateur.cli.main import cli, run
 from secateur.config import PruneConfig
@@ -24,7 +27,7 @@ from secateur.methods import METHODS
 from secateur.search import SEARCHES
 from secateur.surgery import REPAIRS
 
-COMMANDS = {"prune", "apply", "evaluate", "inspect", "discover"}
+COMMANDS = {"prune", "apply", "compare", "evaluate", "inspect", "convert", "discover"}
 
 Said = Callable[..., str]
 
@@ -396,3 +399,20 @@ def test_a_line_of_jsonl_may_hold_every_other_line_separator(tmp_path: Path) -> 
     file.write_text("\n".join(lines), encoding="utf-8")
     found: list[Any] = list(data.documents(str(file), use="calibration", seed=None))
     assert found == texts
+
+
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
+def test_every_method_prunes_every_family(
+    variant: str, tiny_folder: Any, calibrated: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    folder = str(tiny_folder(variant))
+    before = sum(p.numel() for p in tiny_model(variant).parameters())
+    for method in ("flap", "wanda-sp", "magnitude", "random"):
+        out = str(tmp_path / method)
+        arguments = ["prune", folder, "--method", method, "--ratio", "0.3", "--out", out]
+        assert run([*arguments, *calibrated, "--evaluate", "none", "--json"]) == 0
+        numbers = json.loads(capsys.readouterr().out)["results"]["parameters"]
+        small = secateur.load(out)
+        assert sum(p.numel() for p in small.parameters()) == numbers["after"] < before
+        ids = torch.tensor([[5, 6, 7, 8, 9]])
+        assert torch.isfinite(small(ids).logits).all()

@@ -95,17 +95,17 @@ def our_masks(
     metric: str, search: str, ratio: float, heads: int | None, costs: tuple[float, float] | None
 ) -> tuple[Tensor, Tensor]:
     """Kept heads [layer, head] and channels [layer, channel]; costs default to the true ones."""
-    mode, reduce = SEARCHES[search]
+    mode = SEARCHES[search]
     axes = structure().axes
     scores = channel_scores(metric)
     removals = {}
     for axis in axes:
         cost = axis.cost if costs is None else costs[0 if axis.kind == "attention" else 1]
         # floor 0: the public code lets a layer lose everything
-        removal = Removal.plan(reduce(scores[axis.name]), 3, floor=0)
+        removal = Removal.plan(mode.rank(scores[axis.name]), 3, floor=0)
         removals[axis.name] = Removal(removal.order, removal.ends, removal.scores, round(cost * 3))
     total = sum(len(r.order) * r.cost for r in removals.values())
-    steps = mode(axes, removals, ratio * total, ratio, heads)
+    steps = mode.compete(axes, removals, ratio * total, ratio, heads)
     heads_kept = torch.ones(LAYERS, HEADS, dtype=torch.uint8)
     channels_kept = torch.ones(LAYERS, WIDTH, dtype=torch.uint8)
     for axis in axes:

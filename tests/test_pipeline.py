@@ -122,7 +122,9 @@ def test_the_squared_attention_metric_is_an_option_that_changes_attention_only(
     walk = Walk(opened.streamed(device="cpu"), ids, batch=4)
     statistics = collect(walk, opened.structure.axes, ["input_var"])
     plain, squared = (
-        scores(opened.structure, "wifv", opened.weights, statistics, seed=0, square_attention=on)
+        scores(
+            opened.structure.axes, "wifv", opened.weights, statistics, seed=0, square_attention=on
+        )
         for on in (False, True)
     )
     for axis in opened.structure.axes:

@@ -29,6 +29,7 @@ def desk(request: pytest.FixtureRequest, text_file: Path, monkeypatch: pytest.Mo
     dense = request.getfixturevalue("tiny_folder")()
     (folder / "path" / "to").mkdir(parents=True)
     dense.rename(folder / "path" / "to" / "model")
+    request.getfixturevalue("baichuan")()[1].rename(folder / "path" / "to" / "baichuan")
     text_file.rename(folder / "text.txt")
     (folder / "heldout.txt").write_text((folder / "text.txt").read_text())
     monkeypatch.chdir(folder)

@@ -14,7 +14,7 @@ from secateur.search.modes import al_am
 from secateur.search.removal import Removal, remove_lowest
 from secateur.structure import Axis
 
-ALL = list(SEARCHES)
+ALL = [name for name, mode in SEARCHES.items() if not mode.by_sample]
 
 
 def axes_of(variant: str = "llama-gqa") -> tuple[Axis, ...]:

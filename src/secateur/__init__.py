@@ -15,7 +15,7 @@ from .errors import SecateurError, SecateurWarning
 
 if TYPE_CHECKING:
     from .models import load, open_model
-    from .pipeline import Result, apply, evaluate, prune
+    from .pipeline import Result, apply, compare, evaluate, prune
     from .structure import Plan, Structure
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "SecateurWarning",
     "Structure",
     "apply",
+    "compare",
     "evaluate",
     "load",
     "open_model",
@@ -36,6 +37,7 @@ _HOME = {
     "Result": "pipeline",
     "Structure": "structure",
     "apply": "pipeline",
+    "compare": "pipeline",
     "evaluate": "pipeline",
     "load": "models",
     "open_model": "models",

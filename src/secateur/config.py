@@ -8,11 +8,12 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import SecateurError
-from .importance import IMPORTANCE
-from .methods import METHODS
+from .fusion import FUSIONS
+from .importance import IMPORTANCE, REDUCTIONS
+from .methods import METHODS, use
 from .registry import choose
-from .search import SEARCHES
-from .surgery import REPAIRS
+from .search import SCALES, SEARCHES
+from .surgery import REPAIRS, TARGETS
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -24,13 +25,30 @@ class PruneConfig(BaseModel):
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
     method: Annotated[str, Field(description="Recipe of score, search and repair")] = "flap"
+    use: Annotated[str | None, Field(description="Python file with a score of your own")] = None
     ratio: Annotated[float, Field(ge=0, lt=1, description="Share of parameters to remove")] = 0.2
     of: Annotated[
         Literal["linears", "model"], Field(description="What the ratio is a share of")
     ] = "linears"
     importance: Annotated[str | None, Field(description="Score; default: the method's")] = None
+    fusion: Annotated[
+        str | None, Field(description="Fusion of coarse and fine gradient scores, for a score")
+    ] = None
+    members: Annotated[str, Field(description="How members of a unit make one gradient score")] = (
+        "sum"
+    )
     search: Annotated[str | None, Field(description="Search; default: the method's")] = None
     repair: Annotated[str | None, Field(description="Repair; default: the method's")] = None
+    scale: Annotated[
+        str | None, Field(description="Scale on which layers compare; default: the search's")
+    ] = None
+    target: Annotated[str, Field(description="What refit and mask-tuning fit consumers to")] = (
+        "residual"
+    )
+    damping: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, description="Damping of the fit; default: held-out text"),
+    ] = None
     attention_units: Annotated[
         int | None, Field(ge=0, description="Attention units to remove (UL-MM, AL-MM, uniform)")
     ] = None
@@ -65,12 +83,18 @@ class PruneConfig(BaseModel):
         ),
     ] = 4.0
 
-    @field_validator("method", "importance", "search", "repair", "dtype")
+    @field_validator(
+        "method", "importance", "fusion", "members", "search", "scale", "repair", "target", "dtype"
+    )
     @classmethod
     def _known(cls, name: str | None, info: Any) -> str | None:
         known: dict[str, dict[str, Any]] = {
             "method": METHODS,
             "importance": IMPORTANCE,
+            "fusion": FUSIONS,
+            "members": REDUCTIONS,
+            "scale": SCALES,
+            "target": TARGETS,
             "search": SEARCHES,
             "repair": REPAIRS,
             "dtype": dict.fromkeys(DTYPES),
@@ -80,9 +104,14 @@ class PruneConfig(BaseModel):
         return name
 
     @property
-    def importance_name(self) -> str:
-        """The score in force."""
-        return self.importance or METHODS[self.method].importance
+    def fusion_name(self) -> str | None:
+        """The fusion in force; None if a score is."""
+        return self.fusion or (None if self.importance else METHODS[self.method].fusion)
+
+    @property
+    def importance_name(self) -> str | None:
+        """The score in force; None if a fusion is."""
+        return None if self.fusion_name else self.importance or METHODS[self.method].importance
 
     @property
     def search_name(self) -> str:
@@ -101,6 +130,8 @@ def make_config(**settings: Any) -> PruneConfig:
     Raises:
         SecateurError: an unknown setting, a value of the wrong type or out of range.
     """
+    if isinstance(settings.get("use"), str):
+        use(settings["use"])
     try:
         return PruneConfig(**settings)
     except ValidationError as error:

@@ -1,18 +1,37 @@
-"""Methods by name: a score, a search and a repair that belong together."""
+"""Methods by name: a score, a search and a repair that belong together.
 
+A score of one's own needs no change here: `use("my_score.py")` runs a file with decorated
+functions, and each score in it becomes a method of its own name.
+"""
+
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import SecateurError
+from .importance import IMPORTANCE
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A named recipe; each part can be overridden by name."""
+    """A named recipe; each part can be overridden by name.
+
+    A recipe has a score (`importance`) or a `fusion` of two. `untouched` are the shares of layers
+    at the start and at the end that lose nothing unless --layers says otherwise.
+    """
 
     name: str
     summary: str
-    importance: str
+    importance: str | None
     search: str
     repair: str
     paper: str
+    fusion: str | None = None
+    untouched: tuple[float, float] = (0.0, 0.0)
+
+
+# LLM-Pruner's layers 4 to 29 of 32.
+_MIDDLE = (4 / 32, 2 / 32)
 
 
 METHODS = {
@@ -51,6 +70,34 @@ METHODS = {
             "https://arxiv.org/abs/2305.11627",
         ),
         Method(
+            "llm-pruner",
+            "Weight times gradient, element by element; the same share of the middle layers.",
+            "taylor-first",
+            "uniform",
+            "none",
+            "https://arxiv.org/abs/2305.11627",
+            untouched=_MIDDLE,
+        ),
+        Method(
+            "hywia",
+            "Coarse and fine gradient scores, blended by layer; middle layers; least squares.",
+            None,
+            "uniform",
+            "refit",
+            "https://arxiv.org/abs/2403.10799",
+            fusion="evidence",
+            untouched=_MIDDLE,
+        ),
+        Method(
+            "saap",
+            "Coarse and fine gradient scores by their noise; unstable layers lose most.",
+            None,
+            "two_stage",
+            "none",
+            "https://arxiv.org/abs/2412.15127",
+            fusion="homoscedastic",
+        ),
+        Method(
             "random",
             "A seeded draw, the same share of each layer: what others must beat.",
             "random",
@@ -60,3 +107,35 @@ METHODS = {
         ),
     )
 }
+
+
+def use(path: str | Path) -> tuple[str, ...]:
+    """Run a file of one's own; the scores that it registers become methods. Gives their names.
+
+    Their search is `uniform`, which compares no layer with another, their repair `none`; both can
+    be overridden.
+
+    Raises:
+        SecateurError: no such file, it fails, or it registers no score.
+    """
+    path = Path(path).expanduser()
+    before = dict(IMPORTANCE)
+    spec = importlib.util.spec_from_file_location(f"secateur_use_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise SecateurError(f"--use {path}: expected a Python file with a decorated score.")
+    try:
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    except Exception as error:  # whatever the file does
+        IMPORTANCE.clear()
+        IMPORTANCE.update(before)
+        raise SecateurError(f"--use {path} fails: {type(error).__name__}: {error}") from error
+    found = tuple(name for name, one in IMPORTANCE.items() if before.get(name) is not one)
+    if not found:
+        raise SecateurError(
+            f"--use {path} registers no score.\nDecorate a function with"
+            ' @importance("my-score", paper="...") of secateur.importance.'
+        )
+    for name in found:
+        one = IMPORTANCE[name]
+        METHODS[name] = Method(name, one.summary, name, "uniform", "none", one.paper)
+    return found

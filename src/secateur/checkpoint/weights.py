@@ -101,10 +101,12 @@ class FolderWeights:
 
     def head(self, name: str) -> Tensor:
         """Read the first row of `name`."""
+        return self.rows(name, 0, 1) if self._specs[name].shape else self.tensor(name)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read the rows [start, stop) of `name`, and no others."""
         with _open(self._files[name]) as file:
-            if not self._specs[name].shape:
-                return file.get_tensor(name).clone()
-            return file.get_slice(name)[:1].clone()
+            return file.get_slice(name)[start:stop].clone()
 
 
 class ModuleWeights:

@@ -1,14 +1,21 @@
 """The commands. Each turns its flags into one call and its result into a table or JSON."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import SecateurError
+from ..fusion import FUSIONS
+from ..importance import IMPORTANCE
+from ..methods import METHODS
+from ..search import SEARCHES
+from ..structure import GRANULARITIES
+from ..surgery import REPAIRS
 from .screen import Screen, table
-from .settings import given_settings, settings_options
+from .settings import given_settings, listed, settings_options
 
 _OUT = click.option(
     "--out", type=click.Path(path_type=Path), default=None, metavar="DIR", help="Folder to write"
@@ -20,7 +27,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on
 @click.command(
     "prune",
     short_help="Prune a model into a smaller folder.",
-    help="""Prune MODEL (a folder, or a name on the hub) and write the smaller model to --out.
+    help=f"""Prune MODEL (a folder, or a name on the hub) and write the smaller model to --out.
 
 \b
 Example:
@@ -29,10 +36,12 @@ Example:
   secateur prune --config small/run.toml --out again/
 
 \b
-Methods:     flap, wanda-sp, magnitude, magnitude-l1, random
-Scores:      wifv, ifv, wifn, wanda-sp, magnitude-l1, magnitude-l2, random
-Searches:    AL-AM, AL-MM, UL-MM, UL-UM, uniform
-Repairs:     none, bias
+Methods:     {listed(METHODS)}
+Scores:      {listed(IMPORTANCE)}
+Fusions:     {listed(FUSIONS)}
+Searches:    {listed(SEARCHES)}
+Repairs:     {listed(REPAIRS)}
+Units:       {listed(GRANULARITIES)}
 Calibration: a .txt or .jsonl file, a folder of them, wikitext2, c4, ptb, bookcorpus,
              owner/name on the hub, self (the model's own samples), embedded
 
@@ -197,6 +206,121 @@ def inspect_command(folder: Path, against: Path | None, as_json: bool) -> None:
     table(str(folder), ("", "value"), found["facts"].items())
     if found["layers"]:
         table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))
+
+
+@click.command(
+    "compare",
+    short_help="Compare methods on one model.",
+    help=f"""Prune MODEL by each method at each ratio, on the same calibration tokens, and measure.
+
+\b
+Example:
+  secateur compare path/to/model --methods flap,wanda-sp,hywia --ratios 0.2,0.5 --out compared/
+
+\b
+Methods: {listed(METHODS, 9)}
+Repairs: {listed(REPAIRS, 9)}
+
+No pruned model is written: --out gets the table as comparison.json, .csv and .html.
+""",
+)
+@click.argument("model")
+@click.option("--methods", required=True, metavar="A,B", help="Methods")
+@click.option("--ratios", default="0.2,0.5", metavar="X,Y", help="Shares to remove  [0.2,0.5]")
+@click.option("--repairs", default="", metavar="A,B", help="Repairs; default: each method's own")
+@click.option("--use", default=None, metavar="FILE", help="Python file with a score of your own")
+@_OUT
+@click.option("--calibration", default=None, metavar="NAME", help="Calibration text  [c4]")
+@click.option("--samples", type=int, default=None, metavar="N", help="Calibration windows  [128]")
+@click.option("--length", type=int, default=None, metavar="N", help="Tokens in a window")
+@click.option("--evaluate", default=None, metavar="NAME", help="Text for perplexity  [spare]")
+@click.option("--evaluate-tokens", type=int, default=None, metavar="N", help="At most so many")
+@click.option("--align", type=int, default=None, metavar="N", help="Grid of MLP widths  [8]")
+@click.option("--batch", type=int, default=None, metavar="N", help="Windows at once  [8]")
+@click.option("--seed", type=int, default=None, metavar="N", help="Seed of every draw  [0]")
+@click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda  [auto]")
+@click.option("--dtype", default=None, metavar="NAME", help="Arithmetic of the passes  [auto]")
+@_FORCE
+@_JSON
+def compare_command(
+    model: str,
+    methods: str,
+    ratios: str,
+    repairs: str,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare methods."""
+    given = {name: value for name, value in options.items() if value is not None}
+    shares = _ratios(ratios)
+    from ..checkpoint import new_folder
+    from ..pipeline import compare
+    from ..report import comparison_columns, comparison_row, write_comparison
+
+    _quiet_transformers()
+    with new_folder(out, force=force) if out else nullcontext() as folder:
+        rows = compare(
+            model,
+            methods=_names(methods),
+            ratios=shares,
+            repairs=_names(repairs),
+            progress=Screen(),
+            **given,
+        )
+        if folder is not None:
+            write_comparison(folder, model, rows)
+    if as_json:
+        click.echo(json.dumps({"model": model, "rows": rows}))
+        return
+    table(f"{model} pruned", comparison_columns(rows), map(comparison_row, rows))
+    if out:
+        click.echo(f"{out}")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise SecateurError(f"--ratios {text!r} is not a list of shares like 0.2,0.5.") from error
+
+
+@click.command(
+    "convert",
+    short_help="Write a model in the layout of its stock class.",
+    help="""Write MODEL as the stock model that computes the same, which needs no code of its own.
+
+\b
+Example:
+  secateur convert path/to/baichuan --out llama/
+
+\b
+Models: Baichuan-7B, Baichuan2-7B (to llama)
+
+The other commands take these models as they are; what prune writes is in the stock layout too.
+""",
+)
+@click.argument("model")
+@_OUT
+@_FORCE
+@_JSON
+def convert_command(model: str, out: Path | None, force: bool, as_json: bool) -> None:
+    """Convert a model."""
+    if out is None:
+        raise SecateurError("Where to? Add --out DIR.")
+    from ..pipeline import convert
+
+    _quiet_transformers()
+    done = convert(model, out=out, force=force, progress=Screen())
+    if as_json:
+        click.echo(json.dumps(done.to_json()))
+        return
+    click.echo(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
 
 
 @click.command(

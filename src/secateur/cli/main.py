@@ -11,6 +11,8 @@ import click
 from ..errors import SecateurError
 from .commands import (
     apply_command,
+    compare_command,
+    convert_command,
     discover_command,
     evaluate_command,
     inspect_command,
@@ -37,6 +39,15 @@ Measure and look:
   secateur discover path/to/model
 
 \b
+Compare methods, your own among them:
+  secateur compare path/to/model --methods flap,hywia --ratios 0.2,0.5 --out compared/
+  secateur prune path/to/model --use my_score.py --method my-score --out small/
+
+\b
+Write Baichuan-7B as the llama that it is:
+  secateur convert path/to/baichuan --out llama/
+
+\b
 In Python:
   import secateur
   model = secateur.load("small/")
@@ -49,7 +60,15 @@ def cli() -> None:
     """Hold the commands."""
 
 
-for _command in (prune_command, apply_command, evaluate_command, inspect_command, discover_command):
+for _command in (
+    prune_command,
+    apply_command,
+    compare_command,
+    evaluate_command,
+    inspect_command,
+    convert_command,
+    discover_command,
+):
     cli.add_command(_command)
 
 

@@ -1,7 +1,8 @@
 """Command-line options made from the settings: one place says what there is."""
 
+import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -31,6 +32,12 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help=f"{field.description}{default}",
         )(command)
     return command
+
+
+def listed(names: Iterable[str], indent: int = 13) -> str:
+    """Names for a help text, in lines below one another."""
+    lines = textwrap.wrap(", ".join(names), 78 - indent, break_on_hyphens=False)
+    return f"\n{' ' * indent}".join(lines)
 
 
 def given_settings(

@@ -64,14 +64,14 @@ def perplexity(
     with source.back() as logits_of:
         for windows in walk.batches:
             hidden = states[windows][:, :-1].flatten(0, 1)
-            total += _loss(logits_of, hidden, tokens[windows][:, 1:].flatten())
+            total += summed_loss(logits_of, hidden, tokens[windows][:, 1:].flatten())
     if not torch.isfinite(total):
         raise not_finite("the logits (the output of the head)", source.dtype)
     predicted = tokens.numel() - len(tokens)
     return Perplexity(tokens.shape[1], math.exp(min(total.item() / predicted, 700.0)), predicted)
 
 
-def _loss(
+def summed_loss(
     logits_of: Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "token hidden"],
     targets: Int64[Tensor, " token"],

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import modeling_secateur
 from ..checkpoint import TensorSpec, Weights
 from ..modeling_secateur import OWN_KEYS, PREFIX
-from ..models import Family, empty_model
+from ..models import Family, empty_model, reverted
 from ..structure import Axis, Blocks, Plan, Structure
 from .layers import renamed_axes, renumbered, without_layers
 
@@ -40,6 +40,11 @@ class Form:
     config: Mapping[str, Any]
     weights: Weights
     stock: bool
+
+    @property
+    def stored(self) -> Weights:
+        """The tensors as they are written: a stock checkpoint has the names of its family."""
+        return reverted(self.weights, self.empty()) if self.stock else self.weights
 
     def empty(self, dtype: torch.dtype | None = None) -> Any:
         """The transformers model that the folder would load as, without weights."""

@@ -10,7 +10,7 @@ from ..checkpoint import write_shards
 from .form import Form
 
 # What belongs to a model besides its weights and config; copied byte for byte.
-_COMPANIONS = (
+_TOKENIZER = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -19,6 +19,8 @@ _COMPANIONS = (
     "spiece.model",
     "sentencepiece*.model",
     "chat_template*",
+)
+_COMPANIONS = (
     "generation_config.json",
     "LICENSE*",
     "NOTICE*",
@@ -35,23 +37,25 @@ def write_model(folder: Path, form: Form) -> int:
     )
     if not form.stock:
         shutil.copyfile(Path(modeling_secateur.__file__), folder / "modeling_secateur.py")
-    return write_shards(
-        folder, form.weights.specs, lambda name: form.weights.tensor(name).detach().cpu()
-    )
+    stored = form.stored
+    return write_shards(folder, stored.specs, lambda name: stored.tensor(name).detach().cpu())
 
 
-def copy_companions(folder: Path, origin: Path | None, *, tokenizer: Any, model: Any) -> None:
+def copy_companions(
+    folder: Path, origin: Path | None, *, tokenizer: Any, model: Any, adapted: bool = False
+) -> None:
     """Bring the tokenizer, generation config and licence of the original model along.
 
     From a folder they are copied; a live `model` (origin None) and its `tokenizer` write theirs.
+    The tokenizer files of an `adapted` model may need code that is left behind: `tokenizer` (None:
+    none) writes its own instead.
     """
     if origin is not None:
-        for pattern in _COMPANIONS:
+        for pattern in _COMPANIONS if adapted else (*_TOKENIZER, *_COMPANIONS):
             for file in sorted(origin.glob(pattern)):
                 if file.is_file():
                     shutil.copyfile(file, folder / file.name)
-        return
-    if tokenizer is not None:
+    if tokenizer is not None and (origin is None or adapted):
         tokenizer.save_pretrained(folder)
-    if getattr(model, "generation_config", None) is not None:
+    if origin is None and getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)

@@ -1,5 +1,6 @@
 """Model families: which structures they have, and how one layer at a time gets its weights."""
 
+from .conversion import converted, reverted
 from .families import FAMILIES, Family, Part, layout_for
 from .opening import OpenModel, load, open_config, open_model, resolve_device, resolve_dtype
 from .registration import register
@@ -12,6 +13,7 @@ __all__ = [
     "OpenModel",
     "Part",
     "StreamedModel",
+    "converted",
     "empty_model",
     "filled",
     "layer_sizes",
@@ -22,5 +24,6 @@ __all__ = [
     "register",
     "resolve_device",
     "resolve_dtype",
+    "reverted",
     "structure_of",
 ]

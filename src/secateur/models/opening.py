@@ -21,6 +21,8 @@ from ..checkpoint import (
 from ..errors import SecateurError
 from ..registry import choose
 from ..structure import Structure
+from .adapters import ADAPTERS, Adapter
+from .conversion import converted
 from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
 from .registration import register, register_classes, register_form
@@ -34,6 +36,7 @@ class OpenModel:
 
     `raw_config` is config.json as it stands, `config` transformers' reading of it. `folder` is
     None for a live module. The layout of the family is `declared`, or else it was traced.
+    A checkpoint that an `adapter` reads as another family's has that one's config and names.
     """
 
     source: str
@@ -43,6 +46,7 @@ class OpenModel:
     weights: Weights
     family: Family
     declared: bool = True
+    adapter: Adapter | None = None
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -69,8 +73,10 @@ class OpenModel:
 
     @property
     def context(self) -> int:
-        """The longest window, in tokens, that the model allows."""
-        return int(self.config.max_position_embeddings)
+        """The longest window, in tokens, that the model allows (2048 if the config says none)."""
+        names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+        stated = (getattr(self.config, name, None) for name in names)
+        return int(next((length for length in stated if length), 2048))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -90,8 +96,10 @@ class OpenModel:
                 " needs one.\nCopy the tokenizer files of the original model into the folder."
             )
         try:
+            if self.adapter is not None:
+                return self.adapter.tokenizer(self.folder)
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise SecateurError(
                 f"The tokenizer in {self.folder} does not load:"
                 f" {type(error).__name__}, {(str(error).splitlines() or [''])[0]}\n"
@@ -117,6 +125,7 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     register()
     folder: Path | None = None
     weights: Weights
+    adapter: Adapter | None = None
     if isinstance(model, nn.Module):
         config: Any = getattr(model, "config", None)
         raw = config.to_dict() if config is not None else {}
@@ -126,9 +135,15 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     else:
         source = str(model)
         folder = _local(source, revision)
-        raw, config = _read(folder, source)
-        weights = FolderWeights(folder)
-    return _opened(source, folder, raw, config, weights)
+        raw = read_config(folder)
+        adapter = ADAPTERS.get(str(raw.get("model_type")))
+        if adapter is None:
+            raw, config = _read(folder, source)
+            weights = FolderWeights(folder)
+        else:
+            _check_decoder(raw, source)
+            raw, config, weights = _adapted(adapter, folder, raw, source)
+    return _opened(source, folder, raw, config, weights, adapter)
 
 
 def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
@@ -142,8 +157,10 @@ def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
     register()
     source = str(model)
     folder = _local(source, revision, ["config.json"])
+    if str(read_config(folder).get("model_type")) in ADAPTERS:
+        return open_model(model, revision=revision)
     raw, config = _read(folder, source)
-    return _opened(source, folder, raw, config, NoWeights({}))
+    return _opened(source, folder, raw, config, NoWeights({}), None)
 
 
 def _read(folder: Path, source: str) -> tuple[dict[str, Any], Any]:
@@ -157,7 +174,12 @@ def _read(folder: Path, source: str) -> tuple[dict[str, Any], Any]:
 
 
 def _opened(
-    source: str, folder: Path | None, raw: Mapping[str, Any], config: Any, weights: Weights
+    source: str,
+    folder: Path | None,
+    raw: Mapping[str, Any],
+    config: Any,
+    weights: Weights,
+    adapter: Adapter | None,
 ) -> OpenModel:
     model_type = str(config.model_type).removeprefix("secateur_")
     declared = layout_for(model_type, config.to_dict())
@@ -167,15 +189,16 @@ def _opened(
         skeleton = opened.skeleton
     except Exception as error:  # the model's constructor divides, indexes, asserts
         raise _senseless(f"{source}/config.json", error) from error
+    family = declared or undeclared_family(config, skeleton)
+    if declared is None:
+        register_classes(family.config, family.model)
     fitted: Weights
     if isinstance(weights, NoWeights):
         fitted = NoWeights(expected(skeleton))
     else:
-        fitted = Fitted(weights, skeleton, source)
-    family = declared or undeclared_family(config, skeleton)
-    if declared is None:
-        register_classes(family.config, family.model)
-    return OpenModel(source, folder, raw, config, fitted, family, declared=declared is not None)
+        fitted = Fitted(converted(weights, skeleton), skeleton, source)
+    known = declared is not None
+    return OpenModel(source, folder, raw, config, fitted, family, known, adapter)
 
 
 def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> Any:
@@ -189,6 +212,8 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any
     from transformers import AutoModelForCausalLM
 
     opened = open_model(folder)
+    if opened.adapter is not None:
+        return _loaded_adapted(opened, dtype, kwargs)
     # The registered classes serve; code in the folder runs only if the caller says so.
     kwargs = {"trust_remote_code": False, **kwargs}
     return AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
@@ -323,7 +348,12 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
     read_json(folder / "config.json")
-    model_type = str(raw.get("model_type"))
+    model_type = str(raw.get("model_type") or "")
+    if not model_type:
+        raise SecateurError(
+            f"{folder}/config.json has no model_type, so it is not clear what model this is.\n"
+            "Download or export the model again."
+        )
     if model_type not in CONFIG_MAPPING and not model_type.startswith("secateur_"):
         raise SecateurError(
             f"transformers {transformers.__version__} does not know the model family"
@@ -334,6 +364,34 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # validation errors of many kinds; the cure is the same
         raise _senseless(f"{folder}/config.json", error) from error
+
+
+def _adapted(
+    adapter: Adapter, folder: Path, raw: Mapping[str, Any], source: str
+) -> tuple[dict[str, Any], Any, Weights]:
+    """config.json, its reading and the weights, all as the adapter's family has them."""
+    from transformers import CONFIG_MAPPING
+
+    own = adapter.config(raw, source)
+    try:
+        config = CONFIG_MAPPING[own["model_type"]].from_dict(own)
+    except Exception as error:  # as in `_config`
+        raise _senseless(f"{folder}/config.json", error) from error
+    return own, config, adapter.weights(FolderWeights(folder), raw, source)
+
+
+def _loaded_adapted(opened: OpenModel, dtype: str | torch.dtype, kwargs: Mapping[str, Any]) -> Any:
+    """The model of the stock class: no folder holds these tensors, so they are handed over."""
+    import transformers
+
+    model_class = getattr(transformers, opened.family.model)
+    state = {name: opened.weights.tensor(name) for name in opened.weights.specs}
+    model = model_class.from_pretrained(
+        None, config=opened.config, state_dict=state, dtype=dtype, **kwargs
+    ).eval()
+    if opened.folder is not None and (opened.folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(opened.folder)
+    return model
 
 
 def _senseless(config: str, error: Exception) -> SecateurError:

@@ -106,17 +106,20 @@ class StreamedModel:
         return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        hidden = hidden.to(self.device)
+        # Each token for itself: positions and masks, which the layers alone look at, stay small.
+        tokens = hidden.to(self.device).reshape(-1, 1, hidden.shape[-1])
+        width = self.model.get_input_embeddings().weight.shape[1]
+        embedded = tokens.new_zeros(len(tokens), 1, width)
 
         def hand_through(_: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return self._output(hidden)
+            return self._output(tokens)
 
         with (
             self._stand_in([hand_through] * len(self)),
             torch.set_grad_enabled(hidden.requires_grad),
         ):
-            logits: Tensor = self.model(inputs_embeds=hidden, use_cache=False).logits
-        return logits
+            logits: Tensor = self.model(inputs_embeds=embedded, use_cache=False).logits
+        return logits.view(*hidden.shape[:-1], -1)
 
     def _output(self, hidden: Tensor) -> Any:
         """What a layer returns: some families wrap it, with None for the attention weights."""

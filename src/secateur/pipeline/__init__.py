@@ -1,5 +1,7 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
+from .comparison import compare
+from .convert import Conversion, convert
 from .discover import Discovery, discover
 from .look import evaluate, inspect, read_plan
 from .result import Result
@@ -14,11 +16,14 @@ from .stages import (
 )
 
 __all__ = [
+    "Conversion",
     "Discovery",
     "Result",
     "added_biases",
     "apply",
     "calibration_windows",
+    "compare",
+    "convert",
     "discover",
     "evaluate",
     "evaluation_text",

@@ -1,8 +1,10 @@
 """Checks that a run makes before it spends time or touches a folder."""
 
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -27,10 +29,24 @@ def target(
     source = None if opened.folder is None else opened.folder.resolve()
     if force and source is not None and path.resolve() in (source, *source.parents):
         raise SecateurError(
-            f"--out {path} holds the model that is pruned, which --force would delete."
+            f"--out {path} holds the model that is read, which --force would delete."
             " Choose another --out."
         )
     return new_folder(path, force=force)
+
+
+def tokenizer_to_write(opened: OpenModel, given: Any, note: Callable[[str], None]) -> Any:
+    """The tokenizer that writes its files into the result; None: those of the folder serve.
+
+    An adapted model whose tokenizer does not load has none that would work: `note` says so.
+    """
+    if given is not None or opened.adapter is None:
+        return given
+    try:
+        return opened.tokenizer
+    except SecateurError as error:
+        note(f"no tokenizer was written. {error}")
+        return None
 
 
 def known_ids(ids: Tensor, opened: OpenModel) -> Tensor:
@@ -91,6 +107,6 @@ def check_space(folder: Path, form: Form) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise SecateurError(
-            f"The pruned weights take {needed / 2**20:,.0f} MiB, but {folder.parent} has"
+            f"The weights take {needed / 2**20:,.0f} MiB, but {folder.parent} has"
             f" {free / 2**20:,.0f} MiB free.\nFree some, or choose another --out."
         )

@@ -15,13 +15,15 @@ from ..checkpoint import Weights
 from ..config import PruneConfig
 from ..errors import SecateurError
 from ..evaluation import Perplexity, perplexity
+from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, Importance, score
+from ..methods import METHODS
 from ..models import OpenModel, StreamedModel, load
 from ..progress import Progress, Quiet
 from ..search import Limits, check_budget, search
 from ..stats import Statistics, Walk, collect
 from ..structure import Axis, Plan, Structure
-from ..surgery import REPAIRS
+from ..surgery import REPAIRS, Repaired, sequential_repair
 from .checks import known_ids, layer_range
 
 # Windows shorter than this say little about attention; longer ones cost more than they add.
@@ -125,9 +127,18 @@ def statistics(
     Raises:
         SecateurError: an activation is not finite.
     """
+    return collect(walk(source, windows.ids, config), axes, needs, progress=progress)
+
+
+def walk(source: StreamedModel, tokens: Tensor, config: PruneConfig) -> Walk:
+    """The way through the layers that the settings ask for."""
     limit = int(config.hidden_gib * 2**30)
-    walk = Walk(source, windows.ids, batch=config.batch, limit=limit)
-    return collect(walk, axes, needs, progress=progress)
+    return Walk(source, tokens, batch=config.batch, limit=limit)
+
+
+def asks_loss(fusion: str | None) -> bool:
+    """Whether a fusion keeps windows apart to ask what the loss is."""
+    return fusion is not None and "probe" in FUSIONS[fusion].asks
 
 
 def scores(
@@ -137,6 +148,7 @@ def scores(
     statistics: Statistics,
     *,
     seed: int,
+    members: str = "sum",
     square_attention: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
@@ -149,15 +161,17 @@ def scores(
     found: dict[str, Tensor] = {}
     for axis in (progress or Quiet()).track(axes, "scores", len(axes), "axis"):
         tally: Any = statistics.tallies.get(axis.name, {})
-        value = _score(chosen, axis, weights, tally, seed)
+        value = _score(chosen, axis, weights, tally, seed, members)
         found[axis.name] = value**2 if square_attention and axis.kind == "attention" else value
     return found
 
 
-def _score(chosen: Importance, axis: Axis, weights: Weights, tally: Any, seed: int) -> Tensor:
+def _score(
+    chosen: Importance, axis: Axis, weights: Weights, tally: Any, seed: int, members: str
+) -> Tensor:
     if len(axis.consumers) == 1:
         weight = weights.tensor(axis.consumer.tensor) if "weight" in chosen.needs else None
-        return score(chosen, axis, weight, tally, seed=seed)
+        return score(chosen, axis, weight, tally, seed=seed, members=members)
     if not set(chosen.needs) <= {"weight", "generator"}:
         raise SecateurError(
             f"The score {chosen.name!r} looks at the input of one consumer, and the"
@@ -186,7 +200,10 @@ def coarse_scores(structure: Structure, fine: Mapping[str, Tensor]) -> dict[str,
 
 
 def kept_units(
-    structure: Structure, found: Mapping[str, Tensor], config: PruneConfig
+    structure: Structure,
+    found: Mapping[str, Tensor],
+    config: PruneConfig,
+    samples: Mapping[str, Tensor] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """The search stage: which units of the axes that may lose some stay.
 
@@ -200,6 +217,8 @@ def kept_units(
         budget_of(structure, config),
         limits=limits_of(structure, config),
         attention_units=config.attention_units,
+        scale=config.scale,
+        samples=samples,
     )
     return {
         name: tuple(sorted(set(range(structure.by_name[name].units)) - set(gone)))
@@ -218,7 +237,16 @@ def check_ratio(structure: Structure, config: PruneConfig) -> None:
 
 def limits_of(structure: Structure, config: PruneConfig) -> Limits:
     """The layer range and the grid of widths that the settings ask for."""
-    return Limits(layer_range(config.layers, structure), config.align)
+    return Limits(layers_of(structure, config), config.align)
+
+
+def layers_of(structure: Structure, config: PruneConfig) -> tuple[int, ...] | None:
+    """The layers that may lose units: those of --layers, or of the method; None for all."""
+    start, end = METHODS[config.method].untouched
+    if config.layers is not None or not (start or end):
+        return layer_range(config.layers, structure)
+    count = structure.layers
+    return tuple(range(round(start * count), count - round(end * count)))
 
 
 def budget_of(structure: Structure, config: PruneConfig) -> float:
@@ -241,6 +269,42 @@ def added_biases(
         if bias is not None:
             biases[f"{axis.consumer.module}.bias"] = bias
     return biases
+
+
+def fitted_tensors(
+    source: StreamedModel,
+    structure: Structure,
+    plan: Plan,
+    windows: data.Windows,
+    config: PruneConfig,
+    *,
+    progress: Progress | None = None,
+) -> Repaired:
+    """The repair stage where consumers are fitted in sequence: their new tensors, and reports.
+
+    Raises:
+        SecateurError: units whose consumers cannot be fitted.
+    """
+    for axis in structure.axes:
+        if plan.removed(axis) and (
+            axis.of or axis.consumer.parameter != "weight" or axis.layer < 0
+        ):
+            raise SecateurError(
+                f"--repair {config.repair_name} fits the linears that read KV groups and channels,"
+                f" and {axis.name} is read by others.\nType --repair none."
+            )
+    fitted = [axis for axis in structure.axes if axis.consumer.parameter == "weight"]
+    fit = REPAIRS[config.repair_name].fit
+    assert fit is not None, "a repair that fits says what"
+    return sequential_repair(
+        walk(source, windows.ids, config),
+        replace(structure, axes=tuple(fitted)),
+        plan,
+        fit=fit,
+        target=config.target,
+        damping=config.damping,
+        progress=progress,
+    )
 
 
 def perplexities(

@@ -3,10 +3,13 @@
 from .rows import evaluation_line, layer_rows, number_rows, plan_difference
 from .structure_picture import structure_picture
 from .structures import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
+from .tables import comparison_columns, comparison_row, write_comparison
 
 __all__ = [
     "STRUCTURE_COLUMNS",
     "StructureRow",
+    "comparison_columns",
+    "comparison_row",
     "evaluation_line",
     "layer_rows",
     "number_rows",
@@ -14,4 +17,5 @@ __all__ = [
     "structure_cells",
     "structure_picture",
     "structure_rows",
+    "write_comparison",
 ]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from ..errors import SecateurError
 from ..structure import Axis
 
+# Grouped matrix products over experts want rows of 16 bytes, whatever --align says.
+EXPERT_GRID = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -19,6 +22,8 @@ class Limits:
 
     def grid(self, axis: Axis) -> int:
         """Widths that `axis` may have are multiples of this."""
+        if axis.granularity == "expert_channel":
+            return max(self.align, EXPERT_GRID)
         return self.align if axis.size in ("I", "D") else 1
 
     def floor(self, axis: Axis) -> int:

@@ -7,14 +7,21 @@
 | `AL-MM` | a number over all layers | what the budget leaves, over all layers | standardised |
 | `AL-AM` | one ranking of everything, each unit at its cost | | standardised |
 | `uniform` | as `UL-MM`, the number nearest to the ratio | what the budget leaves, nearest | raw |
+| `global` | one ranking of everything, each unit at its cost | | raw |
+| `two_stage` | as `AL-AM`, by instability; importance picks which units of an axis | | by sample |
+| `joint` | as `AL-AM`, importance less a little instability | | standardised, by sample |
+| `stability` | as `AL-AM`, by instability alone | | by sample |
 
 The first four are FLAP's (2312.11983, section "Adaptive structure search"; the rounding is its
 public code's): UL/AL uniform/adaptive over layers, UM/MM/AM uniform/manual/adaptive over modules.
-`uniform` meets the budget where `UL-UM` rounds both shares down. Costs are parameters, biases
-included; the budget of a search is met to at most one step (one unit, or `align` channels).
+`uniform` meets the budget where `UL-UM` rounds both shares down. `global` is LLM-Pruner's
+(2305.11627), whose scores estimate a loss. The last three are SAAP's: see `stability`.
+Costs are parameters, biases included; the budget of a search is met to at most one step (one unit,
+or `align` channels).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -24,13 +31,29 @@ from ..errors import SecateurError
 from ..structure import Axis
 from .budget import Limits, check_budget
 from .removal import Removal, remove_lowest
-from .standardise import channel_sum, standardised
+from .stability import joint, steady, volatile
+from .standardise import channel_sum, rescaled, standardised
 
 Scores = Mapping[str, Float[Tensor, "unit width"]]
+Samples = Mapping[str, Float[Tensor, "sample _"]]
 
 # (axes that may lose units, their removal steps, budget in parameters, ratio of the selected
 # axes' parameters, attention units to remove in all or None) -> steps lost by each axis
 Search = Callable[[Sequence[Axis], Mapping[str, Removal], float, float, int | None], dict[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A search: who competes (`compete`), by which unit scores (`rank`), and which units go.
+
+    `rank` takes the scores of an axis, and with `by_sample` those by sample too. `pick`, of the
+    scores alone, chooses which units of an axis go where that is not the lowest by `rank`.
+    """
+
+    compete: Search
+    rank: Callable[..., Tensor]
+    pick: Callable[[Tensor], Tensor] | None = None
+    by_sample: bool = False
 
 
 def search(
@@ -41,16 +64,22 @@ def search(
     *,
     limits: Limits | None = None,
     attention_units: int | None = None,
+    scale: str | None = None,
+    samples: Samples | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Units to remove from each axis, by the search `name`, for `budget` parameters in all.
 
     `attention_units` is the number of attention units to remove over all layers in the searches
     that take one (`UL-MM`, `AL-MM`, `uniform`); None means the budget's share.
+    `scale` (`raw`, `per-parameter`, `standardised`, `log`) takes the place of the search's own;
+    the searches by sample have none.
+    `samples` are unit scores for each calibration sample, which the searches by stability need.
 
     Raises:
-        SecateurError: more is asked for than the floors and the layer range allow.
+        SecateurError: more is asked for than the floors and the layer range allow, there is no such
+            scale, or the search needs scores by sample and has none.
     """
-    mode, reduce = SEARCHES[name]
+    mode = SEARCHES[name]
     limits = limits or Limits()
     chosen = limits.selected(axes)
     if name not in _GLOBAL and any(axis.floor == 0 for axis in chosen):
@@ -59,34 +88,55 @@ def search(
             " there is no share.\nType --search AL-AM."
         )
     check_budget(axes, limits, budget)
-    reduced = {axis.name: reduce(scores[axis.name]) for axis in chosen}
-    reduced |= _whole_ones(chosen, scores, reduce)
-    removals = {
-        axis.name: Removal.plan(
-            reduced[axis.name],
-            axis.cost,
-            align=limits.grid(axis),
-            floor=limits.floor(axis),
-            groups=axis.groups,
-        )
-        for axis in chosen
-    }
+    ranks = {axis.name: _ranks(name, axis, scores, samples, scale) for axis in chosen}
+    ranks |= _whole_ones(name, chosen, scores, scale)
+    removals = {axis.name: _removal(ranks[axis.name], axis, limits) for axis in chosen}
     share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
-    steps = mode(chosen, removals, budget, share, attention_units)
+    steps = mode.compete(chosen, removals, budget, share, attention_units)
+    if mode.pick is not None:
+        removals = {
+            axis.name: _removal(mode.pick(scores[axis.name]), axis, limits) for axis in chosen
+        }
     return {name: removals[name].units(count) for name, count in steps.items()}
 
 
 def _whole_ones(
-    axes: Sequence[Axis], scores: Scores, reduce: Callable[[Tensor], Tensor]
+    name: str, axes: Sequence[Axis], scores: Scores, scale: str | None
 ) -> dict[str, Tensor]:
-    """Scores of units that are alone in their axis (blocks, layers): compared across layers."""
+    """Ranks of units that are alone in their axis (blocks, layers): compared across layers."""
     found: dict[str, Tensor] = {}
     for granularity in {axis.granularity for axis in axes if axis.floor == 0}:
         alike = [axis for axis in axes if axis.granularity == granularity]
-        sums = torch.stack([scores[axis.name].sum() for axis in alike])
-        values = reduce(sums[:, None])
+        sums = torch.stack([scores[axis.name].sum() for axis in alike])[:, None]
+        own = SEARCHES[name].rank
+        values = own(sums) if scale is None else rescaled(sums, scale, alike[0].cost)
         found |= {axis.name: value[None] for axis, value in zip(alike, values, strict=True)}
     return found
+
+
+def _ranks(
+    name: str, axis: Axis, scores: Scores, samples: Samples | None, scale: str | None
+) -> Tensor:
+    """What the search `name` ranks the units of `axis` by."""
+    mode, own = SEARCHES[name], scores[axis.name]
+    if not mode.by_sample:
+        return mode.rank(own) if scale is None else rescaled(own, scale, axis.cost)
+    if samples is None:
+        raise SecateurError(
+            f"The search {name!r} compares scores of calibration samples, and this score has none."
+            "\nType --search AL-AM."
+        )
+    return mode.rank(own, samples[axis.name])
+
+
+def _removal(values: Float[Tensor, " unit"], axis: Axis, limits: Limits) -> Removal:
+    return Removal.plan(
+        values,
+        axis.cost,
+        align=limits.grid(axis),
+        floor=limits.floor(axis),
+        groups=axis.groups,
+    )
 
 
 def ul_um(
@@ -155,14 +205,19 @@ def al_am(
     return remove_lowest(removals, budget, nearest=True)
 
 
-_GLOBAL = ("AL-AM", "AL-MM")
+# The searches that can take whole blocks and layers: a share of each layer has none.
+_GLOBAL = ("AL-AM", "AL-MM", "global")
 
-SEARCHES: dict[str, tuple[Search, Callable[[Tensor], Tensor]]] = {
-    "AL-AM": (al_am, standardised),
-    "AL-MM": (al_mm, standardised),
-    "UL-MM": (ul_mm, channel_sum),
-    "UL-UM": (ul_um, channel_sum),
-    "uniform": (uniform, channel_sum),
+SEARCHES = {
+    "AL-AM": Mode(al_am, standardised),
+    "AL-MM": Mode(al_mm, standardised),
+    "UL-MM": Mode(ul_mm, channel_sum),
+    "UL-UM": Mode(ul_um, channel_sum),
+    "uniform": Mode(uniform, channel_sum),
+    "global": Mode(al_am, channel_sum),
+    "two_stage": Mode(al_am, steady, pick=channel_sum, by_sample=True),
+    "joint": Mode(al_am, joint, by_sample=True),
+    "stability": Mode(al_am, volatile, by_sample=True),
 }
 
 

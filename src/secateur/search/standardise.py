@@ -3,11 +3,20 @@
 FLAP standardises per layer and kind over channels, then averages over a unit's channels:
 
     z = (S - mean(S)) / std(S),   std with n-1 in the denominator;   unit = mean over its channels
+
+A ranking over several layers can be of other scales; within an axis all of them keep the order.
 """
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ..registry import choose
+
+# Share of an axis' largest score below which its logarithm falls no further.
+_LEAST = 1e-12
 
 
 def channel_sum(scores: Float[Tensor, "unit width"]) -> Float[Tensor, " unit"]:
@@ -23,3 +32,37 @@ def standardised(scores: Float[Tensor, "unit width"]) -> Float[Tensor, " unit"]:
     if spread == 0:
         return torch.zeros(len(scores))
     return ((scores - scores.mean()) / spread).mean(dim=1)
+
+
+def logarithmic(scores: Float[Tensor, "unit width"]) -> Float[Tensor, " unit"]:
+    """Log of unit scores over their geometric mean: what is left is how unequal an axis is."""
+    sums = channel_sum(scores)
+    largest = sums.max()
+    if largest <= 0:
+        return torch.zeros(len(scores))
+    logs = sums.clamp(min=_LEAST * float(largest)).log()
+    return logs - logs.mean()
+
+
+def per_parameter(scores: Float[Tensor, "unit width"], cost: int) -> Float[Tensor, " unit"]:
+    """Raw unit scores over what a unit costs: the order of a knapsack, if losses add up."""
+    return channel_sum(scores) / cost
+
+
+SCALES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "raw": lambda scores, cost: channel_sum(scores),
+    "per-parameter": per_parameter,
+    "standardised": lambda scores, cost: standardised(scores),
+    "log": lambda scores, cost: logarithmic(scores),
+}
+
+
+def rescaled(
+    scores: Float[Tensor, "unit width"], how: str, cost: int = 1
+) -> Float[Tensor, " unit"]:
+    """Unit scores on the scale `how`; `cost` is the number of parameters of a unit.
+
+    Raises:
+        SecateurError: no such scale.
+    """
+    return choose("scale", how, SCALES)(scores, cost)

@@ -2,6 +2,26 @@
 
 from .bias import bias
 from .knife import PrunedWeights
+from .mask_tuning import mask_tuning
+from .normal import Normal, residual_normal
+from .refit import Fit, refit, refit_on_held_out
 from .repair import REPAIRS, Repair
+from .sequential import FITS, TARGETS, ConsumerReport, Repaired, sequential_repair
 
-__all__ = ["REPAIRS", "PrunedWeights", "Repair", "bias"]
+__all__ = [
+    "FITS",
+    "REPAIRS",
+    "TARGETS",
+    "ConsumerReport",
+    "Fit",
+    "Normal",
+    "PrunedWeights",
+    "Repair",
+    "Repaired",
+    "bias",
+    "mask_tuning",
+    "refit",
+    "refit_on_held_out",
+    "residual_normal",
+    "sequential_repair",
+]

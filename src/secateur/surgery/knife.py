@@ -14,8 +14,9 @@ class PrunedWeights:
     """`weights` without the units that `plan` removes, plus `added` biases by tensor name.
 
     Nothing is cut before it is asked for, and nothing is kept: one tensor at a time is in memory.
-    A tensor of which nothing stays is left out.
-    An added bias joins an existing one, or becomes a new tensor after its weight.
+    A tensor of which nothing stays is left out. An added bias joins an existing one, or becomes a
+    new tensor after its weight. Tensors that are `replaced` come as they are, without the removed
+    units.
     """
 
     def __init__(
@@ -24,9 +25,11 @@ class PrunedWeights:
         structure: Structure,
         plan: Plan,
         added: Mapping[str, Tensor] | None = None,
+        replaced: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._weights = weights
-        self._added = dict(added or {})
+        self._replaced = dict(replaced or {})
+        self._added = {**(added or {}), **self._replaced}
         self._kept = _kept_indices(weights.specs, structure, plan)
         self._specs: dict[str, TensorSpec] = {}
         for name, spec in weights.specs.items():
@@ -45,7 +48,7 @@ class PrunedWeights:
     def tensor(self, name: str) -> Tensor:
         """Cut one tensor; the dtype stays that of the checkpoint."""
         spec = self._specs[name]
-        if name not in self._weights.specs:
+        if name in self._replaced or name not in self._weights.specs:
             return self._added[name].to(spec.dtype)
         tensor = self._weights.tensor(name)
         for dims, indices in self._kept.get(name, {}).items():

@@ -9,19 +9,22 @@ from torch import Tensor
 from ..importance import Ingredients
 from ..structure import Axis, Plan
 from .bias import bias
+from .sequential import FITS
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
     """A repair: statistics needed, and a function of (axis, plan, weight, statistics) to a bias.
 
-    The bias [out] is to be added to the consumer's, None if nothing is.
+    The bias [out] is to be added to the consumer's, None if nothing is. With `fit`, the consumers
+    are fitted in sequence instead (`secateur.surgery.sequential`).
     """
 
     name: str
     summary: str
     needs: tuple[str, ...]
     added_bias: Callable[[Axis, Plan, Tensor, Ingredients], Tensor | None]
+    fit: str | None = None
 
 
 def _nothing(axis: Axis, plan: Plan, weight: Tensor, statistics: Ingredients) -> Tensor | None:
@@ -41,4 +44,6 @@ REPAIRS = {
     "bias": Repair(
         "bias", "Add what the removed units gave on average (FLAP).", ("input_mean",), _bias
     ),
+    "refit": Repair("refit", FITS["refit"], (), _nothing, "refit"),
+    "mask-tuning": Repair("mask-tuning", FITS["mask_tuning"], (), _nothing, "mask_tuning"),
 }

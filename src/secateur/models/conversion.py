@@ -1,0 +1,132 @@
+"""Names on disk and names in the model, where transformers keeps the two apart.
+
+Mixtral's experts lie on disk one by one (`experts.0.w1.weight`), in the model they are one tensor;
+GPT-NeoX calls its head `embed_out` on disk. transformers has the mapping for each family; here its
+conversions run tensor by tensor, when one is asked for.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import TensorSpec, Weights
+
+
+def converted(weights: Weights, skeleton: Any) -> Weights:
+    """`weights` under the names of `skeleton`, as far as transformers knows how."""
+    if all(name in weights.specs for name in skeleton.state_dict()):
+        return weights
+    found = _Converted(weights, skeleton)
+    return found if found.changed else weights
+
+
+def reverted(weights: Weights, skeleton: Any) -> Weights:
+    """`weights` of a stock model under the names that its family has on disk."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    if not get_model_conversion_mapping(skeleton, add_legacy=False):
+        return weights
+    return _Reverted(weights, skeleton)
+
+
+class _Converted:
+    def __init__(self, weights: Weights, skeleton: Any) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self._weights = weights
+        self._skeleton = skeleton
+        mapping = get_model_conversion_mapping(skeleton)
+        renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
+        converters = [item for item in mapping if isinstance(item, WeightConverter)]
+        # By name in the model: the names on disk, each with the pattern that it met.
+        self._sources: dict[str, list[tuple[str, str | None]]] = {}
+        self._converters: dict[str, Any] = {}
+        for name in weights.specs:
+            target, pattern, converter = _target(name, renamings, converters)
+            self._sources.setdefault(target, []).append((name, pattern))
+            if converter is not None:
+                self._converters[target] = converter
+        shapes = {name: tuple(t.shape) for name, t in skeleton.state_dict().items()}
+        self._specs = {
+            target: TensorSpec(shapes[target], weights.specs[sources[0][0]].dtype)
+            if target in self._converters and target in shapes
+            else weights.specs[sources[0][0]]
+            for target, sources in self._sources.items()
+        }
+        self.changed = any(target != names[0][0] for target, names in self._sources.items())
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        return self._specs
+
+    def tensor(self, name: str) -> Tensor:
+        sources = self._sources[name]
+        if name not in self._converters:
+            return self._weights.tensor(sources[0][0])
+        from transformers.core_model_loading import dot_natural_key
+
+        converter = copy.deepcopy(self._converters[name])
+        for source, pattern in sorted(sources, key=lambda item: dot_natural_key(item[0])):
+            converter.add_tensor(name, source, pattern, self._weights.tensor(source))
+        result = converter.convert(name, model=self._skeleton, config=self._skeleton.config)
+        return _first(result[name])
+
+    def head(self, name: str) -> Tensor:
+        return self._weights.head(self._sources[name][0][0])
+
+
+def _target(
+    name: str, renamings: Iterable[Any], converters: Iterable[Any]
+) -> tuple[str, str | None, Any]:
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    for converter in converters:
+        renamed, pattern = converter.rename_source_key(name)
+        if pattern is not None:
+            return renamed, pattern, converter
+    return name, None, None
+
+
+class _Reverted:
+    def __init__(self, weights: Weights, skeleton: Any) -> None:
+        self._weights = weights
+        self._skeleton = skeleton
+        self._specs: dict[str, TensorSpec] = {}
+        self._origin: dict[str, str] = {}
+        for name, spec in weights.specs.items():
+            empty = torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+            for disk, tensor in self._reverted(name, empty).items():
+                self._specs[disk] = TensorSpec(tuple(tensor.shape), spec.dtype)
+                self._origin[disk] = name
+        # One tensor of the model is many on disk, asked for one after the other.
+        self._parts = lru_cache(maxsize=1)(self._read)
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        return self._specs
+
+    def tensor(self, name: str) -> Tensor:
+        return self._parts(self._origin[name])[name].contiguous()
+
+    def head(self, name: str) -> Tensor:
+        tensor = self.tensor(name)
+        return tensor[:1] if tensor.dim() else tensor
+
+    def _read(self, name: str) -> dict[str, Tensor]:
+        return self._reverted(name, self._weights.tensor(name))
+
+    def _reverted(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        found = revert_weight_conversion(self._skeleton, {name: tensor})
+        return {disk: _first(value) for disk, value in found.items()}
+
+
+def _first(value: Any) -> Tensor:
+    tensor: Tensor = value[0] if isinstance(value, list) else value
+    return tensor

@@ -1,0 +1,93 @@
+"""Many methods on one model: the same calibration tokens, the same ratios, shared statistics.
+
+The model is opened once, the tokens are drawn once, and each kind of pass (inputs, gradients) is
+made once for all methods that need it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..config import PruneConfig, make_config
+from ..errors import SecateurError
+from ..progress import Progress
+from ..surgery import REPAIRS
+from . import stages
+from .estimate import inputs_needed, terms_needed
+from .session import Run, name_of
+
+
+def compare(
+    model: str | Path | nn.Module,
+    *,
+    methods: Sequence[str],
+    ratios: Sequence[float],
+    repairs: Sequence[str] = (),
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """One row for each method, ratio and repair (none given: the method's own).
+
+    A row has `method`, `ratio`, `repair`, `removed` (the share of decoder linears that went),
+    `seconds` and `perplexity`, a list by window. `settings` are those of `prune`.
+
+    Raises:
+        SecateurError: bad input, or a ratio that a method cannot meet.
+    """
+    if not methods or not ratios:
+        raise SecateurError(
+            "Nothing to compare.\nType: secateur compare MODEL --methods flap,magnitude"
+            " --ratios 0.2,0.5 --out DIR"
+        )
+    configs = [
+        make_config(**settings, model=name_of(model), method=method, ratio=ratio, repair=repair)
+        for method in methods
+        for ratio in ratios
+        for repair in (repairs or (None,))
+    ]
+    first = Run(model, configs[0], tokenizer, progress)
+    for config in configs:
+        stages.check_ratio(first.sibling(config).structure, config)
+    first.read_evaluation_text()
+    _gather(first, configs)
+    return [_row(first.sibling(config)) for config in configs]
+
+
+def _gather(first: Run, configs: Sequence[PruneConfig]) -> None:
+    """Every pass that some method needs, over all layers."""
+    inputs = {
+        name
+        for config in configs
+        for name in (
+            *inputs_needed(config.importance_name),
+            *REPAIRS[config.repair_name].needs,
+        )
+    }
+    for asking in (False, True):
+        alike = [c for c in configs if stages.asks_loss(c.fusion_name) is asking]
+        terms = {name for c in alike for name in terms_needed(c.importance_name, c.fusion_name)}
+        if alike:
+            first.sibling(alike[0]).gather(inputs, terms, everywhere=True)
+
+
+def _row(run: Run) -> dict[str, Any]:
+    plan, statistics = run.plan()
+    result = run.carry_out(plan, statistics, None, None)
+    numbers: Mapping[str, Any] = result.numbers
+    return {
+        "method": run.config.method,
+        "ratio": run.config.ratio,
+        "repair": run.config.repair_name,
+        "removed": numbers["removed_share"],
+        "parameters": numbers["parameters"]["after"],
+        "dense_parameters": numbers["parameters"]["before"],
+        "bytes_each": run.opened.dtype.itemsize,
+        "seconds": result.seconds["total"],
+        "perplexity": [
+            {"window": entry["window"], "before": entry["before"], "after": entry["after"]}
+            for entry in numbers.get("perplexity", ())
+        ],
+    }

@@ -1,0 +1,77 @@
+"""Writing a checkpoint in the layout of the stock class that computes the same."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import SecateurError
+from ..export import Form, copy_companions, write_model
+from ..models import open_model
+from ..progress import Progress, Quiet
+from .checks import check_space, target, tokenizer_to_write
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written where; `bytes` are those of the weight files."""
+
+    out: Path
+    architecture: str
+    parameters: int
+    bytes: int
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for `--json`."""
+        return {
+            "out": str(self.out),
+            "architecture": self.architecture,
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "notes": list(self.notes),
+        }
+
+
+def convert(
+    model: str | Path,
+    *,
+    out: str | Path,
+    force: bool = False,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write `model` to the folder `out` with the config and the tensors that `open_model` gives.
+
+    `model` is a checkpoint folder or a name on the hub; `tokenizer` replaces its own. One shard is
+    in memory at a time.
+
+    Raises:
+        SecateurError: bad input, or a model that needs no conversion; nothing was written.
+    """
+    opened = open_model(model)
+    if opened.adapter is None:
+        raise SecateurError(
+            f"{opened.source} needs no conversion: transformers has its family,"
+            f" {opened.config.model_type}.\nUse it as it is: secateur prune MODEL --out DIR"
+        )
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        (progress or Quiet()).note(text)
+
+    out = Path(out).expanduser()
+    form = Form(opened.raw_config, opened.weights, stock=True)
+    with target(out, force, opened) as folder:
+        assert folder is not None  # there is a path
+        check_space(folder, form)
+        size = write_model(folder, form)
+        copy_companions(
+            folder,
+            opened.folder,
+            tokenizer=tokenizer_to_write(opened, tokenizer, note),
+            model=None,
+            adapted=True,
+        )
+    parameters = sum(spec.elements for spec in form.weights.specs.values())
+    return Conversion(out, opened.family.model, parameters, size, tuple(notes))

@@ -1,0 +1,364 @@
+"""One run: an open model, its settings, and what has been gathered for it so far."""
+
+import copy
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config import PruneConfig
+from ..data import Windows, token_hash
+from ..evaluation import Perplexity, window_lengths
+from ..export import Form, copy_companions, prove, pruned_form, write_model
+from ..models import StreamedModel, open_model, resolve_device
+from ..progress import Progress, Quiet
+from ..search import Limits
+from ..stats import Statistics, collect_gradients
+from ..structure import Axis, Plan, Structure
+from ..surgery import REPAIRS, PrunedWeights
+from . import stages
+from .checks import check_space, known_ids, selected, tokenizer_to_write
+from .estimate import fused_scores, inputs_needed, split_windows, terms_needed
+from .look import bytes_before
+from .record import write_record
+from .result import Result
+
+# Settings that a plan records because they say how it came about; applying it needs none of them.
+RECORDED = (
+    "method",
+    "ratio",
+    "of",
+    "layers",
+    "align",
+    "seed",
+    "importance",
+    "fusion",
+    "members",
+    "scale",
+    "search",
+    "granularity",
+    "target",
+    "damping",
+)
+
+
+class Run:
+    """One run: its open model, its settings, and what it has found so far."""
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module,
+        config: PruneConfig,
+        tokenizer: Any,
+        progress: Progress | None,
+    ) -> None:
+        self._started = time.monotonic()
+        self._seconds: dict[str, float] = {}
+        self._notes: list[str] = []
+        self._progress = progress or Quiet()
+        self._model = model
+        self._tokenizer = tokenizer
+        self._text: Tensor | None = None
+        self._calibrated: Windows | None = None
+        self._gathered: dict[Any, Statistics] = {}
+        self._before: list[Perplexity] | None = None
+        self._numbers: dict[str, Any] = {}
+        self.opened = open_model(model)
+        self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
+        if not self.opened.declared:
+            prove(self.opened)
+            self.note(
+                f"nobody declared the layout of {self.opened.config.model_type!r}: its coupled"
+                " structures were traced from its code, and hold on a small model of it"
+            )
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The axes of the granularities in force."""
+        return selected(self.opened, self.config.granularity)
+
+    @property
+    def fine(self) -> list[Axis]:
+        """The axes that scores are of: a coarse unit's score is made of theirs."""
+        limits = stages.limits_of(self.structure, self.config)
+        return stages.fine_axes(self.structure, self.opened.structures, limits)
+
+    @cached_property
+    def source(self) -> StreamedModel:
+        """The dense model, one layer at a time."""
+        return self.opened.streamed(device=self.config.device, dtype=self.config.dtype)
+
+    @property
+    def windows(self) -> Windows:
+        """The calibration windows, read when they are first needed; the settings then name them."""
+        if self._calibrated is None:
+            windows = stages.calibration_windows(
+                self.opened, self.config, tokenizer=self._tokenizer, note=self.note
+            )
+            count, length = windows.ids.shape
+            if count < self.config.samples:
+                self.note(
+                    f"{windows.source} gives {count} calibration windows of {length} tokens, not"
+                    f" the {self.config.samples} asked for"
+                )
+            self._calibrated = windows
+            self.config = self.config.model_copy(
+                update={"calibration": windows.source, "length": length}
+            )
+        return self._calibrated
+
+    def note(self, message: str) -> None:
+        """Tell the user, now and in the result."""
+        self._notes.append(message)
+        self._progress.note(message)
+
+    def read_evaluation_text(self) -> None:
+        """Read the text for perplexity before the long work: a slip there should not cost it."""
+        config = self.config
+        if config.evaluate == "spare":
+            spare = self.windows.spare[: config.evaluate_tokens or stages.SPARE_TOKENS]
+            self._text = known_ids(spare, self.opened)
+        elif config.evaluate != "none":
+            self._text = stages.evaluation_text(
+                self.opened,
+                config.evaluate,
+                tokenizer=self._tokenizer,
+                tokens=config.evaluate_tokens,
+            )
+
+    def gather(
+        self, inputs: Iterable[str], terms: Iterable[str], *, everywhere: bool = False
+    ) -> Statistics:
+        """Statistics of inputs and gradient terms, each collected once for all that asks for it.
+
+        `everywhere`: of all layers, not of those alone that may lose units.
+        """
+        axes = stages.fine_axes(self.structure, self.opened.structures, Limits())
+        axes = axes if everywhere else self.fine
+        inputs, terms = set(inputs), set(terms)
+        asking = stages.asks_loss(self.config.fusion_name)
+        if inputs and "inputs" not in self._gathered:
+            windows = self.windows
+            with self._timed("statistics"):
+                self._gathered["inputs"] = stages.statistics(
+                    self.source, axes, windows, inputs, self.config, progress=self._progress
+                )
+        if terms and ("terms", asking) not in self._gathered:
+            scored, _ = split_windows(self.windows.ids, self.config.fusion_name)
+            with self._timed("gradients"):
+                walk = stages.walk(self.source, scored, self.config)
+                self._gathered["terms", asking] = collect_gradients(
+                    walk, axes, terms, progress=self._progress
+                )
+        found = Statistics()
+        found.include(self._gathered.get("inputs", Statistics()))
+        found.include(self._gathered.get(("terms", asking), Statistics()))
+        return found
+
+    def estimate(self, statistics: Statistics) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Scores of the fine axes, and by sample where there are such."""
+        config = self.config
+        if config.fusion_name is None:
+            assert config.importance_name is not None, "there is a score or a fusion"
+            scores = stages.scores(
+                self.fine,
+                config.importance_name,
+                self.opened.weights,
+                statistics,
+                seed=config.seed,
+                members=config.members,
+                square_attention=config.square_attention,
+                progress=self._progress,
+            )
+            return scores, {}
+        _, asking = split_windows(self.windows.ids, config.fusion_name)
+        fused = fused_scores(
+            config.fusion_name, self.fine, statistics, self.source, asking, seed=config.seed
+        )
+        self._numbers["blend"] = {
+            name: {"coarse": float(one.alpha[0]), "fine": float(one.alpha[1])}
+            for name, one in fused.items()
+        }
+        samples = {
+            name: one.samples * one.scale for name, one in fused.items() if one.samples is not None
+        }
+        return {name: one.scores[:, None] * one.scale for name, one in fused.items()}, samples
+
+    def plan(self) -> tuple[Plan, Statistics]:
+        """Which units stay, and the statistics that a repair may need."""
+        config = self.config
+        repair = REPAIRS[config.repair_name]
+        statistics = self.gather(
+            {*inputs_needed(config.importance_name), *repair.needs},
+            terms_needed(config.importance_name, config.fusion_name),
+        )
+        with self._timed("scores and search"):
+            fine, samples = self.estimate(statistics)
+            found = stages.coarse_scores(self.structure, fine)
+            keep = stages.kept_units(self.structure, found, config, samples or None)
+        return self._recorded(keep), statistics
+
+    def carry_out(
+        self, plan: Plan, statistics: Statistics, folder: Path | None, out: Path | None
+    ) -> Result:
+        """Cut, repair, evaluate; write into `folder` if there is one."""
+        with self._timed("cut"):
+            form = self._cut(plan, statistics)
+        if folder is not None:
+            check_space(folder, form)
+        numbers = self.sizes(plan)
+        after = sum(spec.elements for spec in form.weights.specs.values())
+        numbers["parameters"] = {"before": self.structure.parameters, "after": after}
+        numbers |= self._numbers | self._evaluated(form)
+        if folder is not None:
+            with self._timed("write"):
+                size = write_model(folder, form)
+                copy_companions(
+                    folder,
+                    self.opened.folder,
+                    tokenizer=tokenizer_to_write(self.opened, self._tokenizer, self.note),
+                    model=self._model,
+                    adapted=self.opened.adapter is not None,
+                )
+            numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
+            write_record(
+                folder,
+                self.opened,
+                self.structure,
+                self.config,
+                plan,
+                numbers,
+                self._calibrated,
+                stock=form.stock,
+            )
+        return self.result(plan, numbers, form, out)
+
+    def sizes(self, plan: Plan) -> dict[str, Any]:
+        """Parameters before and after, as the plan alone gives them (no bias added)."""
+        removed = plan.removed_parameters(self.structure)
+        total, prunable = self.structure.parameters, self.structure.prunable
+        return {
+            "parameters": {"before": total, "after": total - removed},
+            "prunable_parameters": {"before": prunable, "after": prunable - removed},
+            "removed_share": removed / max(prunable, 1),
+        }
+
+    def result(
+        self, plan: Plan, numbers: Mapping[str, Any], form: Form | None, out: Path | None
+    ) -> Result:
+        """What the caller gets."""
+        seconds = {**self._seconds, "total": time.monotonic() - self._started}
+        return Result(
+            self.config, self.structure, plan, numbers, seconds, form, out, tuple(self._notes)
+        )
+
+    def _recorded(self, keep: Mapping[str, tuple[int, ...]]) -> Plan:
+        config = self.config
+        calibration = {
+            name: value
+            for name in ("calibration", "samples", "length", "seed")
+            if (value := getattr(config, name)) is not None
+        }
+        settings = {
+            **{name: getattr(config, name) for name in RECORDED},
+            "importance": config.importance_name,
+            "fusion": config.fusion_name,
+            "search": config.search_name,
+        }
+        return Plan(
+            keep,
+            self.structure.architecture,
+            self.structure.weights,
+            config.repair_name,
+            calibration,
+            settings,
+        )
+
+    def _cut(self, plan: Plan, statistics: Statistics) -> Form:
+        opened, structure, config = self.opened, self.structure, self.config
+        added = stages.added_biases(structure, plan, config.repair_name, opened.weights, statistics)
+        replaced: Mapping[str, Tensor] = {}
+        if REPAIRS[config.repair_name].fit is not None:
+            with self._timed("repair"):
+                repaired = stages.fitted_tensors(
+                    self.source, structure, plan, self.windows, config, progress=self._progress
+                )
+            replaced = repaired.tensors
+            self._numbers["repair"] = [dataclasses.asdict(one) for one in repaired.reports]
+            for report in repaired.reports:
+                for warning in report.warnings:
+                    self.note(warning)
+        pruned = PrunedWeights(opened.weights, structure, plan, added, replaced)
+        return pruned_form(opened.family, opened.raw_config, opened.config, structure, plan, pruned)
+
+    def _evaluated(self, form: Form) -> dict[str, Any]:
+        """Perplexity before and after."""
+        text, config = self._text, self.config
+        if text is None:
+            return {}
+        lengths = [length for length in window_lengths(self.opened.context) if length <= len(text)]
+        if not lengths:
+            self.note("too little text to take perplexity on; name one: --evaluate FILE.txt")
+            return {}
+        after = StreamedModel(
+            form.empty(self.source.dtype),
+            self.opened.family,
+            form.weights,
+            self.source.device,
+        )
+        with self._timed("perplexity"):
+            if self._before is None:
+                self._before = self._perplexities(self.source, text, lengths, "before")
+            found = [self._before, self._perplexities(after, text, lengths, "after")]
+        spare = f"a part of {config.calibration} that calibration did not use"
+        return {
+            "perplexity": [
+                {"window": b.window, "tokens": b.tokens, "before": b.value, "after": a.value}
+                for b, a in zip(*found, strict=True)
+            ],
+            "evaluation": {
+                "text": spare if config.evaluate == "spare" else config.evaluate,
+                "sha256": token_hash(text),
+            },
+        }
+
+    def _perplexities(
+        self, source: StreamedModel, text: Tensor, lengths: list[int], when: str
+    ) -> list[Perplexity]:
+        stage = f"perplexity {when}"
+        return stages.perplexities(source, text, lengths, self.config.batch, self._progress, stage)
+
+    def sibling(self, config: PruneConfig) -> "Run":
+        """A run on the same model and text with other settings: what was gathered is shared."""
+        other = copy.copy(self)
+        kept = {"device": self.config.device, "calibration": self.config.calibration}
+        other.config = config.model_copy(update={**kept, "length": self.config.length})
+        other.__dict__.pop("structure", None)
+        other._started, other._seconds = time.monotonic(), {}
+        other._notes, other._numbers = [], {}
+        return other
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the wall time of a stage, in seconds."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - started
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
+
+
+def name_of(model: str | Path | nn.Module) -> str:
+    """The model's name in the settings."""
+    return "live module" if isinstance(model, nn.Module) else str(model)
+
+
+def path_of(out: str | Path | None) -> Path | None:
+    """A path that the user typed."""
+    return None if out is None else Path(out).expanduser()

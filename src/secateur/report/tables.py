@@ -1,0 +1,79 @@
+"""The table that comparing methods makes: rows for people, JSON, CSV, and a page with a chart."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .comparison import Trial, page
+
+Row = Mapping[str, Any]
+
+
+def comparison_columns(rows: Sequence[Row]) -> list[str]:
+    """Headings of `comparison_row`, the dense perplexity beside each window."""
+    windows = [
+        f"perplexity, window {entry['window']} (dense {entry['before']:.2f})"
+        for entry in rows[0]["perplexity"]
+    ]
+    return ["method", "repair", "linears removed", *windows, "time, s"]
+
+
+def comparison_row(row: Row) -> list[str]:
+    """A row as cells for people."""
+    values = [f"{entry['after']:.2f}" for entry in row["perplexity"]]
+    return [row["method"], row["repair"], f"{row['removed']:.1%}", *values, f"{row['seconds']:.1f}"]
+
+
+def write_comparison(folder: Path, model: str, rows: Sequence[Row]) -> None:
+    """Write comparison.json, comparison.csv and, if there is a perplexity, comparison.html."""
+    text = json.dumps({"model": model, "rows": list(rows)}, indent=1) + "\n"
+    (folder / "comparison.json").write_text(text, encoding="utf-8")
+    (folder / "comparison.csv").write_text(_csv(rows), encoding="utf-8")
+    if rows[0]["perplexity"]:
+        name = Path(model).name
+        html = page(
+            f"{name} pruned",
+            f"{name} pruned by each method at the same ratios, on the same calibration tokens.",
+            "Perplexity per token on text that calibration did not use; lower is better. "
+            "Weights are counted, not written.",
+            _dense(rows[0]),
+            [_trial(row) for row in rows],
+        )
+        (folder / "comparison.html").write_text(html, encoding="utf-8")
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    windows = [entry["window"] for entry in rows[0]["perplexity"]]
+    names = ["method", "ratio", "repair", "removed", "parameters", "seconds"]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*names, *(f"perplexity_{window}" for window in windows)])
+    for row in rows:
+        values = [entry["after"] for entry in row["perplexity"]]
+        writer.writerow([*(row[name] for name in names), *values])
+    return out.getvalue()
+
+
+def _trial(row: Row) -> Trial:
+    return Trial(
+        method=f"{row['method']} + {row['repair']}",
+        ratio=row["ratio"],
+        removed=row["removed"],
+        perplexity={entry["window"]: entry["after"] for entry in row["perplexity"]},
+        size=row["parameters"] * row["bytes_each"] / 1e6,
+        seconds=row["seconds"],
+    )
+
+
+def _dense(row: Row) -> Trial:
+    return Trial(
+        method="dense",
+        ratio=0.0,
+        removed=0.0,
+        perplexity={entry["window"]: entry["before"] for entry in row["perplexity"]},
+        size=row["dense_parameters"] * row["bytes_each"] / 1e6,
+        seconds=0.0,
+    )

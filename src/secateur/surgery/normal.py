@@ -1,0 +1,102 @@
+"""Normal matrices of a consumer: all that a least-squares repair needs to know of the tokens.
+
+    Z  [token, in]    the student's inputs, kept channels only
+    R  [token, out]   what the kept weights leave of the target: R = T - Z W^T - b
+
+The residual is accumulated instead of the target, so that where nothing is left, nothing is solved
+for, to the bit.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass
+class Normal:
+    """Running sums over tokens: Z^T Z, Z^T R, and the sums and squares of the affine column."""
+
+    count: int
+    inputs: Float[Tensor, "in in"]
+    cross: Float[Tensor, "in out"]
+    input_sum: Float[Tensor, " in"]
+    residual_sum: Float[Tensor, " out"]
+    square: Float[Tensor, ""]
+
+    @classmethod
+    def empty(
+        cls,
+        inputs: int,
+        outputs: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+    ) -> "Normal":
+        """Nothing seen yet; sums are kept in `dtype` (fp64 or fp32)."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        return cls(
+            0, zeros(inputs, inputs), zeros(inputs, outputs), zeros(inputs), zeros(outputs), zeros()
+        )
+
+    def update(
+        self, inputs: Float[Tensor, "token in"], residual: Float[Tensor, "token out"]
+    ) -> None:
+        """Add the tokens of one batch."""
+        inputs, residual = inputs.to(self.inputs.dtype), residual.to(self.inputs.dtype)
+        self.inputs.addmm_(inputs.T, inputs)
+        self.cross.addmm_(inputs.T, residual)
+        self.input_sum += inputs.sum(dim=0)
+        self.residual_sum += residual.sum(dim=0)
+        self.square += residual.square().sum()
+        self.count += len(inputs)
+
+    def merge(self, other: "Normal") -> None:
+        """Add what another pass (another batch, another process) has seen."""
+        self.count += other.count
+        for name in ("inputs", "cross", "input_sum", "residual_sum", "square"):
+            mine = getattr(self, name)
+            mine += getattr(other, name).to(mine.device)
+
+    def error(
+        self,
+        change: Float[Tensor, "out in"] | None = None,
+        added: Float[Tensor, " out"] | None = None,
+    ) -> float:
+        """Squared error summed over tokens and outputs, after dW = `change` and db = `added`."""
+        value = self.square.clone()
+        if change is not None:
+            value += ((self.inputs @ change.T - 2 * self.cross) * change.T).sum()
+        if added is not None:
+            value += self.count * added.square().sum() - 2 * added @ self.residual_sum
+        if change is not None and added is not None:
+            value += 2 * added @ (change @ self.input_sum)
+        return max(float(value), 0.0)
+
+
+def residual_normal(
+    products: Float[Tensor, "in in"],
+    target_cross: Float[Tensor, "in out"],
+    input_sum: Float[Tensor, " in"],
+    target_sum: Float[Tensor, " out"],
+    target_square: Float[Tensor, ""],
+    count: int,
+    weight: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None = None,
+) -> Normal:
+    """The same from sums over targets T: Z^T Z, Z^T T, sum Z, sum T, sum T^2."""
+    bias = torch.zeros_like(target_sum) if bias is None else bias.to(target_sum.dtype)
+    start = Normal(count, products, target_cross, input_sum, target_sum, target_square)
+    weight = weight.to(products.dtype)
+    return Normal(
+        count,
+        products,
+        target_cross - products @ weight.T - torch.outer(input_sum, bias),
+        input_sum,
+        target_sum - weight @ input_sum - count * bias,
+        torch.tensor(start.error(weight, bias), dtype=products.dtype, device=products.device),
+    )

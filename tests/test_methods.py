@@ -1,0 +1,175 @@
+"""The recipes through the whole pipeline, a score of one's own, and comparing methods."""
+
+import csv
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import secateur
+from conftest import EVERY_FAMILY, tiny_model
+from secateur.cli.main import run
+from secateur.config import make_config
+from secateur.errors import SecateurError
+from secateur.importance import IMPORTANCE
+from secateur.methods import METHODS
+from secateur.models import open_model
+from secateur.pipeline.estimate import masked_losses
+from secateur.pipeline.stages import layers_of
+from secateur.search import SEARCHES
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture
+def pruned(tiny_folder: Any, text_file: Path) -> Any:
+    def make(variant: str = "llama-gqa", **settings: Any) -> Any:
+        given = {"samples": 8, "length": 16, "align": 1, "ratio": 0.3, "evaluate": "none"}
+        folder = tiny_folder(variant)
+        return secateur.prune(folder, calibration=str(text_file), **{**given, **settings})
+
+    return make
+
+
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
+def test_gradient_methods_prune_every_family(variant: str, pruned: Any) -> None:
+    before = sum(p.numel() for p in tiny_model(variant).parameters())
+    experts = any(
+        a.granularity == "expert_channel" for a in open_model(tiny_model(variant)).structure.axes
+    )
+    for method in ("llm-pruner", "hywia", "saap"):
+        settings = (
+            {"fusion": "split_half", "repair": "none"} if experts and method == "hywia" else {}
+        )
+        result = pruned(variant, method=method, **settings)
+        assert sum(p.numel() for p in result.load().parameters()) < before
+        assert ("blend" in result.numbers) == (method != "llm-pruner")
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_search_takes_gradient_scores(search: str, pruned: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = pruned(method="saap", search=search)
+    assert result.numbers["removed_share"] == pytest.approx(0.3, abs=0.2)
+
+
+@pytest.mark.parametrize("repair", ["none", "bias", "refit", "mask-tuning"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_repair_goes_with_every_method(method: str, repair: str, pruned: Any) -> None:
+    result = pruned(method=method, repair=repair)
+    logits = result.load()(torch.tensor([[5, 6, 7]])).logits
+    assert torch.isfinite(logits).all()
+    reports = result.numbers.get("repair", [])
+    assert bool(reports) == (repair in ("refit", "mask-tuning"))
+    if repair == "refit":
+        assert all(report["after"] <= report["before"] * 1.5 for report in reports)
+
+
+def test_the_middle_layers_alone_lose_units() -> None:
+    """LLM-Pruner's layers 4 to 29 of 32: here 2 to 14 of 16."""
+    structure = open_model(tiny_model("llama-gqa", num_hidden_layers=16)).structure
+    config = make_config(model="m", method="llm-pruner")
+    assert layers_of(structure, config) == tuple(range(2, 15))
+    assert layers_of(structure, make_config(model="m", method="flap")) is None
+    named = make_config(model="m", method="llm-pruner", layers="0-3")
+    assert layers_of(structure, named) == (0, 1, 2, 3)
+
+
+def test_masked_losses_are_those_of_masked_models(tokens: torch.Tensor) -> None:
+    model = tiny_model("qwen2-gqa")
+    opened = open_model(model)
+    attention, mlp = opened.structure.axes[2:4]
+    masks = {
+        attention: torch.tensor([[True, False, False], [False] * 3, [False, True, True]]),
+        mlp: torch.zeros(3, mlp.units, dtype=torch.bool),
+    }
+    masks[mlp][1, ::3] = True
+    got = masked_losses(opened.streamed(device="cpu"), tokens, masks)
+    for probe in range(3):
+        other = tiny_model("qwen2-gqa")
+        for axis, mask in masks.items():
+            weight = other.get_submodule(axis.consumer.module).weight.data
+            units = mask[probe].nonzero().flatten()
+            weight[:, axis.consumer.blocks.indices(units).flatten()] = 0
+        with torch.no_grad():
+            logits = other(tokens).logits[:, :-1].flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
+        assert got[probe] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.fixture
+def own_score(tmp_path: Path) -> Any:
+    """The example of the docs; what it registers is gone afterwards."""
+    text = (DOCS / "own-score.md").read_text()
+    path = tmp_path / "my_score.py"
+    path.write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
+    yield path
+    for known in (IMPORTANCE, METHODS):
+        known.pop("my-score", None)
+
+
+def test_a_score_of_ones_own(
+    own_score: Path, model: Path, calibrated: list[str], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "small")
+    arguments = ["prune", str(model), "--use", str(own_score), "--method", "my-score", "--out", out]
+    assert run([*arguments, *calibrated, "--ratio", "0.3"]) == 0
+    assert 'method = "my-score"' in (tmp_path / "small" / "run.toml").read_text()
+    IMPORTANCE.pop("my-score")
+    METHODS.pop("my-score")
+    again = ["prune", "--config", f"{out}/run.toml", "--out", str(tmp_path / "again")]
+    assert run(again) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("x = 1\n", "registers no score"), ("1 / 0\n", "ZeroDivisionError"), (None, "Python file")],
+)
+def test_a_file_without_a_score_is_refused(
+    text: str | None, says: str, model: Path, tmp_path: Path, assert_refused: Any
+) -> None:
+    path = tmp_path / "my_score.py"
+    if text is not None:
+        path.write_text(text)
+    assert_refused("prune", model, "--use", path, "--out", tmp_path / "small", says=[says])
+
+
+def test_compare_gives_what_pruning_one_by_one_gives(
+    tiny_folder: Any, text_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folder = tiny_folder()
+    methods = ["flap", "wanda-sp", "saap", "hywia", "random"]
+    common = ["--calibration", str(text_file), "--samples", "8", "--length", "16", "--align", "1"]
+    arguments = ["compare", str(folder), "--methods", ",".join(methods), "--ratios", "0.2,0.4"]
+    assert run([*arguments, *common, "--out", str(tmp_path / "c"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["method"], row["ratio"]) for row in rows] == [
+        (method, ratio) for method in methods for ratio in (0.2, 0.4)
+    ]
+    assert json.loads((tmp_path / "c" / "comparison.json").read_text())["rows"] == rows
+    table = list(csv.DictReader((tmp_path / "c" / "comparison.csv").read_text().splitlines()))
+    assert [float(line["removed"]) for line in table] == [row["removed"] for row in rows]
+    assert "<svg" in (tmp_path / "c" / "comparison.html").read_text()
+    for row in rows[::2]:
+        alone = secateur.prune(
+            folder, method=row["method"], ratio=row["ratio"], calibration=str(text_file), samples=8,
+            length=16, align=1,
+        )  # fmt: skip
+        after = [entry["after"] for entry in alone.numbers["perplexity"]]
+        assert after == pytest.approx([entry["after"] for entry in row["perplexity"]], rel=1e-4)
+
+
+def test_a_fusion_says_what_it_lacks(pruned: Any) -> None:
+    with pytest.raises(SecateurError, match="--samples"):
+        pruned(method="saap", samples=1)
+    with pytest.raises(SecateurError, match="--samples"):
+        pruned(method="hywia", samples=1)
+    with pytest.raises(SecateurError, match="inside experts"):
+        pruned("mixtral", method="hywia", repair="none")
+    with pytest.raises(SecateurError, match="--search AL-AM"):
+        pruned(method="llm-pruner", search="two_stage")

@@ -1,0 +1,498 @@
+"""Laws of the least-squares repairs, and the streamed walk against whole-model forwards."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import tiny_model
+from secateur.errors import SecateurError
+from secateur.export import pruned_form
+from secateur.models import OpenModel, filled, open_model
+from secateur.stats import Walk, collect
+from secateur.structure import Plan, Structure
+from secateur.surgery import (
+    FITS,
+    REPAIRS,
+    TARGETS,
+    Fit,
+    Normal,
+    PrunedWeights,
+    Repaired,
+    bias,
+    mask_tuning,
+    refit,
+    refit_on_held_out,
+    residual_normal,
+    sequential_repair,
+)
+from secateur.surgery.mask_tuning import sane
+from secateur.surgery.sequential import residual_multiplier
+from secateur.surgery.solve import factor
+
+FAMILIES = ["llama-gqa", "llama-biased", "qwen2-gqa", "mistral-gqa", "qwen3-gqa"]
+DAMPINGS = [0.0, 1e-3, 1e-2, 1.0]
+
+
+def problem(seed: int = 0, tokens: int = 300) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Dense inputs [token, 12] that depend on each other, W [5, 12], b [5], and kept channels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    inputs = draw(tokens, 12) @ draw(12, 12) + 0.5 * draw(12)
+    return inputs, draw(5, 12), draw(5), torch.tensor([0, 1, 4, 5, 6, 9, 10])
+
+
+def normal_of(inputs: Tensor, residual: Tensor) -> Normal:
+    normal = Normal.empty(inputs.shape[1], residual.shape[1])
+    normal.update(inputs, residual)
+    return normal
+
+
+def cut(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept inputs, kept weights, and what these leave of the dense output."""
+    inputs, weight, _, kept = problem(seed)
+    return inputs[:, kept], weight[:, kept], inputs @ weight.T - inputs[:, kept] @ weight[:, kept].T
+
+
+def left(inputs: Tensor, residual: Tensor, fit: Fit) -> Tensor:
+    return residual - inputs @ fit.change.T - fit.added
+
+
+@pytest.mark.parametrize("damping", DAMPINGS)
+@pytest.mark.parametrize("affine", [True, False])
+def test_where_nothing_is_left_nothing_changes_to_the_bit(affine: bool, damping: float) -> None:
+    inputs, weight, _ = cut()
+    normal = normal_of(inputs, torch.zeros(len(inputs), len(weight)))
+    fit = refit(normal, damping, affine=affine)
+    assert not fit.change.any()
+    assert not fit.added.any()
+    scales, tuned = mask_tuning(normal, weight, torch.arange(7))
+    assert torch.equal(scales, torch.ones(7, dtype=torch.float64))
+    assert not tuned.change.any()
+
+
+@pytest.mark.parametrize("damping", DAMPINGS)
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_refit_is_the_minimum_that_its_equation_names(affine: bool, damping: float) -> None:
+    """Two routes: the normal equations, and lstsq on the rows with the ridge as rows below."""
+    inputs, _, residual = cut()
+    mu = damping * inputs.square().sum() / inputs.shape[1]
+    columns = [inputs, torch.ones(len(inputs), 1)] if affine else [inputs]
+    ridge = mu.sqrt() * torch.eye(7, sum(c.shape[1] for c in columns))
+    rows = torch.cat([torch.cat(columns, dim=1), ridge.double()])
+    goal = torch.cat([residual, torch.zeros(7, 5)])
+    expected = torch.linalg.lstsq(rows, goal).solution
+    fit = refit(normal_of(inputs, residual), damping, affine=affine)
+    assert torch.allclose(fit.change.T, expected[:7], atol=1e-8)
+    assert torch.allclose(fit.added, expected[7] if affine else torch.zeros(5).double(), atol=1e-8)
+
+
+def test_a_strong_ridge_moves_nothing_but_the_bias_and_that_is_flaps() -> None:
+    inputs, weight, _, kept = problem()
+    gone = torch.tensor([c for c in range(12) if c not in kept])
+    normal = normal_of(inputs[:, kept], inputs[:, gone] @ weight[:, gone].T)
+    flap = bias(weight[:, gone].T[:, None], inputs[:, gone].mean(0)[:, None])
+    sizes = [refit(normal, damping).change.norm() for damping in (1e-2, 1e2, 1e6, 1e10)]
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[3]
+    assert sizes[3] < 1e-8
+    for damping in (1e10, math.inf):
+        fit = refit(normal, damping)
+        assert torch.allclose(fit.added, flap, atol=1e-6)
+    assert not refit(normal, math.inf).change.any()
+    assert not refit(normal, math.inf, affine=False).added.any()
+
+
+@pytest.mark.parametrize("damping", [*DAMPINGS, math.inf])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_error_on_calibration_tokens_never_increases(seed: int, damping: float) -> None:
+    inputs, weight, residual = cut(seed)
+    residual = residual + torch.randn(residual.shape, generator=torch.Generator().manual_seed(seed))
+    normal = normal_of(inputs, residual)
+    for fit in (refit(normal, damping), refit(normal, damping, affine=False)):
+        error = left(inputs, residual, fit).square().sum().item()
+        assert error <= residual.square().sum().item()
+        assert normal.error(fit.change, fit.added) == pytest.approx(error, rel=1e-9)
+    _, tuned = mask_tuning(normal, weight, torch.arange(7) // 2)
+    assert normal.error(tuned.change) <= normal.error() + 1e-9
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_removed_unit_that_doubles_a_kept_one_is_recovered(affine: bool) -> None:
+    inputs, weight, _, kept = problem()
+    inputs[:, [2, 3, 7, 8, 11]] = inputs[:, [0, 1, 4, 5, 6]]
+    small, own = inputs[:, kept], weight[:, kept]
+    residual = inputs @ weight.T - small @ own.T
+    fit = refit(normal_of(small, residual), 0.0, affine=affine)
+    assert left(small, residual, fit).abs().max() < 1e-10
+    assert not fit.warnings
+
+
+def test_scaling_units_is_never_better_than_refitting_them() -> None:
+    for seed in range(5):
+        inputs, weight, residual = cut(seed)
+        normal = normal_of(inputs, residual)
+        _, tuned = mask_tuning(normal, weight, torch.tensor([0, 0, 1, 1, 2, 3, 3]))
+        assert normal.error(tuned.change) >= normal.error(refit(normal, 0.0, affine=False).change)
+
+
+def test_mask_tuning_equals_least_squares_over_the_units_outputs() -> None:
+    inputs, weight, residual = cut()
+    owner = torch.tensor([0, 0, -1, 1, 1, 2, 2])
+    outputs = torch.stack(
+        [(inputs[:, owner == u] @ weight[:, owner == u].T).flatten() for u in range(3)], dim=1
+    )
+    rows = torch.cat([outputs, torch.eye(3, dtype=torch.float64)])
+    goal = torch.cat([residual.flatten(), torch.zeros(3, dtype=torch.float64)])
+    expected = torch.linalg.lstsq(rows, goal[:, None]).solution.flatten()
+    scales, fit = mask_tuning(normal_of(inputs, residual), weight, owner)
+    assert torch.allclose(scales - 1, expected, atol=1e-8)
+    assert torch.allclose(fit.change[:, owner == 1], weight[:, owner == 1] * expected[1])
+    assert not fit.change[:, 2].any()
+    assert sane(torch.tensor([-10.0, 10.0]))
+    assert not sane(torch.tensor([1.0, -10.5]))
+
+
+def test_batches_merged_parts_and_sums_over_targets_give_the_same() -> None:
+    inputs, weight, offset, kept = problem()
+    target = inputs @ weight.T + offset
+    small, own = inputs[:, kept], weight[:, kept]
+    whole = normal_of(small, target - small @ own.T - offset)
+    parts = normal_of(small[:100], (target - small @ own.T - offset)[:100])
+    parts.merge(normal_of(small[100:], (target - small @ own.T - offset)[100:]))
+    sums = residual_normal(
+        small.T @ small,
+        small.T @ target,
+        small.sum(0),
+        target.sum(0),
+        target.square().sum(),
+        len(small),
+        own,
+        offset,
+    )
+    for other in (parts, sums):
+        assert other.count == whole.count
+        for name in ("inputs", "cross", "input_sum", "residual_sum", "square"):
+            assert torch.allclose(getattr(other, name), getattr(whole, name), rtol=1e-9), name
+
+
+def test_a_singular_system_is_damped_with_a_warning_that_names_the_layer() -> None:
+    inputs, _, residual = cut()
+    inputs[:, 3] = inputs[:, 2]
+    fit = refit(normal_of(inputs, residual), 0.0, where="layers.3.mlp.down_proj")
+    assert "layers.3.mlp.down_proj: singular" in fit.warnings[0]
+    assert fit.damping > 0
+    assert torch.isfinite(fit.change).all()
+    assert left(inputs, residual, fit).square().sum() < residual.square().sum()
+    nothing = refit(normal_of(torch.zeros(9, 4), torch.ones(9, 2)), 0.01, where="here")
+    assert not nothing.change.any()
+    assert nothing.added.tolist() == pytest.approx([1, 1])
+    assert not refit(normal_of(inputs, residual), 0.01).warnings
+
+
+def test_the_condition_is_that_of_the_matrix() -> None:
+    basis = torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64)).Q
+    matrix = basis @ torch.diag(torch.logspace(0, 5, 20, dtype=torch.float64)) @ basis.T
+    assert factor(matrix, 0.0, where="").condition == pytest.approx(1e5, rel=0.05)
+    assert factor(matrix, 1e7, where="").condition < 1.1
+
+
+def test_the_damping_is_the_one_that_held_out_tokens_like_best() -> None:
+    inputs, _, residual = cut()
+    noise = torch.randn(residual.shape, generator=torch.Generator().manual_seed(0))
+    few, rest = normal_of(inputs[:9], (residual + 3 * noise)[:9]), normal_of(inputs, residual)
+    grid = (1e-6, 1e-2, 1.0, 100.0)
+    errors = {d: rest.error(f.change, f.added) for d in grid for f in [refit(few, d)]}
+    assert refit_on_held_out(few, rest, grid).damping == min(errors, key=errors.__getitem__)
+    nothing = normal_of(inputs, torch.zeros(len(inputs), 5))
+    assert refit_on_held_out(nothing, nothing, grid).damping == 100.0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: refit(normal_of(torch.ones(3, 2), torch.ones(3, 1)), -1.0), "damping = -1.0"),
+        (lambda: refit(Normal.empty(2, 1), where="here"), "No token reached here"),
+        (
+            lambda: refit(normal_of(torch.full((3, 2), torch.nan), torch.ones(3, 1)), where="here"),
+            "inputs or targets of here are NaN",
+        ),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(SecateurError, match=message) as error:
+        make()
+    assert len(str(error.value).splitlines()) <= 2
+
+
+# The streamed walk.
+
+
+def plan_of(structure: Structure, layers: tuple[int, ...] = (0, 1, 2)) -> Plan:
+    """Two of three attention units and 40 of 56 channels stay, others in every layer."""
+    keep = {
+        axis.name: tuple(
+            sorted((3 * axis.layer + 5 * unit) % axis.units for unit in range(axis.units * 5 // 7))
+        )
+        for axis in structure.axes
+        if axis.layer in layers
+    }
+    return Plan(keep, structure.architecture, structure.weights)
+
+
+def repaired(opened: OpenModel, plan: Plan, tokens: Tensor, **options: Any) -> Repaired:
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
+    return sequential_repair(walk, opened.structure, plan, **options)
+
+
+def logits(opened: OpenModel, plan: Plan, tokens: Tensor, **tensors: Any) -> Tensor:
+    """Logits of the model cut by `plan`, with `added` or `replaced` tensors."""
+    weights = PrunedWeights(opened.weights, opened.structure, plan, **tensors)
+    form = pruned_form(
+        opened.family, opened.raw_config, opened.config, opened.structure, plan, weights
+    )
+    with torch.no_grad():
+        return filled(form.empty(), form.weights)(tokens).logits
+
+
+def flap_biases(opened: OpenModel, plan: Plan, tokens: Tensor) -> dict[str, Tensor]:
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
+    statistics = collect(walk, opened.structure.axes, ["input_mean"])
+    added = {}
+    for axis in opened.structure.axes:
+        weight = opened.weights.tensor(axis.consumer.tensor)
+        value = REPAIRS["bias"].added_bias(axis, plan, weight, statistics[axis.name])
+        if value is not None:
+            added[f"{axis.consumer.module}.bias"] = value
+    return added
+
+
+@pytest.mark.parametrize("fit", list(FITS))
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_with_nothing_pruned_nothing_changes(variant: str, fit: str, tokens: Tensor) -> None:
+    opened = open_model(tiny_model(variant))
+    empty = Plan({}, opened.structure.architecture, opened.structure.weights)
+    for every in (False, True):
+        assert repaired(opened, empty, tokens, fit=fit, every=every) == Repaired({}, ())
+
+
+@pytest.mark.parametrize("target", ["own_output", "one_shot"])
+def test_a_whole_consumer_has_nothing_to_repair_on_its_own_inputs(
+    target: str, tokens: Tensor
+) -> None:
+    """Layer 0 is cut; fitted to what they gave themselves, those after it stay as they were."""
+    opened = open_model(tiny_model("llama-biased"))
+    plan = plan_of(opened.structure, layers=(0,))
+    found = repaired(opened, plan, tokens, target=target, every=True)
+    for name, tensor in found.tensors.items():
+        if ".layers.0." not in name:
+            assert torch.equal(tensor, opened.weights.tensor(name)), name
+    assert len(found.reports) == 6
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_the_refit_is_closer_to_the_dense_logits_than_the_bias_and_nothing(
+    variant: str, tokens: Tensor
+) -> None:
+    dense = tiny_model(variant)
+    opened = open_model(dense)
+    plan = plan_of(opened.structure)
+    with torch.no_grad():
+        expected = dense(tokens).logits
+    found = repaired(opened, plan, tokens, damping=0.01)
+    errors = [
+        (logits(opened, plan, tokens, **tensors) - expected).square().mean()
+        for tensors in (
+            {"replaced": found.tensors},
+            {"added": flap_biases(opened, plan, tokens)},
+            {},
+        )
+    ]
+    assert errors[0] < 0.8 * errors[1]
+    assert errors[0] < 0.8 * errors[2]
+    assert all(report.after <= report.before for report in found.reports)
+    assert all(report.target == "residual" for report in found.reports)
+
+
+def reference(dense: Any, opened: OpenModel, plan: Plan, tokens: Tensor, damping: float) -> Any:
+    """The other route: whole models, a forward for every consumer, lstsq on all tokens at once."""
+    student = copy.deepcopy(dense)
+    for axis in opened.structure.axes:
+        name, removed = (
+            axis.consumer.module,
+            axis.consumer.blocks.indices(plan.removed_tensor(axis)),
+        )
+        linear = student.get_submodule(name)
+        linear.weight.data[:, removed.flatten()] = 0
+        norm = "input_layernorm" if axis.kind == "attention" else "post_attention_layernorm"
+        stream = f"model.layers.{axis.layer}.{norm}"
+        after = captured(dense, tokens, stream) + captured(dense, tokens, name, output=True)
+        target = after - captured(student, tokens, stream)
+        residual = (target - captured(student, tokens, name, output=True)).double()
+        kept = axis.consumer.blocks.indices(plan.kept_tensor(axis)).flatten()
+        inputs = captured(student, tokens, name)[:, kept].double()
+        mu = damping * inputs.square().sum() / len(kept)
+        ridge = mu.sqrt() * torch.eye(len(kept), len(kept) + 1)
+        rows = torch.cat([torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1), ridge.double()])
+        goal = torch.cat([residual, torch.zeros(len(kept), residual.shape[1])])
+        solution = torch.linalg.lstsq(rows, goal).solution.float()
+        linear.weight.data[:, kept] += solution[:-1].T
+        old = 0 if linear.bias is None else linear.bias.data
+        linear.bias = nn.Parameter(old + solution[-1])
+    return student
+
+
+def captured(model: Any, tokens: Tensor, module: str, *, output: bool = False) -> Tensor:
+    """Input (or output) [token, channel] of a module in a forward of the whole model."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(module).register_forward_hook(
+        lambda _, args, result: seen.append((result if output else args[0]).flatten(0, -2))
+    )
+    with torch.no_grad():
+        model(tokens, use_cache=False)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("variant", ["llama-gqa", "qwen2-gqa", "mistral-gqa", "qwen3-biased"])
+def test_the_streamed_refit_equals_whole_model_forwards(variant: str, tokens: Tensor) -> None:
+    dense = tiny_model(variant)
+    opened = open_model(dense)
+    plan = plan_of(opened.structure)
+    found = repaired(opened, plan, tokens, damping=0.01)
+    student = reference(dense, opened, plan, tokens, 0.01)
+    for axis in opened.structure.axes:
+        kept = axis.consumer.blocks.indices(plan.kept_tensor(axis)).flatten()
+        linear = student.get_submodule(axis.consumer.module)
+        weight = found.tensors[axis.consumer.tensor]
+        assert torch.allclose(weight, linear.weight[:, kept], atol=1e-3)
+        added = found.tensors[f"{axis.consumer.module}.bias"]
+        assert torch.allclose(added, linear.bias, atol=1e-3)
+    with torch.no_grad():
+        expected = student(tokens).logits
+    got = logits(opened, plan, tokens, replaced=found.tensors)
+    assert torch.allclose(got, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+@pytest.mark.parametrize("fit", list(FITS))
+def test_every_fit_and_target_repairs_on_its_own_terms(
+    fit: str, target: str, tokens: Tensor
+) -> None:
+    opened = open_model(tiny_model())
+    plan = plan_of(opened.structure)
+    found = repaired(opened, plan, tokens, fit=fit, target=target, damping=0.01)
+    assert len(found.reports) == 6
+    for report in found.reports:
+        assert report.after <= report.before + 1e-6
+        assert report.condition >= 1
+        assert not report.warnings
+    pruned = PrunedWeights(opened.weights, opened.structure, plan, replaced=found.tensors)
+    for name, tensor in found.tensors.items():
+        assert pruned.specs[name].shape == tensor.shape
+        assert torch.equal(pruned.tensor(name), tensor)
+    assert any(name.endswith(".bias") for name in found.tensors) == (fit == "refit")
+
+
+def test_one_shot_without_weights_moving_is_flaps_bias(tokens: Tensor) -> None:
+    opened = open_model(tiny_model("qwen2-gqa"))
+    plan = plan_of(opened.structure)
+    found = repaired(opened, plan, tokens, target="one_shot", damping=math.inf)
+    for name, value in flap_biases(opened, plan, tokens).items():
+        assert torch.allclose(found.tensors[name], value.float(), atol=1e-5)
+
+
+def test_held_out_windows_only_choose_the_damping(tokens: Tensor) -> None:
+    """Other tokens in the last window can change which damping is best, and nothing else."""
+    opened = open_model(tiny_model())
+    plan = plan_of(opened.structure, layers=(2,))
+    found = repaired(opened, plan, tokens)
+    damping = {report.module: report.damping for report in found.reports}
+    assert set(damping.values()) <= {0.001, 0.01, 0.1, 1.0}
+    first = found.reports[0].module
+    alone = repaired(opened, plan, tokens[:-1], damping=damping[first])
+    for name in (f"{first}.weight", f"{first}.bias"):
+        assert torch.allclose(found.tensors[name], alone.tensors[name], atol=1e-4)
+    single = repaired(opened, plan, tokens[:1])
+    assert {report.damping for report in single.reports} == {0.01}
+
+
+def test_mask_tuning_stops_at_the_first_scale_out_of_bounds(tokens: Tensor) -> None:
+    """The MLP of layer 1 gives next to nothing, and is asked for a thousand times more."""
+    dense = tiny_model()
+    dense.model.layers[1].mlp.down_proj.weight.data[:, 40:] *= 1000
+    opened = open_model(dense)
+    keep = dict(plan_of(opened.structure).keep) | {"layers.1.mlp": tuple(range(40))}
+    plan = Plan(keep, opened.structure.architecture, opened.structure.weights)
+    found = repaired(opened, plan, tokens, fit="mask_tuning")
+    assert set(found.tensors) == {
+        "model.layers.0.self_attn.o_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "model.layers.1.self_attn.o_proj.weight",
+    }
+    assert "a scale left [-10, 10]" in found.reports[-1].warnings[-1]
+    assert len(found.reports) == 4
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+def test_the_batch_does_not_matter_and_the_model_stays_as_it_was(
+    batch: int, tokens: Tensor
+) -> None:
+    dense = tiny_model("llama-biased")
+    before = {name: p.clone() for name, p in dense.named_parameters()}
+    opened = open_model(dense)
+    plan = plan_of(opened.structure)
+    found = repaired(opened, plan, tokens, damping=0.1)
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=batch)
+    other = sequential_repair(walk, opened.structure, plan, damping=0.1)
+    for name, tensor in found.tensors.items():
+        assert torch.allclose(other.tensors[name], tensor, atol=1e-3)
+    assert all(torch.equal(p, before[name]) for name, p in dense.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_multiplier_of_the_residual_is_measured(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before, first, second = torch.randn(3, 4, 30, 48, generator=generator).to(dtype)
+    before = 5 * before
+    assert residual_multiplier(before, before + first + second, [first, second]) == 1.0
+    scaled = residual_multiplier(before, before + 0.22 * (first + second), [first, second])
+    assert scaled == pytest.approx(0.22, rel=0.02)
+    normed = torch.nn.functional.rms_norm(first, (48,)) + second
+    for after in (before + normed, before + first, before + 0.5 * first + second, before):
+        assert residual_multiplier(before, after, [first, second]) is None
+
+
+def test_a_layer_that_norms_what_it_adds_falls_back_to_the_dense_output(tokens: Tensor) -> None:
+    """As Gemma 2 does: the gap of the stream cannot be added to what is normed afterwards."""
+
+    def norm(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return args[0] + nn.functional.rms_norm(output - args[0], output.shape[-1:])
+
+    opened = open_model(tiny_model())
+    plan = plan_of(opened.structure)
+    source = opened.streamed(device="cpu")
+    for layer in source._layers:
+        layer.register_forward_hook(norm)
+    found = sequential_repair(Walk(source, tokens, batch=4), opened.structure, plan, damping=0.01)
+    assert {report.target for report in found.reports} == {"dense_output"}
+    assert all(report.after <= report.before for report in found.reports)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fit": "refitt"}, "Unknown fit 'refitt'. Did you mean 'refit'"),
+        ({"target": "dense"}, "Unknown target 'dense'"),
+        ({"damping": -1.0}, "damping = -1.0 will not do"),
+    ],
+)
+def test_a_slip_is_told(options: dict[str, Any], message: str, tokens: Tensor) -> None:
+    opened = open_model(tiny_model())
+    with pytest.raises(SecateurError, match=message):
+        repaired(opened, plan_of(opened.structure), tokens, **options)
