@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import secateur
-from conftest import EVERY_FAMILY, tiny_model
+from conftest import EVERY_FAMILY_SLOWLY, tiny_model
 from secateur import data
 from secateur.cli.main import cli, run
 from secateur.config import PruneConfig
@@ -401,7 +401,7 @@ def test_a_line_of_jsonl_may_hold_every_other_line_separator(tmp_path: Path) -> 
     assert found == texts
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_every_method_prunes_every_family(
     variant: str, tiny_folder: Any, calibrated: list[str], tmp_path: Path, capsys: Any
 ) -> None:

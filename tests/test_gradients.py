@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import EVERY_FAMILY, tiny_model
+from conftest import EVERY_FAMILY_SLOWLY, tiny_model
 from secateur.checkpoint import ModuleWeights
 from secateur.errors import SecateurError
 from secateur.models import StreamedModel, open_model
@@ -129,7 +129,7 @@ def test_streamed_terms_equal_those_of_a_whole_model_backward(variant: str, toke
             assert close(got, expected), (axis.name, name)
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_terms_of_every_family_are_those_of_its_members(variant: str, tokens: Tensor) -> None:
     """The whole model's gradients again, cut up by the members: experts, fused and interleaved."""
     model = tiny_model(variant)

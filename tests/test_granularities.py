@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import secateur
-from conftest import EVERY_FAMILY, tiny_model
+from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, tiny_model
 from secateur.errors import SecateurError
 from secateur.export import pruned_form
 from secateur.export.proof import ragged_plan
@@ -117,7 +117,7 @@ def test_whole_experts_go_with_their_row_of_the_router(variant: str) -> None:
         Plan({axis.name: (0,)}, structure.architecture, "").check(structure)
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_a_whole_layer_goes_and_a_stock_checkpoint_stays(variant: str) -> None:
     """The other route: the layer hands its input through."""
     dense = tiny_model(variant)
@@ -136,7 +136,7 @@ def test_a_whole_layer_goes_and_a_stock_checkpoint_stays(variant: str) -> None:
     assert torch.equal(generated(small, cache=True), generated(small, cache=False))
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_the_hidden_width_shrinks_everywhere(variant: str, monkeypatch: Any) -> None:
     """The other route: the dense model with zeros, its norms over the channels that stay."""
     dense = tiny_model(variant)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import secateur
-from conftest import EVERY_FAMILY, tiny_model
+from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, tiny_model
 from secateur.stats import Walk
 
 VARIANTS = ["llama-gqa", "llama-tied", "mistral-gqa", "qwen2-gqa", "qwen3-biased"]
@@ -84,7 +84,7 @@ def test_three_ways_of_loading_give_equal_logits(pruned: Any, tmp_path: Path) ->
         assert torch.allclose(value, ways[folder], atol=1e-6), folder
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_saved_again_it_is_the_same_and_carries_its_class(
     variant: str, pruned: Any, tmp_path: Path
 ) -> None:
@@ -95,7 +95,7 @@ def test_saved_again_it_is_the_same_and_carries_its_class(
     assert torch.equal(logits(secateur.load(tmp_path / "again")), logits(model))
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_generation_is_the_same_with_every_cache_and_with_left_padding(
     variant: str, pruned: Any
 ) -> None:
@@ -179,7 +179,7 @@ def test_what_the_stock_class_cannot_hold_is_not_written_as_stock(pruned: Any) -
     assert config["model_type"] == "secateur_mistral"
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_a_pruned_folder_can_be_pruned_again(
     variant: str, pruned: Any, text_file: Path, tmp_path: Path
 ) -> None:

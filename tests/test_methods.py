@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import secateur
-from conftest import EVERY_FAMILY, tiny_model
+from conftest import EVERY_FAMILY_SLOWLY, tiny_model
 from secateur.cli.main import run
 from secateur.config import make_config
 from secateur.errors import SecateurError
@@ -35,7 +35,7 @@ def pruned(tiny_folder: Any, text_file: Path) -> Any:
     return make
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_gradient_methods_prune_every_family(variant: str, pruned: Any) -> None:
     before = sum(p.numel() for p in tiny_model(variant).parameters())
     experts = any(

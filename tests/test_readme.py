@@ -2,12 +2,15 @@
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from secateur.cli.main import cli, run
+from secateur.importance import IMPORTANCE
+from secateur.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,7 +26,9 @@ def commands() -> list[str]:
 
 
 @pytest.fixture
-def desk(request: pytest.FixtureRequest, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def desk(
+    request: pytest.FixtureRequest, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
     """A folder with the files that the README names."""
     folder = text_file.parent
     dense = request.getfixturevalue("tiny_folder")()
@@ -32,8 +37,12 @@ def desk(request: pytest.FixtureRequest, text_file: Path, monkeypatch: pytest.Mo
     request.getfixturevalue("baichuan")()[1].rename(folder / "path" / "to" / "baichuan")
     text_file.rename(folder / "text.txt")
     (folder / "heldout.txt").write_text((folder / "text.txt").read_text())
+    example = (ROOT / "docs" / "own-score.md").read_text(encoding="utf-8")
+    (folder / "my_score.py").write_text(re.findall(r"```python\n(.*?)```", example, re.DOTALL)[0])
     monkeypatch.chdir(folder)
-    return folder
+    yield folder
+    for known in (IMPORTANCE, METHODS):
+        known.pop("my-score", None)
 
 
 def test_the_commands_of_the_readme_run(desk: Path, capsys: Any) -> None:
