@@ -110,6 +110,14 @@ def test_slopes_that_nobody_declared_are_refused(variant: str) -> None:
         prove(found)
 
 
+def test_norms_that_are_a_module_a_head_are_refused() -> None:
+    """StableLM 2 12B: which of them stay, no index map of a tensor can say."""
+    found = open_model(tiny_model("stablelm", qk_layernorm=True))
+    assert not found.declared
+    with pytest.raises(SecateurError, match="needs a declared layout"):
+        prove(found)
+
+
 UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("Arcee", {}),
     "exaone4": ("Exaone4", {"sliding_window": 8, "sliding_window_pattern": 2}),

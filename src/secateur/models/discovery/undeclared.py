@@ -118,7 +118,7 @@ def _followers(
     modules = [dict(m.get_submodule(path)[layer].named_modules()) for m in models]
     for name, module in modules[0].items():
         for attribute, number in vars(module).items():
-            other = getattr(modules[1][name], attribute, None)
+            other = getattr(modules[1].get(name), attribute, None)
             if attribute in _NO_COUNTS or type(number) is not int or type(other) is not int:
                 continue
             size = _count((number, other), sizes)
