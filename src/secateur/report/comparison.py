@@ -43,7 +43,7 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     FigureCanvasSVG(figure)
@@ -54,6 +54,9 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
         values = [point.perplexity[window] for point in points]
         axes.plot(shares, values, marker="o", label=method)
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high > 8 * low:  # labels of every tenth would run into one another
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlim(left=0)
