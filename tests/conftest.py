@@ -136,9 +136,11 @@ def tiny_model(variant: str = "llama-gqa", seed: int = 0, **changes: Any) -> Any
         torch.manual_seed(seed)
         name = _MODELS.get(family, f"{family}ForCausalLM")
         model = getattr(transformers, name)(config).eval()
+    # Gemma's norms multiply by 1 + weight.
+    one = 0.0 if family.startswith("Gemma") else 1.0
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        scale, centre = (0.2, 1.0) if "norm" in name or "ln_" in name else (0.15, 0.0)
+        scale, centre = (0.2, one) if "norm" in name or "ln_" in name else (0.15, 0.0)
         parameter.data.copy_(centre + scale * noise)
     return model
 

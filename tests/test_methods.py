@@ -55,7 +55,9 @@ def test_every_search_takes_gradient_scores(search: str, pruned: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = pruned(method="saap", search=search)
-    assert result.numbers["removed_share"] == pytest.approx(0.3, abs=0.2)
+    # UL-UM rounds both shares down
+    within = 0.2 if search == "UL-UM" else 0.08
+    assert result.numbers["removed_share"] == pytest.approx(0.3, abs=within)
 
 
 @pytest.mark.parametrize("repair", ["none", "bias", "refit", "mask-tuning"])

@@ -156,6 +156,19 @@ def _config_class(name: str) -> type:
     )
 
 
+# transformers looks for these in the source of a class' module, and this file is not the family's.
+_FEATURES = ("_can_set_attn_implementation", "_can_set_experts_implementation")
+
+
+def _asked_of(stock: Any) -> dict[str, Any]:
+    """Class methods that give what the stock class gives: which kernels can be chosen."""
+
+    def asked(name: str) -> Any:
+        return classmethod(lambda cls: getattr(stock, name)())
+
+    return {name: asked(name) for name in _FEATURES if hasattr(stock, name)}
+
+
 def _model_class(name: str) -> type:
     stock = getattr(transformers, name.removeprefix(PREFIX))
     config_class = getattr(sys.modules[__name__], PREFIX + stock.config_class.__name__)
@@ -172,6 +185,7 @@ def _model_class(name: str) -> type:
             "__doc__": f"{stock.__name__} with layers of different widths.",
             "__init__": init,
             "config_class": config_class,
+            **_asked_of(stock),
         },
     )
     # save_pretrained then copies this file beside the weights, whoever loaded the model.

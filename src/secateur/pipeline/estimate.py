@@ -19,6 +19,8 @@ from ..fusion import FUSIONS, Fused, Scope, fuse
 from ..importance import IMPORTANCE, gradients_needed, statistics_needed
 from ..models import StreamedModel
 from ..stats import LayerStep, Statistics, Walk
+from ..stats.collect import find
+from ..stats.stream import hidden_of
 from ..structure import Axis
 
 # What each granularity of a fusion is made of.
@@ -111,8 +113,7 @@ def masked_losses(
         here = {axis: mask for axis, mask in masks.items() if axis.layer == step.index}
         for number, (windows, inputs, (args, kwargs)) in enumerate(step.batches(states)):
             with _masked(step, here, number), torch.no_grad():
-                output = step.module(inputs, *args, **kwargs)
-            states[windows] = output[0] if isinstance(output, tuple) else output
+                states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
     losses = []
     with source.back() as logits_of:
         for windows in walk.batches:
@@ -128,13 +129,13 @@ def _masked(
     """What reads the masked units of one probe gets zeros from them."""
     hooks = []
     for axis, mask in masks.items():
-        inside = axis.consumer.module.partition(f".{axis.layer}.")[2]
         gone = axis.consumer.blocks.indices(mask[probe].nonzero().flatten()).flatten()
 
         def zero(module: Any, args: tuple[Tensor, ...], gone: Tensor = gone) -> tuple[Tensor, ...]:
             return (args[0].index_fill(-1, gone.to(args[0].device), 0.0), *args[1:])
 
-        hooks.append(step.module.get_submodule(inside).register_forward_pre_hook(zero))
+        consumer = find(step.module, axis.consumer.module, axis.layer)
+        hooks.append(consumer.register_forward_pre_hook(zero))
     try:
         yield
     finally:
