@@ -1,15 +1,18 @@
-"""Perplexity of every method on small real models: the table of docs/log.md.
+"""Perplexity of every method with every repair on a small real model: the tables of docs/log.md.
 
-    python benchmarks/small_models.py --text stories.txt MODEL...
+    python benchmarks/small_models.py MODEL --stories stories.txt
+    python benchmarks/small_models.py MODEL --calibration a.jsonl --heldout b.txt --heldout c.txt
 
-The text (documents separated by <|endoftext|>) is cut in two: its first half is for calibration,
-its second for perplexity. Every method sees the same calibration tokens and removes the same share.
+Stories (documents separated by <|endoftext|>) are cut in two: the first half is for calibration,
+the second for perplexity. With a seed every method sees the same calibration tokens, and all remove
+the same share. Seeds choose the windows and what `random` removes.
 """
 
 import argparse
 import json
 import platform
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,12 +20,13 @@ from typing import Any
 import torch
 import transformers
 
-import secateur
-from secateur.cli.screen import table
 from secateur.data.sources import SEPARATOR
 from secateur.methods import METHODS
+from secateur.pipeline import Result, compare, evaluate
+from secateur.surgery import REPAIRS
 
 WINDOW = 128
+RATIOS = (0.2, 0.5)
 
 
 def halves(text: Path, folder: Path) -> tuple[Path, Path]:
@@ -35,24 +39,50 @@ def halves(text: Path, folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def trial(model: str, texts: tuple[Path, Path], tokens: int, **settings: Any) -> dict[str, Any]:
-    """Prune once and measure."""
-    calibration, heldout = texts
-    result = secateur.prune(
+def trials(
+    model: str, calibration: Path, texts: Sequence[Path], tokens: int, seed: int, **settings: Any
+) -> list[dict[str, Any]]:
+    """One row a method, repair and ratio: perplexity on each of the texts."""
+    found: list[dict[str, float]] = []
+
+    def measure(result: Result) -> None:
+        options: dict[str, Any] = {"tokens": tokens, "windows": [WINDOW], "tokenizer": tokenizer}
+        loaded = result.load()
+        values = [evaluate(loaded, str(text), **options)[0].value for text in texts]
+        found.append(dict(zip((text.name for text in texts), values, strict=True)))
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    rows = compare(
         model,
+        ratios=RATIOS,
         calibration=str(calibration),
-        evaluate=str(heldout),
-        evaluate_tokens=tokens,
+        evaluate="none",
+        seed=seed,
+        align=1,
+        length=256,
+        each=measure,
         **settings,
     )
-    values = {entry["window"]: entry for entry in result.numbers["perplexity"]}
-    return {
-        "model": Path(model).name,
-        **settings,
-        "removed_share": result.numbers["removed_share"],
-        "before": values[WINDOW]["before"],
-        "after": values[WINDOW]["after"],
-    }
+    kept = ("method", "repair", "ratio", "removed")
+    return [
+        {**{name: row[name] for name in kept}, "seed": seed, "perplexity": values}
+        for row, values in zip(rows, found, strict=True)
+    ]
+
+
+def markdown(rows: Sequence[dict[str, Any]], dense: dict[str, float]) -> str:
+    """A table with one line a method and repair, a column for each ratio and text."""
+    heads = [f"{ratio:.0%}, {text} (dense {dense[text]:.2f})" for ratio in RATIOS for text in dense]
+    lines = [f"| method | repair | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
+    for method, repair in dict.fromkeys((row["method"], row["repair"]) for row in rows):
+        here = [row for row in rows if (row["method"], row["repair"]) == (method, repair)]
+        cells = [
+            spread([row["perplexity"][text] for row in here if row["ratio"] == ratio])
+            for ratio in RATIOS
+            for text in dense
+        ]
+        lines.append(f"| {method} | {repair} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def spread(values: list[float]) -> str:
@@ -61,42 +91,41 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Run all trials, print one table a model, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=50_000, help="of held-out text")
+    """Run all trials of one model, print its table, put them in the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--stories", type=Path)
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--heldout", type=Path, action="append", default=[])
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--repairs", default=",".join(REPAIRS))
+    parser.add_argument("--tokens", type=int, default=50_000, help="of each held-out text")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/small_models.json"))
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     transformers.logging.set_verbosity_error()
-
-    trials: list[dict[str, Any]] = []
+    name = Path(given.model).name
     with tempfile.TemporaryDirectory() as folder:
-        texts = halves(arguments.text, Path(folder))
-        for model in arguments.models:
-            for method in METHODS:
-                for ratio in (0.2, 0.5):
-                    for seed in range(arguments.seeds):
-                        settings = {"method": method, "ratio": ratio, "seed": seed, "align": 1}
-                        trials.append(trial(model, texts, arguments.tokens, **settings))
-    for name in dict.fromkeys(entry["model"] for entry in trials):
-        here = [entry for entry in trials if entry["model"] == name]
-        rows = []
-        for method in METHODS:
-            cells = [
-                spread([e["after"] for e in here if (e["method"], e["ratio"]) == (method, ratio)])
-                for ratio in (0.2, 0.5)
-            ]
-            rows.append((method, *cells))
-        dense = here[0]["before"]
-        title = f"{name}: perplexity per token, window {WINDOW}; dense {dense:.2f}"
-        table(title, ("method", "20% removed", "50% removed"), rows)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    machine = {"processor": platform.machine(), "threads": torch.get_num_threads()}
-    record = {"machine": machine, "versions": versions, "trials": trials}
-    arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        calibration, texts = given.calibration, given.heldout
+        if given.stories is not None:
+            calibration, heldout = halves(given.stories, Path(folder))
+            texts = [heldout]
+        options: dict[str, Any] = {"tokens": given.tokens, "windows": [WINDOW]}
+        dense = {t.name: evaluate(given.model, str(t), **options)[0].value for t in texts}
+        rows: list[dict[str, Any]] = []
+        choices = {"methods": given.methods.split(","), "repairs": given.repairs.split(",")}
+        for seed in range(given.seeds):
+            rows += trials(given.model, calibration, texts, given.tokens, seed, **choices)
+    print(f"{name}: perplexity per token, window {WINDOW}\n\n{markdown(rows, dense)}")
+    record = json.loads(given.json.read_text()) if given.json.is_file() else {}
+    record[name] = {
+        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "dense": dense,
+        "trials": rows,
+    }
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

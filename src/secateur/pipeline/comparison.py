@@ -4,7 +4,7 @@ The model is opened once, the tokens are drawn once, and each kind of pass (inpu
 made once for all methods that need it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..progress import Progress
 from ..surgery import REPAIRS
 from . import stages
 from .estimate import inputs_needed, terms_needed
+from .result import Result
 from .session import Run, name_of
 
 
@@ -27,12 +28,14 @@ def compare(
     repairs: Sequence[str] = (),
     tokenizer: Any = None,
     progress: Progress | None = None,
+    each: Callable[[Result], None] | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """One row for each method, ratio and repair (none given: the method's own).
 
     A row has `method`, `ratio`, `repair`, `removed` (the share of decoder linears that went),
-    `seconds` and `perplexity`, a list by window. `settings` are those of `prune`.
+    `seconds` and `perplexity`, a list by window. `each` is called with every result, for what rows
+    do not say. `settings` are those of `prune`.
 
     Raises:
         SecateurError: bad input, or a ratio that a method cannot meet.
@@ -53,7 +56,14 @@ def compare(
         stages.check_ratio(first.sibling(config).structure, config)
     first.read_evaluation_text()
     _gather(first, configs)
-    return [_row(first.sibling(config)) for config in configs]
+    rows = []
+    for config in configs:
+        run = first.sibling(config)
+        result = run.carry_out(*run.plan(), None, None)
+        if each is not None:
+            each(result)
+        rows.append(_row(run, result))
+    return rows
 
 
 def _gather(first: Run, configs: Sequence[PruneConfig]) -> None:
@@ -73,9 +83,7 @@ def _gather(first: Run, configs: Sequence[PruneConfig]) -> None:
             first.sibling(alike[0]).gather(inputs, terms, everywhere=True)
 
 
-def _row(run: Run) -> dict[str, Any]:
-    plan, statistics = run.plan()
-    result = run.carry_out(plan, statistics, None, None)
+def _row(run: Run, result: Result) -> dict[str, Any]:
     numbers: Mapping[str, Any] = result.numbers
     return {
         "method": run.config.method,

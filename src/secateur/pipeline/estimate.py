@@ -7,6 +7,7 @@ calibration window too.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..errors import SecateurError
 from ..evaluation import summed_loss
-from ..fusion import FUSIONS, Fused, Scope, fuse
+from ..fusion import FUSIONS, Scope, fuse
 from ..importance import IMPORTANCE, gradients_needed, statistics_needed
 from ..models import StreamedModel
 from ..stats import LayerStep, Statistics, Walk
@@ -27,6 +28,15 @@ from ..structure import Axis
 _COARSE, _FINE = ("per_sample_coarse", "samples_coarse"), ("per_sample_first", "samples_first")
 # Of the calibration windows, the share that only asks what the loss is.
 _PROBE_SHARE = 1 / 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Scores by axis; of a fusion also those by sample, and the shares of coarse and fine."""
+
+    scores: Mapping[str, Float[Tensor, "unit _"]]
+    samples: Mapping[str, Float[Tensor, "sample unit"]] | None = None
+    blend: Mapping[str, Mapping[str, float]] | None = None
 
 
 def inputs_needed(importance: str | None) -> tuple[str, ...]:
@@ -65,8 +75,8 @@ def fused_scores(
     asking: Int64[Tensor, "window token"],
     *,
     seed: int,
-) -> dict[str, Fused]:
-    """The fused scores of `axes`.
+) -> Estimate:
+    """The fused scores of `axes`, comparable across them.
 
     Raises:
         SecateurError: too few windows for the fusion, or axes whose units it cannot mask.
@@ -77,7 +87,18 @@ def fused_scores(
     def probe(masks: Mapping[str, Bool[Tensor, "probe _"]]) -> Float[Tensor, " probe"]:
         return masked_losses(source, asking, {by_name[name]: m for name, m in masks.items()})
 
-    return fuse(fusion, scopes, probe=probe, seed=seed)
+    fused = fuse(fusion, scopes, probe=probe, seed=seed)
+    samples = {
+        name: one.samples * one.scale for name, one in fused.items() if one.samples is not None
+    }
+    return Estimate(
+        {name: one.scores[:, None] * one.scale for name, one in fused.items()},
+        samples or None,
+        {
+            name: {"coarse": float(one.alpha[0]), "fine": float(one.alpha[1])}
+            for name, one in fused.items()
+        },
+    )
 
 
 def _scope(tally: Any) -> Scope:

@@ -23,7 +23,7 @@ from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
 from .checks import check_space, known_ids, selected, tokenizer_to_write
-from .estimate import fused_scores, inputs_needed, split_windows, terms_needed
+from .estimate import Estimate, fused_scores, inputs_needed, split_windows, terms_needed
 from .look import bytes_before
 from .record import write_record
 from .result import Result
@@ -46,6 +46,9 @@ RECORDED = (
     "damping",
 )
 
+# Settings that decide what the scores of given axes are.
+_SCORED = ("importance_name", "fusion_name", "members", "square_attention", "seed")
+
 
 class Run:
     """One run: its open model, its settings, and what it has found so far."""
@@ -66,6 +69,7 @@ class Run:
         self._text: Tensor | None = None
         self._calibrated: Windows | None = None
         self._gathered: dict[Any, Statistics] = {}
+        self._estimated: dict[Any, Estimate] = {}
         self._before: list[Perplexity] | None = None
         self._numbers: dict[str, Any] = {}
         self.opened = open_model(model)
@@ -160,8 +164,15 @@ class Run:
         found.include(self._gathered.get(("terms", asking), Statistics()))
         return found
 
-    def estimate(self, statistics: Statistics) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Scores of the fine axes, and by sample where there are such."""
+    def estimate(self, statistics: Statistics) -> Estimate:
+        """Scores of the fine axes, made once for all runs that share them."""
+        axes = tuple(axis.name for axis in self.fine)
+        key = (axes, *(getattr(self.config, name) for name in _SCORED))
+        if key not in self._estimated:
+            self._estimated[key] = self._estimate(statistics)
+        return self._estimated[key]
+
+    def _estimate(self, statistics: Statistics) -> Estimate:
         config = self.config
         if config.fusion_name is None:
             assert config.importance_name is not None, "there is a score or a fusion"
@@ -175,19 +186,11 @@ class Run:
                 square_attention=config.square_attention,
                 progress=self._progress,
             )
-            return scores, {}
+            return Estimate(scores)
         _, asking = split_windows(self.windows.ids, config.fusion_name)
-        fused = fused_scores(
+        return fused_scores(
             config.fusion_name, self.fine, statistics, self.source, asking, seed=config.seed
         )
-        self._numbers["blend"] = {
-            name: {"coarse": float(one.alpha[0]), "fine": float(one.alpha[1])}
-            for name, one in fused.items()
-        }
-        samples = {
-            name: one.samples * one.scale for name, one in fused.items() if one.samples is not None
-        }
-        return {name: one.scores[:, None] * one.scale for name, one in fused.items()}, samples
 
     def plan(self) -> tuple[Plan, Statistics]:
         """Which units stay, and the statistics that a repair may need."""
@@ -198,9 +201,11 @@ class Run:
             terms_needed(config.importance_name, config.fusion_name),
         )
         with self._timed("scores and search"):
-            fine, samples = self.estimate(statistics)
-            found = stages.coarse_scores(self.structure, fine)
-            keep = stages.kept_units(self.structure, found, config, samples or None)
+            found = self.estimate(statistics)
+            scores = stages.coarse_scores(self.structure, found.scores)
+            keep = stages.kept_units(self.structure, scores, config, found.samples)
+            if found.blend is not None:
+                self._numbers["blend"] = found.blend
         return self._recorded(keep), statistics
 
     def carry_out(
