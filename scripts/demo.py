@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import transformers
 
@@ -14,6 +15,7 @@ import secateur
 from secateur.cli.screen import Screen, table
 from secateur.data.sources import embedded_folder
 from secateur.methods import METHODS
+from secateur.report.blend import varies
 from secateur.report.comparison import Trial, page, trial_columns, trial_row
 
 RATIOS = (0.2, 0.5)
@@ -41,6 +43,7 @@ def main() -> None:
         "not pruned", 0.0, 0.0, measured(embedded_folder()), megabytes(embedded_folder()), 0
     )
     trials: list[Trial] = []
+    blends: dict[str, Any] = {}
     for ratio in RATIOS:
         for method in METHODS:
             print(f"{method} at {ratio:.0%} ...", file=sys.stderr)
@@ -58,6 +61,9 @@ def main() -> None:
                 progress=screen,
             )
             removed, seconds = result.numbers["removed_share"], result.seconds["total"]
+            blend = result.numbers.get("blend")
+            if blend and varies(blend):
+                blends[method] = blend
             trials.append(Trial(method, ratio, removed, measured(out), megabytes(out), seconds))
 
     for ratio in RATIOS:
@@ -79,7 +85,7 @@ def main() -> None:
     )
     OUT.mkdir(exist_ok=True)
     (OUT / "report.html").write_text(
-        page("Every method on the embedded model", about, footnote, dense, trials),
+        page("Every method on the embedded model", about, footnote, dense, trials, blends),
         encoding="utf-8",
     )
     rows_ = [asdict(trial) for trial in (dense, *trials)]

@@ -294,6 +294,25 @@ def test_inspect_shows_the_layers_of_any_folder(
     assert found["facts"]["repair"] == "bias"
 
 
+def test_inspect_prints_and_draws_the_blend_that_the_run_found(
+    model: Path, calibrated: list[str], tmp_path: Path, said: Said, assert_refused: Any
+) -> None:
+    small, picture = tmp_path / "small", tmp_path / "blend.svg"
+    method = ["--method", "hywia", "--layers", "0-2", "--samples", "8"]
+    done = json.loads(said("prune", model, *calibrated, *method, "--out", small, "--json"))
+    blend = done["results"]["blend"]
+    assert json.loads(said("inspect", small, "--json"))["blend"] == blend
+    out = said("inspect", small, "--picture", picture)
+    for axis, share in blend.items():
+        _, layer, kind = axis.split(".")
+        assert re.search(rf"│ {layer} +│ +{kind} │ +{share['coarse']:.2f} │", out)
+    assert "decoder layer" in picture.read_text()
+    flat = tmp_path / "flat"
+    said("prune", model, *calibrated, "--out", flat)
+    assert json.loads(said("inspect", flat, "--json"))["blend"] is None
+    assert_refused("inspect", flat, "--picture", tmp_path / "no.svg", says=["no blend to draw"])
+
+
 def test_inspect_reads_a_folder_with_a_plan_alone(
     model: Path, calibrated: list[str], tmp_path: Path, said: Said
 ) -> None:

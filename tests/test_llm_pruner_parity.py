@@ -6,6 +6,7 @@ own order of members, [q, o, v, k] and [gate, up, down].
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,12 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import shared
+from secateur.export import pruned_form
 from secateur.importance import IMPORTANCE, REDUCTIONS, score
 from secateur.importance.magnitude import group_magnitude
-from secateur.models import open_model
+from secateur.models import filled, open_model
+from secateur.search import Limits, search
 from secateur.stats import Statistics, Walk, collect_gradients
 from secateur.stats.taylor import modules
-from secateur.structure import Axis
+from secateur.structure import Axis, Plan
+from secateur.surgery import PrunedWeights
 
 TERMS = {
     "vectorize": "vector",
@@ -46,10 +50,50 @@ def opened() -> Any:
 
 @lru_cache
 def statistics() -> Statistics:
+    return gradients_of(opened())
+
+
+def gradients_of(model: Any) -> Statistics:
     ids = load_file(shared("golden/llm_pruner/calib_ids.safetensors"))["calib_ids"][:10, :64]
-    walk = Walk(opened().streamed(device="cpu"), ids, batch=4)
+    walk = Walk(model.streamed(device="cpu"), ids, batch=4)
     needs = [f"batch_{term}" for term in TERMS.values()]
-    return collect_gradients(walk, opened().structure.axes, needs)
+    return collect_gradients(walk, model.structure.axes, needs)
+
+
+def cut(model: Any, removed: Mapping[str, Sequence[int]]) -> Any:
+    """The model without the units `removed` by axis name, as a module of its own."""
+    names = {axis.granularity for axis in model.structures.axes if axis.name in removed}
+    structure = model.structures.select(sorted(names))
+    keep = {
+        axis.name: tuple(sorted(set(range(axis.units)) - set(removed[axis.name])))
+        for axis in structure.axes
+        if axis.name in removed
+    }
+    plan = Plan(keep, structure.architecture, structure.weights)
+    weights = PrunedWeights(model.weights, structure, plan)
+    form = pruned_form(model.family, model.raw_config, model.config, structure, plan, weights)
+    return filled(form.empty(), form.weights)
+
+
+def removed_units(model: Any, tag: str, key: str = "pruned_idx") -> dict[str, list[int]]:
+    """The units whose channels the public code removed, by axis; whole heads only."""
+    found = {}
+    for axis in model.structure.axes:
+        channels = golden().get(f"{tag}.{key}.{root(axis)}")
+        if channels is not None:
+            width = axis.consumer.blocks.width
+            units = channels.view(-1, width)[:, 0] // width
+            assert axis.consumer.blocks.indices(units).flatten().equal(channels)
+            found[axis.name] = units.tolist()
+    return found
+
+
+def near_logits(module: Any, tag: str) -> bool:
+    """Whether the logits on the evaluation tokens are the public ones, to 1e-4."""
+    ids = load_file(shared("golden/llm_pruner/eval_ids.safetensors"))["eval_ids"]
+    with torch.no_grad():
+        logits = module(ids).logits
+    return torch.allclose(logits, golden()[f"{tag}.eval_logits"], rtol=0, atol=1e-4)
 
 
 def root(axis: Axis) -> str:
@@ -141,3 +185,61 @@ def test_magnitudes_of_whole_groups_equal_the_public_ones(power: int) -> None:
         kind = "imp_head" if axis.kind == "attention" else "imp"
         assert close(got, golden()[f"l{power}.{kind}.{root(axis)}"])
         assert lowest(axis, got) == golden()[f"l{power}.pruned_idx.{root(axis)}"].tolist()
+
+
+TAGS = [f"taylor.{term}.{reduction}" for term, reduction in VARIANTS] + [
+    "taylor.param_first.sum.layers1to3",
+    "taylor.param_first.sum.global",
+    "l1",
+    "l2",
+]
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_the_cut_model_gives_the_public_logits(tag: str) -> None:
+    assert near_logits(cut(opened(), removed_units(opened(), tag)), tag)
+
+
+def test_a_range_of_layers_loses_what_the_public_code_removed_there() -> None:
+    """Layers 1 and 2 of 4, by our own search: heads and channels, one share of each layer."""
+    axes = opened().structure.axes
+    scores = {axis.name: by_channel(axis, "param_first", "sum") for axis in axes}
+    limits = Limits(layers=(1, 2))
+    budget = RATIO * sum(axis.units * axis.cost for axis in limits.selected(axes))
+    removed = search("uniform", axes, scores, budget, limits=limits)
+    expected = removed_units(opened(), "taylor.param_first.sum.layers1to3")
+    assert {name: sorted(units) for name, units in removed.items() if units} == expected
+
+
+def test_pruning_in_two_steps_goes_as_the_public_code_goes() -> None:
+    """A quarter, gradients of what is left, and a quarter of the whole once more."""
+    tag = "taylor.param_mix.sum.iter2"
+    first = cut(opened(), removed_units(opened(), tag))
+    once = open_model(first)
+    terms = gradients_of(once)
+    for axis in once.structure.axes:
+        got = REDUCTIONS["sum"](terms[axis.name]["batch_mixed"])
+        assert close(got, golden()[f"{tag}.imp_step2.{root(axis)}"])
+        count = int(RATIO * opened().structure.by_name[axis.name].units)
+        units = got.sum(dim=1).argsort()[:count]
+        channels = sorted(axis.consumer.blocks.indices(units).flatten().tolist())
+        assert channels == golden()[f"{tag}.pruned_idx_step2.{root(axis)}"].tolist()
+    twice = cut(once, removed_units(once, tag, "pruned_idx_step2"))
+    assert near_logits(twice, tag)
+
+
+def test_without_sixteen_hidden_channels_the_logits_are_the_public_ones() -> None:
+    tag = "channel_wise.param_first"
+    removed = golden()[f"{tag}.pruned_idx.model.norm"].tolist()
+    assert near_logits(cut(opened(), {"hidden": removed}), tag)
+
+
+def test_hidden_channels_own_what_the_public_group_sums_over() -> None:
+    """|w g| of all 39 members, with the public gradients: embedding, norms, every linear, head."""
+    axis = opened().structures.by_name["hidden"]
+    assert len(axis.members) == 39
+    total = torch.zeros(axis.units)
+    for member in axis.members:
+        weight, gradient = opened().weights.tensor(member.tensor), golden()[f"grad.{member.tensor}"]
+        total += member.view(weight * gradient, axis.units).abs().flatten(1).sum(dim=1)
+    assert close(total, golden()["channel_wise.param_first.imp.model.norm"])

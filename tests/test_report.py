@@ -2,6 +2,7 @@
 
 import re
 
+from secateur.report.blend import blend_chart, blend_rows, blends_of
 from secateur.report.comparison import Trial, chart, page, trial_columns, trial_row
 
 DENSE = Trial("not pruned", 0.0, 0.0, {128: 10.0, 512: 9.0}, 5.0, 0.0)
@@ -29,3 +30,30 @@ def test_the_chart_has_labelled_axes_and_is_the_same_for_the_same_data() -> None
 
 def test_rows_fit_their_columns() -> None:
     assert len(trial_row(DENSE)) == len(trial_columns([128, 512]))
+
+
+BLEND = {
+    "layers.10.mlp": {"coarse": 0.75, "fine": 0.25},
+    "layers.9.mlp": {"coarse": 0.5, "fine": 0.5},
+    "layers.9.attention": {"coarse": 0.1, "fine": 0.9},
+}
+
+
+def test_blend_rows_are_in_the_order_of_layers() -> None:
+    assert blend_rows(BLEND) == [
+        (9, "attention", "0.10", "0.90"),
+        (9, "mlp", "0.50", "0.50"),
+        (10, "mlp", "0.75", "0.25"),
+    ]
+
+
+def test_the_blend_is_drawn_by_method_and_only_where_it_varies() -> None:
+    same = {axis: {"coarse": 0.5, "fine": 0.5} for axis in BLEND}
+    rows = [{"method": "a", "blend": BLEND}, {"method": "b", "blend": same}, {"method": "c"}]
+    assert blends_of(rows) == {"a": BLEND}
+    drawn = blend_chart({"a": BLEND})
+    assert drawn == blend_chart({"a": BLEND})
+    for words in ("decoder layer, from 0", "share of the coarse", "attention", "mlp"):
+        assert words in drawn
+    assert "Blend of coarse" in page("t", "a", "f", DENSE, TRIALS, {"a": BLEND})
+    assert "Blend of coarse" not in page("t", "a", "f", DENSE, TRIALS)

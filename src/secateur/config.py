@@ -150,16 +150,24 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         SecateurError: no such file, not TOML, no table [settings].
     """
+    settings = read_record(path).get("settings")
+    if not isinstance(settings, dict):
+        raise SecateurError(f"{path} has no table [settings]: a pruned folder's run.toml has one.")
+    return settings
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """All tables of a `run.toml`.
+
+    Raises:
+        SecateurError: no such file, or not TOML.
+    """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SecateurError(f"Cannot read {path}: {getattr(error, 'strerror', error)}.") from error
     except tomllib.TOMLDecodeError as error:
         raise SecateurError(f"{path} is not TOML: {error}.") from error
-    settings = content.get("settings")
-    if not isinstance(settings, dict):
-        raise SecateurError(f"{path} has no table [settings]: a pruned folder's run.toml has one.")
-    return settings
 
 
 def _explain(error: ValidationError) -> str:

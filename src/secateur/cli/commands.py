@@ -188,24 +188,50 @@ def evaluate_command(
 Example:
   secateur inspect small/
   secateur inspect small/ --against other/
+  secateur inspect small/ --picture blend.svg
+
+Of a method that fuses two scores (hywia, saap), it shows the blend of the two by layer as well;
+--picture draws it.
 """,
 )
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option(
     "--against", type=click.Path(path_type=Path), metavar="DIR", help="Compare with this one's plan"
 )
+@click.option(
+    "--picture", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw the blend by layer"
+)
+@click.option("--force", is_flag=True, help="Replace FILE.svg if it exists")
 @_JSON
-def inspect_command(folder: Path, against: Path | None, as_json: bool) -> None:
+def inspect_command(
+    folder: Path, against: Path | None, picture: Path | None, force: bool, as_json: bool
+) -> None:
     """Inspect a folder."""
+    if picture is not None:
+        _refuse_picture(picture, force)
+    from ..checkpoint import write_text
     from ..pipeline import inspect
+    from ..report import BLEND_COLUMNS, blend_chart, blend_rows
 
     found = inspect(folder, against)
+    if picture is not None:
+        if not found["blend"]:
+            raise SecateurError(
+                f"{folder} has no blend to draw: its method fuses no two scores.\n"
+                "Type: secateur prune MODEL --method hywia --out DIR"
+            )
+        method = str(found["facts"].get("method", folder))
+        write_text(picture, blend_chart({method: found["blend"]}))
     if as_json:
         click.echo(json.dumps(found))
         return
     table(str(folder), ("", "value"), found["facts"].items())
     if found["layers"]:
         table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))
+    if found["blend"]:
+        table("Blend of coarse and fine scores", BLEND_COLUMNS, blend_rows(found["blend"]))
+    if picture is not None:
+        click.echo(str(picture))
 
 
 @click.command(

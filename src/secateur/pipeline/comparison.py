@@ -34,7 +34,7 @@ def compare(
     """One row for each method, ratio and repair (none given: the method's own).
 
     A row has `method`, `ratio`, `repair`, `removed` (the share of decoder linears that went),
-    `seconds` and `perplexity`, a list by window. `each` is called with every result, for what rows
+    `seconds` and `perplexity`, a list by window; `blend` is that of a fusion. `each` is called with every result, for what rows
     do not say. `settings` are those of `prune`.
 
     Raises:
@@ -93,6 +93,7 @@ def _row(run: Run, result: Result) -> dict[str, Any]:
         "parameters": numbers["parameters"]["after"],
         "dense_parameters": numbers["parameters"]["before"],
         "bytes_each": run.opened.dtype.itemsize,
+        "blend": numbers.get("blend"),
         "seconds": result.seconds["total"],
         "perplexity": [
             {"window": entry["window"], "before": entry["before"], "after": entry["after"]}

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ..config import read_record
 from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..models import OpenModel, open_model
@@ -61,7 +62,9 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, Any]:
-    """What a folder holds: facts, and one row a layer; `against` compares the plans of two.
+    """What a folder holds: facts, one row a layer, and the blend if two scores were fused.
+
+    `against` compares the plans of two.
 
     Raises:
         SecateurError: neither a supported model nor a plan.
@@ -96,7 +99,16 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
         layers = plan_difference(plan, read_plan(against))
     elif not layers and plan is not None:
         layers = [{"axis": name, "kept": len(units)} for name, units in plan.keep.items()]
-    return {"facts": facts, "layers": layers}
+    return {"facts": facts, "layers": layers, "blend": _blend(folder)}
+
+
+def _blend(folder: Path) -> dict[str, dict[str, float]] | None:
+    """The shares of coarse and fine scores that the record of a run holds."""
+    record = folder / "run.toml"
+    if not record.is_file():
+        return None
+    blend = read_record(record).get("results", {}).get("blend")
+    return blend if isinstance(blend, dict) else None
 
 
 def bytes_before(opened: OpenModel) -> int:

@@ -46,7 +46,7 @@ def prune(
             plan, _ = run.plan()
             if folder is not None:
                 write_plan(folder, run.structure, plan)
-            return run.result(plan, run.sizes(plan), None, path_of(out))
+            return run.result(plan, run.found(plan), None, path_of(out))
         run.read_evaluation_text()
         plan, statistics = run.plan()
         return run.carry_out(plan, statistics, folder, path_of(out))

@@ -216,10 +216,10 @@ class Run:
             form = self._cut(plan, statistics)
         if folder is not None:
             check_space(folder, form)
-        numbers = self.sizes(plan)
+        numbers = self.found(plan)
         after = sum(spec.elements for spec in form.weights.specs.values())
         numbers["parameters"] = {"before": self.structure.parameters, "after": after}
-        numbers |= self._numbers | self._evaluated(form)
+        numbers |= self._evaluated(form)
         if folder is not None:
             with self._timed("write"):
                 size = write_model(folder, form)
@@ -243,14 +243,15 @@ class Run:
             )
         return self.result(plan, numbers, form, out)
 
-    def sizes(self, plan: Plan) -> dict[str, Any]:
-        """Parameters before and after, as the plan alone gives them (no bias added)."""
+    def found(self, plan: Plan) -> dict[str, Any]:
+        """What scores and repairs said, and parameters before and after without added biases."""
         removed = plan.removed_parameters(self.structure)
         total, prunable = self.structure.parameters, self.structure.prunable
         return {
             "parameters": {"before": total, "after": total - removed},
             "prunable_parameters": {"before": prunable, "after": prunable - removed},
             "removed_share": removed / max(prunable, 1),
+            **self._numbers,
         }
 
     def result(

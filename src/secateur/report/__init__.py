@@ -1,13 +1,17 @@
 """Numbers as rows that people read."""
 
+from .blend import BLEND_COLUMNS, blend_chart, blend_rows
 from .rows import evaluation_line, layer_rows, number_rows, plan_difference
 from .structure_picture import structure_picture
 from .structures import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
 from .tables import comparison_columns, comparison_row, write_comparison
 
 __all__ = [
+    "BLEND_COLUMNS",
     "STRUCTURE_COLUMNS",
     "StructureRow",
+    "blend_chart",
+    "blend_rows",
     "comparison_columns",
     "comparison_row",
     "evaluation_line",

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .blend import Blend, blend_chart
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -94,15 +96,30 @@ svg { max-width: 100%; height: auto } p.small { color: #55605b; font-size: .9rem
 {%- for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</table>
 {% endfor %}
+{% if blend %}
+<h2>Blend of coarse and fine scores by layer</h2>
+<p>Methods that fuse two gradient scores: the coarse one is one sum over a unit's weights times
+gradients, the fine one the sum of the magnitudes. The dashed line is an equal blend.</p>
+{{ blend }}
+{% endif %}
 <p class="small">{{ footnote }}</p>
 </html>
 """
 
 
-def page(title: str, about: str, footnote: str, dense: Trial, trials: Sequence[Trial]) -> str:
-    """A page of its own: chart, then one table a ratio with the best method marked."""
+def page(
+    title: str,
+    about: str,
+    footnote: str,
+    dense: Trial,
+    trials: Sequence[Trial],
+    blends: Mapping[str, Blend] | None = None,
+) -> str:
+    """A page of its own: chart, then one table a ratio with the best method marked.
+
+    `blends` are those of the methods that fuse two scores: see `blend_chart`.
+    """
     from jinja2 import Environment
-    from markupsafe import Markup
 
     windows = list(dense.perplexity)
     tables: list[tuple[str, Any, int]] = []
@@ -119,7 +136,15 @@ def page(title: str, about: str, footnote: str, dense: Trial, trials: Sequence[T
         title=title,
         about=about,
         footnote=footnote,
-        chart=Markup(drawn[drawn.index("<svg") :]),
+        chart=_inline(drawn),
+        blend=_inline(blend_chart(blends)) if blends else "",
         columns=trial_columns(windows),
         tables=tables,
     )
+
+
+def _inline(svg: str) -> Any:
+    """An SVG file as part of a page."""
+    from markupsafe import Markup
+
+    return Markup(svg[svg.index("<svg") :])

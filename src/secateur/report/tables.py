@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .blend import blends_of
 from .comparison import Trial, page
 
 Row = Mapping[str, Any]
@@ -41,6 +42,7 @@ def write_comparison(folder: Path, model: str, rows: Sequence[Row]) -> None:
             "Weights are counted, not written.",
             _dense(rows[0]),
             [_trial(row) for row in rows],
+            blends_of(rows),
         )
         (folder / "comparison.html").write_text(html, encoding="utf-8")
 

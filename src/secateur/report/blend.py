@@ -1,0 +1,73 @@
+"""The blend of coarse and fine scores by layer: HyWIA's headline observation, as table and chart.
+
+A blend is the two shares by axis name, `{"layers.3.mlp": {"coarse": 0.8, "fine": 0.2}}`.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Blend = Mapping[str, Mapping[str, float]]
+
+BLEND_COLUMNS = ("layer", "units", "coarse", "fine")
+
+
+def blend_rows(blend: Blend) -> list[tuple[int, str, str, str]]:
+    """(layer, kind of units, share of the coarse score, share of the fine one)."""
+    return [
+        (layer, kind, f"{blend[axis]['coarse']:.2f}", f"{blend[axis]['fine']:.2f}")
+        for layer, kind, axis in _placed(blend)
+    ]
+
+
+def blend_chart(blends: Mapping[str, Blend]) -> str:
+    """Share of the coarse score over the layers, one panel a method, as SVG text."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7.2, 0.6 + 2.4 * len(blends)), layout="constrained")
+    FigureCanvasSVG(figure)
+    panels = figure.subplots(len(blends), 1, squeeze=False, sharex=True)[:, 0]
+    for panel, (method, blend) in zip(panels, blends.items(), strict=True):
+        placed = _placed(blend)
+        for kind in dict.fromkeys(kind for _, kind, _ in placed):
+            points = [(layer, blend[axis]["coarse"]) for layer, own, axis in placed if own == kind]
+            panel.plot(*zip(*points, strict=True), marker="o", label=kind)
+        panel.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--")
+        panel.set_ylim(-0.04, 1.04)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_title(method, fontsize="medium")
+        panel.set_ylabel("share of the coarse\nscore (rest: fine)")
+        panel.grid(visible=True, alpha=0.25)
+        panel.legend(title="units", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panels[-1].set_xlabel("decoder layer, from 0")
+    text = io.StringIO()
+    with rc_context({"svg.hashsalt": "secateur"}):  # same data, same bytes
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def blends_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Blend]:
+    """The blends of a comparison's rows by method: ratio and repair do not change them.
+
+    A fusion that gives both the same share everywhere has nothing to show.
+    """
+    found = {row["method"]: row["blend"] for row in rows if row.get("blend")}
+    return {method: blend for method, blend in found.items() if varies(blend)}
+
+
+def varies(blend: Blend) -> bool:
+    """Whether the blend is not the same in all layers."""
+    shares = [one["coarse"] for one in blend.values()]
+    return max(shares) - min(shares) > 1e-6
+
+
+def _placed(blend: Blend) -> list[tuple[int, str, str]]:
+    """(layer, kind, axis) in the order of layers."""
+    found = []
+    for axis in blend:
+        _, layer, kind = axis.split(".", 2)
+        found.append((int(layer), kind, axis))
+    return sorted(found)
