@@ -49,6 +49,13 @@ Spoil = Callable[[Path], None]
         (["--seed", "-1"], ["seed", "greater than or equal to 0"]),
         (["--align", "0"], ["align", "greater than or equal to 1"]),
         (["--attention-units", "-1"], ["attention_units", "greater than or equal to 0"]),
+        (["--attention-ratio", "1"], ["attention_ratio", "less than 1"]),
+        (["--attention-ratio", "0.2"], ["search 'AL-AM'", "--search AL-MM"]),
+        (
+            ["--attention-ratio", "0.2", "--attention-units", "2", "--search", "AL-MM"],
+            ["--attention-units", "--attention-ratio"],
+        ),
+        (["--mlp-layers", "0-9"], ["--mlp-layers", "'0-9'", "0 to 2"]),
         (["--hidden-gib", "-1"], ["hidden_gib", "greater than or equal to 0"]),
         (["--evaluate-tokens", "1"], ["evaluate_tokens", "greater than or equal to 2"]),
         pytest.param(

@@ -10,7 +10,7 @@ from conftest import tiny_model
 from secateur.errors import SecateurError
 from secateur.models import open_model
 from secateur.search import SEARCHES, Limits, removable, search, standardised
-from secateur.search.modes import al_am
+from secateur.search.modes import Request, al_am
 from secateur.search.removal import Removal, remove_lowest
 from secateur.structure import Axis
 
@@ -125,6 +125,42 @@ def test_the_number_of_attention_units_can_be_given() -> None:
         assert sum(len(removed[a.name]) for a in axes if a.kind == "attention") == wanted
 
 
+@pytest.mark.parametrize("name", ["AL-MM", "UL-MM", "uniform"])
+def test_attention_loses_its_own_share_and_the_mlps_give_the_rest(name: str) -> None:
+    axes = axes_of()
+    attention = [axis for axis in axes if axis.kind == "attention"]
+    budget = 0.4 * sum(axis.units * axis.cost for axis in axes)
+    for ratio, expected in ((0.0, 0), (0.34, 3)):  # none, or one of three in each of three layers
+        removed = search(name, axes, random_scores(axes), budget, attention_ratio=ratio)
+        assert sum(len(removed[axis.name]) for axis in attention) == expected
+        assert cost(axes, removed) == pytest.approx(budget, abs=len(axes) * axes[0].cost)
+
+
+def test_each_kind_has_its_own_range_of_layers() -> None:
+    axes = axes_of()
+    limits = Limits(layers=(0, 1), attention_layers=(2,))
+    budget = 0.2 * sum(axis.units * axis.cost for axis in axes)
+    for name in ALL:
+        removed = search(name, axes, random_scores(axes), budget, limits=limits)
+        assert set(removed) == {"layers.0.mlp", "layers.1.mlp", "layers.2.attention"}
+
+
+def test_attention_shares_that_miss_the_budget_are_refused() -> None:
+    axes = axes_of()
+    total = sum(axis.units * axis.cost for axis in axes)
+    with pytest.raises(SecateurError, match="--attention-ratio"):
+        search("AL-MM", axes, random_scores(axes), 0.1 * total, attention_ratio=0.7)
+    with pytest.raises(SecateurError, match="--attention-ratio"):
+        search("uniform", axes, random_scores(axes), 0.7 * total, attention_ratio=0.0)
+    with pytest.raises(SecateurError, match="--search AL-MM"):
+        search("AL-AM", axes, random_scores(axes), 0.2 * total, attention_ratio=0.2)
+
+
+def test_nothing_goes_for_less_than_nothing() -> None:
+    removal = Removal.plan(torch.arange(4.0), 10)
+    assert remove_lowest({"a": removal}, -5.0, nearest=False) == {"a": 0}
+
+
 def test_more_than_can_go_is_refused_with_how_much_can() -> None:
     axes = axes_of()
     total = sum(axis.units * axis.cost for axis in axes)
@@ -138,7 +174,7 @@ def test_adaptive_search_equals_plain_sorting_of_all_units() -> None:
     scores = random_scores(axes)
     total = sum(axis.units * axis.cost for axis in axes)
     removals = {a.name: Removal.plan(standardised(scores[a.name]), a.cost, floor=0) for a in axes}
-    steps = al_am(axes, removals, 0.35 * total, 0.35, None)
+    steps = al_am(axes, removals, Request(0.35 * total, 0.35))
     ranked = sorted(
         (value.item(), axis.cost, axis.name, unit)
         for axis in axes

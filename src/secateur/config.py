@@ -52,10 +52,20 @@ class PruneConfig(BaseModel):
     attention_units: Annotated[
         int | None, Field(ge=0, description="Attention units to remove (UL-MM, AL-MM, uniform)")
     ] = None
+    attention_ratio: Annotated[
+        float | None,
+        Field(ge=0, lt=1, description="Share of attention to remove (UL-MM, AL-MM, uniform)"),
+    ] = None
     square_attention: Annotated[
         bool, Field(description="Square attention scores, as FLAP's public code does")
     ] = False
     layers: Annotated[str | None, Field(description="Layers that may lose units: 4-29")] = None
+    attention_layers: Annotated[
+        str | None, Field(description="Layers whose attention may lose units; default: --layers")
+    ] = None
+    mlp_layers: Annotated[
+        str | None, Field(description="Layers whose MLP may lose units; default: --layers")
+    ] = None
     granularity: Annotated[
         str | None,
         Field(description="What a unit is: kv_group,channel by default; see discover"),

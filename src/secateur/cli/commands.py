@@ -54,7 +54,7 @@ used, unless --evaluate names a text (or none).
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings: run.toml"
 )
-@settings_options
+@settings_options()
 @click.option("--dry-run", is_flag=True, help="Make the plan alone; --out gets plan.json")
 @_FORCE
 @_JSON
@@ -254,18 +254,8 @@ No pruned model is written: --out gets the table as comparison.json, .csv and .h
 @click.option("--methods", required=True, metavar="A,B", help="Methods")
 @click.option("--ratios", default="0.2,0.5", metavar="X,Y", help="Shares to remove  [0.2,0.5]")
 @click.option("--repairs", default="", metavar="A,B", help="Repairs; default: each method's own")
-@click.option("--use", default=None, metavar="FILE", help="Python file with a score of your own")
 @_OUT
-@click.option("--calibration", default=None, metavar="NAME", help="Calibration text  [c4]")
-@click.option("--samples", type=int, default=None, metavar="N", help="Calibration windows  [128]")
-@click.option("--length", type=int, default=None, metavar="N", help="Tokens in a window")
-@click.option("--evaluate", default=None, metavar="NAME", help="Text for perplexity  [spare]")
-@click.option("--evaluate-tokens", type=int, default=None, metavar="N", help="At most so many")
-@click.option("--align", type=int, default=None, metavar="N", help="Grid of MLP widths  [8]")
-@click.option("--batch", type=int, default=None, metavar="N", help="Windows at once  [8]")
-@click.option("--seed", type=int, default=None, metavar="N", help="Seed of every draw  [0]")
-@click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda  [auto]")
-@click.option("--dtype", default=None, metavar="NAME", help="Arithmetic of the passes  [auto]")
+@settings_options("method", "ratio", "repair", "importance", "fusion")
 @_FORCE
 @_JSON
 def compare_command(

@@ -15,23 +15,31 @@ from ..errors import SecateurError
 _FIELDS = {name: field for name, field in PruneConfig.model_fields.items() if name != "model"}
 
 
-def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add one option for each setting; an option not given is None."""
-    for name, field in reversed(_FIELDS.items()):
-        default = "" if field.default is None else f"  [{field.default}]"
-        flag = f"--{name.replace('_', '-')}"
-        kind = _kind(field.annotation)
-        if kind is bool:
-            flag, kind = f"{flag}/--no-{name.replace('_', '-')}", None
-        command = click.option(
-            flag,
-            name,
-            type=kind,
-            default=None,
-            metavar=None if kind is None else _metavar(field.annotation),
-            help=f"{field.description}{default}",
-        )(command)
-    return command
+def settings_options(*without: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add one option for each setting but those `without`; an option not given is None."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, field in reversed(_FIELDS.items()):
+            command = command if name in without else _option(name, field)(command)
+        return command
+
+    return add
+
+
+def _option(name: str, field: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    default = "" if field.default is None else f"  [{field.default}]"
+    flag = f"--{name.replace('_', '-')}"
+    kind = _kind(field.annotation)
+    if kind is bool:
+        flag, kind = f"{flag}/--no-{name.replace('_', '-')}", None
+    return click.option(
+        flag,
+        name,
+        type=kind,
+        default=None,
+        metavar=None if kind is None else _metavar(field.annotation),
+        help=f"{field.description}{default}",
+    )
 
 
 def listed(names: Iterable[str], indent: int = 13) -> str:

@@ -81,18 +81,20 @@ def selected(opened: OpenModel, granularity: str | None) -> Structure:
     return structure
 
 
-def layer_range(text: str | None, structure: Structure) -> tuple[int, ...] | None:
-    """The layers that `text` (4-29) names; None for all.
+def layer_range(
+    text: str | None, structure: Structure, what: str = "--layers"
+) -> tuple[int, ...] | None:
+    """The layers that `text` (4-29), the value of the option `what`, names; None for all.
 
     Raises:
         SecateurError: not a range, or beyond the model's layers.
     """
     if text is None:
         return None
-    layers = parse_ranges(text, what="--layers", size=structure.layers)
+    layers = parse_ranges(text, what=what, size=structure.layers)
     if not layers:
         raise SecateurError(
-            f"--layers names no layer; expected a range like 0-{structure.layers - 1}."
+            f"{what} names no layer; expected a range like 0-{structure.layers - 1}."
         )
     return layers
 

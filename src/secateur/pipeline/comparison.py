@@ -34,8 +34,8 @@ def compare(
     """One row for each method, ratio and repair (none given: the method's own).
 
     A row has `method`, `ratio`, `repair`, `removed` (the share of decoder linears that went),
-    `seconds` and `perplexity`, a list by window; `blend` is that of a fusion. `each` is called with every result, for what rows
-    do not say. `settings` are those of `prune`.
+    `seconds` and `perplexity`, a list by window; `blend` is that of a fusion. `each` is called with
+    every result, for what rows do not say. `settings` are those of `prune`.
 
     Raises:
         SecateurError: bad input, or a ratio that a method cannot meet.

@@ -20,7 +20,7 @@ from ..importance import IMPORTANCE, Importance, score
 from ..methods import METHODS
 from ..models import OpenModel, StreamedModel, load
 from ..progress import Progress, Quiet
-from ..search import Limits, check_budget, search
+from ..search import Limits, check_budget, check_division, search
 from ..stats import Statistics, Walk, collect
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, Repaired, sequential_repair
@@ -217,6 +217,7 @@ def kept_units(
         budget_of(structure, config),
         limits=limits_of(structure, config),
         attention_units=config.attention_units,
+        attention_ratio=config.attention_ratio,
         scale=config.scale,
         samples=samples,
     )
@@ -233,11 +234,22 @@ def check_ratio(structure: Structure, config: PruneConfig) -> None:
         SecateurError: it cannot, or the layer range makes no sense.
     """
     check_budget(structure.axes, limits_of(structure, config), budget_of(structure, config))
+    divided = config.attention_units is not None or config.attention_ratio is not None
+    check_division(config.search_name, divided)
+    if config.attention_units is not None and config.attention_ratio is not None:
+        raise SecateurError(
+            "Both --attention-units and --attention-ratio are given; one of them says it all."
+        )
 
 
 def limits_of(structure: Structure, config: PruneConfig) -> Limits:
     """The layer range and the grid of widths that the settings ask for."""
-    return Limits(layers_of(structure, config), config.align)
+    return Limits(
+        layers_of(structure, config),
+        config.align,
+        layer_range(config.attention_layers, structure, "--attention-layers"),
+        layer_range(config.mlp_layers, structure, "--mlp-layers"),
+    )
 
 
 def layers_of(structure: Structure, config: PruneConfig) -> tuple[int, ...] | None:

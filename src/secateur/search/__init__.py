@@ -1,20 +1,23 @@
 """Structure search: scores and a budget decide which units go."""
 
 from .budget import Limits, check_budget, removable
-from .modes import SEARCHES, Mode, Search, search
+from .modes import DIVIDING, SEARCHES, Mode, Request, Search, check_division, search
 from .removal import Removal, remove_lowest
 from .stability import fluctuation, instability
 from .standardise import SCALES, channel_sum, logarithmic, per_parameter, rescaled, standardised
 
 __all__ = [
+    "DIVIDING",
     "SCALES",
     "SEARCHES",
     "Limits",
     "Mode",
     "Removal",
+    "Request",
     "Search",
     "channel_sum",
     "check_budget",
+    "check_division",
     "fluctuation",
     "instability",
     "logarithmic",

@@ -14,11 +14,14 @@ EXPERT_GRID = 8
 class Limits:
     """Which layers may lose units (`None`: all), and the grid of MLP widths.
 
+    `attention_layers` and `mlp_layers` take the place of `layers` for units of that kind.
     No layer loses its last attention unit, nor its last `align` MLP channels.
     """
 
     layers: tuple[int, ...] | None = None
     align: int = 1
+    attention_layers: tuple[int, ...] | None = None
+    mlp_layers: tuple[int, ...] | None = None
 
     def grid(self, axis: Axis) -> int:
         """Widths that `axis` may have are multiples of this."""
@@ -33,8 +36,12 @@ class Limits:
 
     def selected(self, axes: Sequence[Axis]) -> list[Axis]:
         """Axes in the layers that may lose units (the hidden width is in all of them)."""
-        chosen = self.layers
-        return [axis for axis in axes if chosen is None or axis.layer in chosen or axis.layer < 0]
+        return [axis for axis in axes if self._allows(axis)]
+
+    def _allows(self, axis: Axis) -> bool:
+        own = {"attention": self.attention_layers, "mlp": self.mlp_layers}.get(axis.kind)
+        chosen = self.layers if own is None else own
+        return chosen is None or axis.layer in chosen or axis.layer < 0
 
 
 def removable(axes: Sequence[Axis], limits: Limits) -> int:

@@ -37,9 +37,34 @@ from .standardise import channel_sum, rescaled, standardised
 Scores = Mapping[str, Float[Tensor, "unit width"]]
 Samples = Mapping[str, Float[Tensor, "sample _"]]
 
-# (axes that may lose units, their removal steps, budget in parameters, ratio of the selected
-# axes' parameters, attention units to remove in all or None) -> steps lost by each axis
-Search = Callable[[Sequence[Axis], Mapping[str, Removal], float, float, int | None], dict[str, int]]
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a search.
+
+    `budget` in parameters; `share` the ratio of it to the parameters of the axes that may lose
+    some. Of attention, `attention_units` over all layers go, or the share `attention_ratio`; None
+    means `share`, and the MLPs give the rest.
+    """
+
+    budget: float
+    share: float
+    attention_units: int | None = None
+    attention_ratio: float | None = None
+
+    @property
+    def attention_share(self) -> float:
+        """The share of attention to remove where no number of units is asked for."""
+        return self.share if self.attention_ratio is None else self.attention_ratio
+
+    @property
+    def divides(self) -> bool:
+        """Whether it says itself how much attention is to lose."""
+        return self.attention_units is not None or self.attention_ratio is not None
+
+
+# (axes that may lose units, their removal steps, what is asked) -> steps lost by each axis
+Search = Callable[[Sequence[Axis], Mapping[str, Removal], Request], dict[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +89,23 @@ def search(
     *,
     limits: Limits | None = None,
     attention_units: int | None = None,
+    attention_ratio: float | None = None,
     scale: str | None = None,
     samples: Samples | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Units to remove from each axis, by the search `name`, for `budget` parameters in all.
 
-    `attention_units` is the number of attention units to remove over all layers in the searches
-    that take one (`UL-MM`, `AL-MM`, `uniform`); None means the budget's share.
+    `attention_units` is the number of attention units to remove over all layers, `attention_ratio`
+    the share of them, in the searches that divide the budget (`UL-MM`, `AL-MM`, `uniform`); None
+    means the budget's share.
     `scale` (`raw`, `per-parameter`, `standardised`, `log`) takes the place of the search's own;
     the searches by sample have none.
     `samples` are unit scores for each calibration sample, which the searches by stability need.
 
     Raises:
         SecateurError: more is asked for than the floors and the layer range allow, there is no such
-            scale, or the search needs scores by sample and has none.
+            scale, the search does not divide the budget and is told how, or it needs scores by
+            sample and has none.
     """
     mode = SEARCHES[name]
     limits = limits or Limits()
@@ -92,7 +120,11 @@ def search(
     ranks |= _whole_ones(name, chosen, scores, scale)
     removals = {axis.name: _removal(ranks[axis.name], axis, limits) for axis in chosen}
     share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
-    steps = mode.compete(chosen, removals, budget, share, attention_units)
+    request = Request(budget, share, attention_units, attention_ratio)
+    check_division(name, request.divides)
+    steps = mode.compete(chosen, removals, request)
+    if request.divides:
+        _check_shares(chosen, removals, steps, request)
     if mode.pick is not None:
         removals = {
             axis.name: _removal(mode.pick(scores[axis.name]), axis, limits) for axis in chosen
@@ -129,6 +161,39 @@ def _ranks(
     return mode.rank(own, samples[axis.name])
 
 
+def check_division(name: str, divided: bool) -> None:
+    """Make sure that a search which is told how much attention loses listens to it.
+
+    Raises:
+        SecateurError: it does not.
+    """
+    if divided and name not in DIVIDING:
+        raise SecateurError(
+            f"The search {name!r} lets attention and MLPs compete, so that it cannot be told how"
+            " much attention loses.\nType --search AL-MM or --search uniform."
+        )
+
+
+def _check_shares(
+    axes: Sequence[Axis],
+    removals: Mapping[str, Removal],
+    steps: Mapping[str, int],
+    request: Request,
+) -> None:
+    """Make sure that attention was to lose no more than the budget, and the MLPs gave the rest."""
+    attention = {axis.name: removals[axis.name] for axis in axes if axis.kind == "attention"}
+    lost, spent = _spent(steps, attention), _spent(steps, removals)
+    slack = sum(
+        int(r.costs.max()) for n, r in removals.items() if n not in attention and len(r.ends)
+    )
+    if lost > request.budget + slack or spent < request.budget - slack:
+        raise SecateurError(
+            f"The ratio asks for {request.budget:,.0f} parameters; attention loses {lost:,} of them"
+            f" and the MLPs {spent - lost:,}.\nChange --attention-ratio (or --attention-units), or"
+            " --ratio."
+        )
+
+
 def _removal(values: Float[Tensor, " unit"], axis: Axis, limits: Limits) -> Removal:
     return Removal.plan(
         values,
@@ -140,73 +205,58 @@ def _removal(values: Float[Tensor, " unit"], axis: Axis, limits: Limits) -> Remo
 
 
 def ul_um(
-    axes: Sequence[Axis],
-    removals: Mapping[str, Removal],
-    budget: float,
-    ratio: float,
-    attention_units: int | None,
+    axes: Sequence[Axis], removals: Mapping[str, Removal], request: Request
 ) -> dict[str, int]:
     """The same share of every axis, rounded down (so at most the budget)."""
-    return {axis.name: removals[axis.name].steps_for(int(ratio * axis.units)) for axis in axes}
+    return {
+        axis.name: removals[axis.name].steps_for(int(request.share * axis.units)) for axis in axes
+    }
 
 
 def ul_mm(
-    axes: Sequence[Axis],
-    removals: Mapping[str, Removal],
-    budget: float,
-    ratio: float,
-    attention_units: int | None,
+    axes: Sequence[Axis], removals: Mapping[str, Removal], request: Request
 ) -> dict[str, int]:
     """The same number of attention units in each layer; MLP channels up to each layer's budget."""
-    return _per_layer(axes, removals, ratio, attention_units, nearest=False)
+    return _per_layer(axes, removals, request, nearest=False)
 
 
 def uniform(
-    axes: Sequence[Axis],
-    removals: Mapping[str, Removal],
-    budget: float,
-    ratio: float,
-    attention_units: int | None,
+    axes: Sequence[Axis], removals: Mapping[str, Removal], request: Request
 ) -> dict[str, int]:
     """The same share of every layer: attention to the nearest unit, MLP nearest to the rest."""
-    return _per_layer(axes, removals, ratio, attention_units, nearest=True)
+    return _per_layer(axes, removals, request, nearest=True)
 
 
 def al_mm(
-    axes: Sequence[Axis],
-    removals: Mapping[str, Removal],
-    budget: float,
-    ratio: float,
-    attention_units: int | None,
+    axes: Sequence[Axis], removals: Mapping[str, Removal], request: Request
 ) -> dict[str, int]:
     """The lowest attention units of all layers; then the lowest MLP channels of all layers."""
     attention = [axis for axis in axes if axis.kind == "attention"]
-    if attention_units is None:
-        attention_units = round(ratio * sum(axis.units for axis in attention))
+    wanted = request.attention_units
+    if wanted is None:
+        wanted = round(request.attention_share * sum(axis.units for axis in attention))
     ones = {
         axis.name: Removal(r.order, r.ends, r.scores, 1)
         for axis in attention
         for r in [removals[axis.name]]
     }
-    steps = remove_lowest(ones, attention_units, nearest=False)
-    left = budget - _spent(steps, removals)
+    steps = remove_lowest(ones, wanted, nearest=False)
+    left = request.budget - _spent(steps, removals)
     channels = {axis.name: removals[axis.name] for axis in axes if axis.kind != "attention"}
     return steps | remove_lowest(channels, left, nearest=False)
 
 
 def al_am(
-    axes: Sequence[Axis],
-    removals: Mapping[str, Removal],
-    budget: float,
-    ratio: float,
-    attention_units: int | None,
+    axes: Sequence[Axis], removals: Mapping[str, Removal], request: Request
 ) -> dict[str, int]:
     """One ranking of all units, each at its cost in parameters; nearest to the budget."""
-    return remove_lowest(removals, budget, nearest=True)
+    return remove_lowest(removals, request.budget, nearest=True)
 
 
 # The searches that can take whole blocks and layers: a share of each layer has none.
 _GLOBAL = ("AL-AM", "AL-MM", "global")
+# The searches that give attention a share of its own.
+DIVIDING = ("UL-MM", "AL-MM", "uniform")
 
 SEARCHES = {
     "AL-AM": Mode(al_am, standardised),
@@ -224,8 +274,7 @@ SEARCHES = {
 def _per_layer(
     axes: Sequence[Axis],
     removals: Mapping[str, Removal],
-    ratio: float,
-    attention_units: int | None,
+    request: Request,
     *,
     nearest: bool,
 ) -> dict[str, int]:
@@ -233,12 +282,13 @@ def _per_layer(
     layers = sorted({axis.layer for axis in axes})
     for layer in layers:
         here = [axis for axis in axes if axis.layer == layer]
-        left = ratio * sum(axis.units * removals[axis.name].cost for axis in here)
+        left = request.share * sum(axis.units * removals[axis.name].cost for axis in here)
         for axis in (axis for axis in here if axis.kind == "attention"):
-            if attention_units is not None:
-                wanted = attention_units // len(layers)
+            if request.attention_units is not None:
+                wanted = request.attention_units // len(layers)
             else:
-                wanted = round(ratio * axis.units) if nearest else int(ratio * axis.units)
+                exact = request.attention_share * axis.units
+                wanted = round(exact) if nearest else int(exact)
             steps[axis.name] = removals[axis.name].steps_for(wanted)
         left -= _spent(steps, {axis.name: removals[axis.name] for axis in here})
         channels = {axis.name: removals[axis.name] for axis in here if axis.kind != "attention"}

@@ -71,7 +71,7 @@ def remove_lowest(
     """How many steps each axis loses if the lowest-scored steps of all go first.
 
     Steps go until the cost comes nearest to `budget` parameters (`nearest`), or stays at or below
-    it. Ties go by the order of the axes.
+    it; none goes for less than nothing. Ties go by the order of the axes.
     """
     counts = dict.fromkeys(removals, 0)
     if not removals:
@@ -83,6 +83,10 @@ def remove_lowest(
     )
     order = scores.argsort(stable=True)
     spent = torch.cat([costs.new_zeros(1), costs[order].cumsum(0)]).double()
-    taken = int((spent - budget).abs().argmin()) if nearest else int((spent <= budget).sum()) - 1
+    taken = (
+        int((spent - budget).abs().argmin())
+        if nearest
+        else int((spent <= max(budget, 0)).sum()) - 1
+    )
     lost = torch.bincount(owner[order[:taken]], minlength=len(removals))
     return dict(zip(counts, lost.tolist(), strict=True))
