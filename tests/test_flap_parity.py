@@ -18,7 +18,7 @@ from torch import Tensor
 from conftest import shared
 from secateur.importance import IMPORTANCE, score
 from secateur.models import filled, open_model
-from secateur.search import SEARCHES, Removal, standardised
+from secateur.search import SEARCHES, Removal, Request, standardised
 from secateur.stats import Walk, collect
 from secateur.structure import Axis, Plan, Structure
 from secateur.surgery import PrunedWeights, bias
@@ -105,7 +105,7 @@ def our_masks(
         removal = Removal.plan(mode.rank(scores[axis.name]), 3, floor=0)
         removals[axis.name] = Removal(removal.order, removal.ends, removal.scores, round(cost * 3))
     total = sum(len(r.order) * r.cost for r in removals.values())
-    steps = mode.compete(axes, removals, ratio * total, ratio, heads)
+    steps = mode.compete(axes, removals, Request(ratio * total, ratio, heads))
     heads_kept = torch.ones(LAYERS, HEADS, dtype=torch.uint8)
     channels_kept = torch.ones(LAYERS, WIDTH, dtype=torch.uint8)
     for axis in axes:

@@ -18,7 +18,10 @@ from secateur.stats.taylor import modules
 from secateur.structure import Axis
 
 # One of every layout: grouped queries, biases, sliding windows, norms of queries and keys.
-LAYOUTS = ["llama-gqa", "llama-biased", "mistral-gqa", "qwen2-gqa", "qwen3-biased"]
+LAYOUTS = [
+    "llama-gqa", "llama-biased", "mistral-gqa", "qwen2-gqa", "qwen3-biased", "gemma2", "granite",
+    "smollm3",
+]  # fmt: skip
 # What the whole-model route below spells out with the names of their linears.
 HAND_MADE = [
     *LAYOUTS, "llama-mha", "llama-tied", "mistral-mha", "qwen2-sliding", "qwen3-gqa",

@@ -496,3 +496,31 @@ def test_a_slip_is_told(options: dict[str, Any], message: str, tokens: Tensor) -
     opened = open_model(tiny_model())
     with pytest.raises(SecateurError, match=message):
         repaired(opened, plan_of(opened.structure), tokens, **options)
+
+
+@pytest.mark.parametrize("variant", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_the_student_has_its_experts_cut_and_later_layers_repay_that(
+    variant: str, tokens: Tensor
+) -> None:
+    opened = open_model(tiny_model(variant))
+    first = min(a.layer for a in opened.structure.axes if a.granularity == "expert_channel")
+    axis = next(
+        a for a in opened.structure.axes if a.granularity == "expert_channel" and a.layer == first
+    )
+    each = axis.units // axis.groups
+    keep = tuple(g * each + u for g in range(axis.groups) for u in range(each // 2))
+    plan = Plan({axis.name: keep}, opened.structure.architecture, opened.structure.weights)
+    before = {r.module: r.before for r in repaired(opened, plan, tokens, damping=0.01).reports}
+    layers = {int(module.split(".layers.")[1].split(".")[0]): b for module, b in before.items()}
+    assert layers[first] == 0
+    # what it was fitted on is what the cut model's attention sees
+    weights = PrunedWeights(opened.weights, opened.structure, plan)
+    form = pruned_form(
+        opened.family, opened.raw_config, opened.config, opened.structure, plan, weights
+    )
+    name = opened.structure.by_name[f"layers.{first + 1}.attention"].consumer.module
+    wanted = captured(tiny_model(variant), tokens, name, output=True)
+    missed = captured(filled(form.empty(), form.weights), tokens, name, output=True) - wanted
+    share = float(missed.square().sum() / wanted.square().sum())
+    assert share > 0
+    assert layers[first + 1] == pytest.approx(share, rel=1e-3)

@@ -12,10 +12,8 @@ this project's completion. (A query symmetric in the two keys would force alpha 
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from .blend import HYWIA, attention, blended
-from .probes import ask, cosine, disagreement_runs, keys
+from .probes import ask_each, cosine, disagreement_runs, keys
 from .registry import Fused, Probe, Scope, fusion
 
 PROBES = 8
@@ -27,9 +25,9 @@ def evidence(
     scopes: Mapping[str, Scope], probe: Probe, *, tau: float = TAU, probes: int = PROBES
 ) -> dict[str, Fused]:
     """Attention to the granularity that foretells the loss of masked units, scope by scope."""
-    alphas: dict[str, Tensor] = {}
-    for axis, scope in scopes.items():
-        masks = disagreement_runs(*scope.pair(), probes)
-        agreement = cosine(ask(probe, {axis: masks}), keys(scope, masks))
-        alphas[axis] = attention(agreement, tau)
-    return blended(scopes, alphas)
+    masks = {axis: disagreement_runs(*scope.pair(), probes) for axis, scope in scopes.items()}
+    losses = ask_each(probe, masks)
+    agreement = {
+        axis: cosine(losses[axis], keys(scope, masks[axis])) for axis, scope in scopes.items()
+    }
+    return blended(scopes, {axis: attention(found, tau) for axis, found in agreement.items()})

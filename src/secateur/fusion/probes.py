@@ -62,6 +62,24 @@ def ask(probe: Probe, masks: Mapping[str, Bool[Tensor, "probe _"]]) -> Float[Ten
     return losses
 
 
+def ask_each(
+    probe: Probe, masks: Mapping[str, Bool[Tensor, "probe _"]]
+) -> dict[str, Float[Tensor, " probe"]]:
+    """The losses of each scope's masks with the other scopes whole: one question for all.
+
+    Raises:
+        SecateurError: as `ask`.
+    """
+    counts = [len(own) for own in masks.values()]
+    combined: dict[str, Tensor] = {}
+    start = 0
+    for axis, own in masks.items():
+        combined[axis] = torch.zeros(sum(counts), own.shape[1], dtype=torch.bool)
+        combined[axis][start : start + len(own)] = own
+        start += len(own)
+    return dict(zip(masks, ask(probe, combined).split(counts), strict=True)) if masks else {}
+
+
 def cosine(
     query: Float[Tensor, " probe"], key: Float[Tensor, "probe *granularity"]
 ) -> Float[Tensor, "*granularity"]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .blend import HYWIA, blended, relative
 from .evidence import PROBES
-from .probes import ask, cosine, disagreement_runs, keys, ranks
+from .probes import ask_each, cosine, disagreement_runs, keys, ranks
 from .registry import BY_SAMPLE, Fused, Probe, Scope, fusion
 
 HIDDEN = 8
@@ -72,11 +72,11 @@ def trained(
     steps: int = STEPS,
 ) -> dict[str, Fused]:
     """A small shared attention, fitted to what masking units does to the loss."""
+    masks = {axis: disagreement_runs(*scope.pair(), probes) for axis, scope in scopes.items()}
+    losses = ask_each(probe, masks)
+    questions = [(losses[axis], keys(scope, masks[axis])) for axis, scope in scopes.items()]
     seen: list[Tensor] = []
-    questions: list[tuple[Tensor, Tensor]] = []
-    for axis, scope in scopes.items():
-        masks = disagreement_runs(*scope.pair(), probes)
-        questions.append((ask(probe, {axis: masks}), keys(scope, masks)))
+    for scope in scopes.values():
         pairs = zip(scope.pair(), scope.sample_pair(), strict=True)
         seen.append(torch.stack([features(scores, samples) for scores, samples in pairs]))
     projection = fit(initial(generator), seen, questions, steps)

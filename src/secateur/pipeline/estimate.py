@@ -5,23 +5,24 @@ magnitudes; both are taken window by window (see `secateur.stats.taylor`), and s
 calibration window too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import SecateurError
 from ..evaluation import summed_loss
 from ..fusion import FUSIONS, Scope, fuse
 from ..importance import IMPORTANCE, gradients_needed, statistics_needed
-from ..models import StreamedModel
+from ..progress import Progress
 from ..stats import LayerStep, Statistics, Walk
 from ..stats.collect import find
 from ..stats.stream import hidden_of
+from ..stats.substitute import substituted
 from ..structure import Axis
 
 # What each granularity of a fusion is made of.
@@ -71,21 +72,22 @@ def fused_scores(
     fusion: str,
     axes: Sequence[Axis],
     statistics: Statistics,
-    source: StreamedModel,
-    asking: Int64[Tensor, "window token"],
+    asking: Walk,
     *,
     seed: int,
+    progress: Progress | None = None,
 ) -> Estimate:
-    """The fused scores of `axes`, comparable across them.
+    """The fused scores of `axes`, comparable across them; `asking` has the windows for probes.
 
     Raises:
-        SecateurError: too few windows for the fusion, or axes whose units it cannot mask.
+        SecateurError: too few windows for the fusion.
     """
     scopes = {axis.name: _scope(statistics[axis.name]) for axis in axes}
     by_name = {axis.name: axis for axis in axes}
 
     def probe(masks: Mapping[str, Bool[Tensor, "probe _"]]) -> Float[Tensor, " probe"]:
-        return masked_losses(source, asking, {by_name[name]: m for name, m in masks.items()})
+        by_axis = {by_name[name]: mask for name, mask in masks.items()}
+        return masked_losses(asking, by_axis, progress=progress)
 
     fused = fuse(fusion, scopes, probe=probe, seed=seed)
     samples = {
@@ -112,53 +114,50 @@ def _scope(tally: Any) -> Scope:
 
 
 def masked_losses(
-    source: StreamedModel,
-    tokens: Int64[Tensor, "window token"],
-    masks: Mapping[Axis, Bool[Tensor, "probe _"]],
+    walk: Walk, masks: Mapping[Axis, Bool[Tensor, "probe _"]], *, progress: Progress | None = None
 ) -> Float[Tensor, " probe"]:
-    """Mean loss on `tokens` with the units of each probe masked: all probes in one walk.
+    """Mean loss on the tokens of `walk` with the units of each probe masked: all in one pass.
 
-    Raises:
-        SecateurError: units of experts, which no consumer of their own reads.
+    What lies below a probe's first masked layer is the whole model, which runs once for all.
     """
-    probes = len(next(iter(masks.values())))
-    for axis in masks:
-        if axis.consumer.parameter != "weight":
-            raise SecateurError(
-                f"This fusion masks units, and those of {axis.name} are inside experts.\n"
-                "Type --fusion mean, split_half or homoscedastic."
-            )
-    walk = Walk(source, tokens.repeat(probes, 1), batch=len(tokens))
-    states = walk.embed()
-    for step in walk.layers():
+    tokens = walk.tokens
+    masked = torch.stack([mask.any(dim=1) for mask in masks.values()])
+    layers = torch.tensor([axis.layer for axis in masks])[:, None].expand_as(masked)
+    first = layers.where(masked, len(walk.source)).min(dim=0).values.tolist()
+    # probe 0 is the whole model; batches hold windows of one probe
+    several = walk.repeated(1 + len(first))
+    states = several.embed()
+    for step in several.layers(progress=progress, stage="probes"):
         here = {axis: mask for axis, mask in masks.items() if axis.layer == step.index}
-        for number, (windows, inputs, (args, kwargs)) in enumerate(step.batches(states)):
-            with _masked(step, here, number), torch.no_grad():
+        for probe in (p for p, layer in enumerate(first, 1) if layer == step.index):
+            start = probe * len(tokens)
+            states[start : start + len(tokens)] = states[: len(tokens)]
+        for windows, inputs, (args, kwargs) in step.batches(states):
+            probe = windows.start // len(tokens) - 1
+            if probe >= 0 and first[probe] > step.index:
+                continue
+            with _masked(step, here, probe), torch.no_grad():
                 states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
-    losses = []
-    with source.back() as logits_of:
-        for windows in walk.batches:
+    losses = torch.zeros(1 + len(first))
+    with walk.source.back() as logits_of:
+        for windows in several.batches:
             hidden = states[windows][:, :-1].flatten(0, 1)
-            losses.append(summed_loss(logits_of, hidden, tokens[:, 1:].flatten()))
-    return torch.tensor(losses) / tokens[:, 1:].numel()
+            targets = several.tokens[windows][:, 1:].flatten()
+            losses[windows.start // len(tokens)] += summed_loss(logits_of, hidden, targets)
+    whole = torch.tensor([layer == len(walk.source) for layer in first], dtype=torch.bool)
+    return losses[1:].where(~whole, losses[0]) / tokens[:, 1:].numel()
 
 
-@contextmanager
 def _masked(
     step: LayerStep, masks: Mapping[Axis, Bool[Tensor, "probe _"]], probe: int
-) -> Iterator[None]:
-    """What reads the masked units of one probe gets zeros from them."""
-    hooks = []
-    for axis, mask in masks.items():
-        gone = axis.consumer.blocks.indices(mask[probe].nonzero().flatten()).flatten()
-
-        def zero(module: Any, args: tuple[Tensor, ...], gone: Tensor = gone) -> tuple[Tensor, ...]:
-            return (args[0].index_fill(-1, gone.to(args[0].device), 0.0), *args[1:])
-
-        consumer = find(step.module, axis.consumer.module, axis.layer)
-        hooks.append(consumer.register_forward_pre_hook(zero))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+) -> AbstractContextManager[None]:
+    """What reads the masked units of one probe has zeros for them; nothing is masked for -1."""
+    parameters: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
+    for axis, mask in masks.items() if probe >= 0 else ():
+        units = mask[probe].nonzero().flatten()
+        for member in axis.consumers:
+            module = find(step.module, member.module, axis.layer)
+            own = module.get_parameter(member.parameter).detach()
+            masked = member.masked(own, units)
+            parameters[module, member.parameter] = nn.Parameter(masked, requires_grad=False)
+    return substituted(parameters)

@@ -193,7 +193,12 @@ class Run:
             return Estimate(scores)
         _, asking = split_windows(self.windows.ids, config.fusion_name)
         return fused_scores(
-            config.fusion_name, self.fine, statistics, self.source, asking, seed=config.seed
+            config.fusion_name,
+            self.fine,
+            statistics,
+            stages.walk(self.source, asking, config),
+            seed=config.seed,
+            progress=self._progress,
         )
 
     def plan(self) -> tuple[Plan, Statistics]:
@@ -291,6 +296,10 @@ class Run:
 
     def _cut(self, plan: Plan, statistics: Statistics) -> Form:
         opened, structure, config = self.opened, self.structure, self.config
+        if config.repair_name != "none" and any(
+            plan.removed(axis) and axis.granularity == "expert_channel" for axis in structure.axes
+        ):
+            self.note(f"experts are cut as they are: --repair {config.repair_name} mends the rest")
         added = stages.added_biases(structure, plan, config.repair_name, opened.weights, statistics)
         replaced: Mapping[str, Tensor] = {}
         if REPAIRS[config.repair_name].fit is not None:

@@ -298,19 +298,16 @@ def fitted_tensors(
         SecateurError: units whose consumers cannot be fitted.
     """
     for axis in structure.axes:
-        if plan.removed(axis) and (
-            axis.of or axis.consumer.parameter != "weight" or axis.layer < 0
-        ):
+        if plan.removed(axis) and (axis.of or axis.layer < 0):
             raise SecateurError(
                 f"--repair {config.repair_name} fits the linears that read KV groups and channels,"
                 f" and {axis.name} is read by others.\nType --repair none."
             )
-    fitted = [axis for axis in structure.axes if axis.consumer.parameter == "weight"]
     fit = REPAIRS[config.repair_name].fit
     assert fit is not None, "a repair that fits says what"
     return sequential_repair(
         walk(source, windows.ids, config),
-        replace(structure, axes=tuple(fitted)),
+        structure,
         plan,
         fit=fit,
         target=config.target,

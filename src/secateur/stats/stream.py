@@ -70,8 +70,20 @@ class Walk:
         self.source = source
         self.tokens = tokens
         self.limit = limit
-        self.batches = [slice(start, start + batch) for start in range(0, len(tokens), batch)]
+        self.batches = [
+            slice(start, min(start + batch, len(tokens))) for start in range(0, len(tokens), batch)
+        ]
         self._calls: list[list[Call]] = []
+
+    def repeated(self, times: int) -> "Walk":
+        """The way for the same windows `times` times over; no batch holds windows of two times."""
+        other = Walk(self.source, self.tokens.repeat(times, 1), batch=1, limit=self.limit)
+        other.batches = [
+            slice(start + batch.start, start + batch.stop)
+            for start in range(0, len(other.tokens), len(self.tokens))
+            for batch in self.batches
+        ]
+        return other
 
     def embed(self) -> Activations:
         """Run everything before layer 0, and note what the model passes to each layer."""

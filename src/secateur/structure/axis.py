@@ -113,6 +113,14 @@ class Member:
         rows = front.flatten(0, len(self.dims) - 1)[indices.flatten().to(tensor.device)]
         return rows.reshape(units, self.blocks.width, -1)
 
+    def masked(self, tensor: Tensor, units: Int64[Tensor, " unit"]) -> Tensor:
+        """A copy of `tensor` in which the slices that `units` own are zero."""
+        order = tuple(range(len(self.dims)))
+        front = tensor.movedim(self.dims, order)
+        rows = front.flatten(0, len(self.dims) - 1)
+        gone = self.blocks.indices(units).flatten().to(tensor.device)
+        return rows.index_fill(0, gone, 0).view(front.shape).movedim(order, self.dims)
+
     def joined(self, other: "Member") -> "Member | None":
         """Make one of this member and `other`, if that goes on where this ends in every unit."""
         ours, theirs = self.blocks, other.blocks

@@ -22,8 +22,7 @@ branch that is no axis), what is missing from the stream cannot be added to the 
 and the layer falls back to `dense_output`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +33,9 @@ from torch import Tensor, nn
 from ..progress import Progress
 from ..registry import choose
 from ..stats import Activations, LayerStep, Walk
+from ..stats.collect import find
 from ..stats.stream import Call, hidden_of, not_finite
+from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan, Structure
 from .mask_tuning import DAMPING as MASK_DAMPING
 from .mask_tuning import mask_tuning, sane
@@ -115,10 +116,10 @@ def sequential_repair(
             continue
         if student is None:
             student = dense if target == "one_shot" else dense.clone(limit=walk.limit)
-        edits = surgeon.repair_layer(step, axes, dense, student)
+        student_has = surgeon.repair_layer(step, axes, dense, student)
         step.run(dense)
         if student is not dense:
-            with _edited(edits):
+            with substituted(student_has):
                 step.run(student)
     return Repaired(surgeon.tensors, tuple(surgeon.reports))
 
@@ -158,37 +159,17 @@ class _Consumer:
         bias = self.module._parameters.get("bias")
         return None if bias is None else bias.detach()
 
-    def edit(self, weight: Float[Tensor, "out in"], bias: Tensor | None) -> "_Edit":
+    def edit(self, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Substitutes:
         """Parameters of the dense shape that compute what the cut consumer does."""
         whole = self.module._parameters["weight"]
         assert whole is not None
         wide = torch.zeros_like(whole.detach().movedim(self.dim, 0))
         wide[self.kept.to(whole.device)] = weight.T.to(whole.dtype)
-        return _Edit(
-            self.module,
-            nn.Parameter(wide.movedim(0, self.dim), requires_grad=False),
-            None if bias is None else nn.Parameter(bias.to(whole.dtype), requires_grad=False),
-        )
-
-
-@dataclass(frozen=True)
-class _Edit:
-    """A consumer's parameters in the student."""
-
-    module: nn.Module
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
-
-@contextmanager
-def _edited(edits: Sequence[_Edit]) -> Iterator[None]:
-    """The student's parameters in place of the dense ones; put back afterwards, on errors too."""
-    with ExitStack() as stack:
-        for edit in edits:
-            parameters = edit.module._parameters
-            stack.callback(parameters.update, {**parameters})
-            parameters["weight"], parameters["bias"] = edit.weight, edit.bias
-        yield
+        added = None if bias is None else nn.Parameter(bias.to(whole.dtype), requires_grad=False)
+        return {
+            (self.module, "weight"): nn.Parameter(wide.movedim(0, self.dim), requires_grad=False),
+            (self.module, "bias"): added,
+        }
 
 
 @dataclass(frozen=True)
@@ -278,26 +259,43 @@ class _Surgeon:
 
     def repair_layer(
         self, step: LayerStep, axes: Sequence[Axis], dense: Activations, student: Activations
-    ) -> list[_Edit]:
-        """Find the new tensors of one layer; give the edits that make it the student's."""
-        consumers = [_Consumer.of(axis, self._plan, step.module) for axis in axes]
+    ) -> Substitutes:
+        """Find the new tensors of one layer; give the parameters that make it the student's."""
+        linears = [axis for axis in axes if axis.consumer.parameter == "weight"]
+        consumers = [_Consumer.of(axis, self._plan, step.module) for axis in linears]
+        edits = self._cut_experts(step, axes)
+        if not consumers:
+            return edits
         cut = {axis.consumer.module for axis in axes if self._plan.removed(axis)}
         _, inputs, call = next(step.batches(dense))
         seen = _see(step.module, inputs, call, consumers)
         multiplier = residual_multiplier(seen.before, seen.after, list(seen.outputs.values()))
         layer = _Layer(step, consumers, dense, student, multiplier)
         by_name = {consumer.name: consumer for consumer in consumers}
-        edits: list[_Edit] = []
         for consumer in (by_name[name] for name in seen.outputs):
             if consumer.name not in cut and not self._every:
                 continue
-            edits.append(consumer.edit(consumer.weight, consumer.bias))
+            only_cut = consumer.edit(consumer.weight, consumer.bias)
+            edits = {**edits, **only_cut}
             if not self._stopped:
-                edits[-1] = self._repair(layer, consumer, edits) or edits[-1]
+                before = only_cut if self._target == "one_shot" else edits
+                edits = {**edits, **self._repair(layer, consumer, before)}
         return edits
 
-    def _repair(self, layer: _Layer, consumer: _Consumer, edits: Sequence[_Edit]) -> _Edit | None:
-        """Fit one consumer, note and report it; None if it is to stay cut as it is."""
+    def _cut_experts(self, step: LayerStep, axes: Sequence[Axis]) -> Substitutes:
+        """Experts, whose consumers have no module of their own, are cut and not fitted."""
+        edits: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
+        for axis in axes:
+            member, removed = axis.consumer, self._plan.removed_tensor(axis)
+            if member.parameter != "weight" and len(removed):
+                module = find(step.module, member.module, axis.layer)
+                whole = module.get_parameter(member.parameter).detach()
+                masked = member.masked(whole, removed)
+                edits[module, member.parameter] = nn.Parameter(masked, requires_grad=False)
+        return edits
+
+    def _repair(self, layer: _Layer, consumer: _Consumer, edits: Substitutes) -> Substitutes:
+        """Fit one consumer, note and report it; nothing if it is to stay cut as it is."""
         normal, held, power = self._gather(layer, consumer, edits)
         scored = held or normal
         before = scored.error() / max(power, _TINY)
@@ -313,7 +311,7 @@ class _Surgeon:
                     consumer.name, target, 0.0, found.condition, before, before, warnings
                 )
             )
-            return None
+            return {}
         after = scored.error(found.change, found.added) / max(power, _TINY)
         self.reports.append(
             ConsumerReport(
@@ -343,23 +341,22 @@ class _Surgeon:
         return refit(normal, DAMPING if self._damping is None else self._damping, where=where)
 
     def _gather(
-        self, layer: _Layer, consumer: _Consumer, edits: Sequence[_Edit]
+        self, layer: _Layer, consumer: _Consumer, edits: Substitutes
     ) -> tuple[Normal, Normal | None, float]:
         """Normal matrices of one consumer on fitted and on held-out windows; squares of its target.
 
-        The last edit is that of the consumer itself: cut, not yet repaired. The squares are those
-        of the held-out windows if there are any.
+        `edits` hold the consumer itself: cut, not yet repaired. The squares are those of the
+        held-out windows if there are any.
         """
         outputs, inputs = consumer.weight.shape
         device = consumer.weight.device
         normal = Normal.empty(inputs, outputs, device=device)
         held = Normal.empty(inputs, outputs, device=device) if self._held else None
         power = 0.0
-        here = edits[-1:] if self._target == "one_shot" else edits
         pairs = zip(layer.step.batches(layer.dense), layer.step.batches(layer.student), strict=True)
         for (windows, hidden, call), (_, other, _) in pairs:
             teacher = _see(layer.step.module, hidden, call, layer.consumers)
-            with _edited(here):
+            with substituted(edits):
                 pupil = _see(layer.step.module, other, call, layer.consumers)
             goal = self._goal(consumer, teacher, pupil, layer.multiplier)
             residual = goal - pupil.outputs[consumer.name].float()
