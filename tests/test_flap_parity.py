@@ -18,7 +18,7 @@ from torch import Tensor
 from conftest import shared
 from secateur.importance import IMPORTANCE, score
 from secateur.models import filled, open_model
-from secateur.search import SEARCHES, Removal, Request, standardised
+from secateur.search import SEARCHES, Removal, Request, rescaled, standardised
 from secateur.stats import Walk, collect
 from secateur.structure import Axis, Plan, Structure
 from secateur.surgery import PrunedWeights, bias
@@ -102,7 +102,7 @@ def our_masks(
     for axis in axes:
         cost = axis.cost if costs is None else costs[0 if axis.kind == "attention" else 1]
         # floor 0: the public code lets a layer lose everything
-        removal = Removal.plan(mode.rank(scores[axis.name]), 3, floor=0)
+        removal = Removal.plan(rescaled(scores[axis.name], mode.scale), 3, floor=0)
         removals[axis.name] = Removal(removal.order, removal.ends, removal.scores, round(cost * 3))
     total = sum(len(r.order) * r.cost for r in removals.values())
     steps = mode.compete(axes, removals, Request(ratio * total, ratio, heads))

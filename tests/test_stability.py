@@ -158,14 +158,17 @@ def test_the_logarithmic_scale_does_not_see_the_size_of_an_axis() -> None:
         rescaled(scores, "logs")
 
 
-def test_global_is_one_ranking_of_raw_scores_and_the_scale_can_be_another() -> None:
+def test_global_is_one_ranking_per_parameter_and_the_scale_can_be_another() -> None:
     """A layer a thousand times less important loses first by raw scores, not by the other two."""
     axes = axes_of()
     scores = {name: 0.5 + value for name, value in means(samples_of(axes)).items()}
     scores["layers.1.mlp"] = scores["layers.1.mlp"] * 1e-3
     budget = 40 * axes[1].cost
-    raw = search("global", axes, scores, budget)
+    raw = search("global", axes, scores, budget, scale="raw")
     assert {name: len(gone) for name, gone in raw.items() if gone} == {"layers.1.mlp": 40}
+    assert search("global", axes, scores, budget) == search(
+        "global", axes, scores, budget, scale="per-parameter"
+    )
     for scale in ("standardised", "log"):
         assert search("global", axes, scores, budget, scale=scale) != raw
     assert search("global", axes, scores, budget, scale="standardised") == search(
@@ -181,6 +184,6 @@ def test_per_parameter_is_the_order_of_a_knapsack() -> None:
     cost = {axis.kind: axis.cost for axis in axes}
     assert cost["attention"] > cost["mlp"]
     budget = 6 * cost["attention"]
-    removed = search("global", axes, scores, budget, scale="per-parameter")
+    removed = search("global", axes, scores, budget)
     assert {axis.kind for axis in axes if removed[axis.name]} == {"attention"}
     assert torch.equal(rescaled(torch.ones(2, 3), "per-parameter", 6), torch.full((2,), 0.5))

@@ -15,7 +15,7 @@ from .errors import SecateurError, SecateurWarning
 
 if TYPE_CHECKING:
     from .models import load, open_model
-    from .pipeline import Result, apply, compare, evaluate, prune
+    from .pipeline import Result, apply, compare, evaluate, prune, recover
     from .structure import Plan, Structure
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "open_model",
     "prune",
+    "recover",
 ]
 
 _HOME = {
@@ -42,6 +43,7 @@ _HOME = {
     "load": "models",
     "open_model": "models",
     "prune": "pipeline",
+    "recover": "pipeline",
 }
 
 

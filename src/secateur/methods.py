@@ -17,7 +17,8 @@ class Method:
     """A named recipe; each part can be overridden by name.
 
     A recipe has a score (`importance`) or a `fusion` of two. `untouched` are the shares of layers
-    at the start and at the end that lose nothing unless --layers says otherwise.
+    at the start and at the end that lose nothing unless --layers says otherwise. `recovery` is the
+    training that the paper ends with.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Method:
     paper: str
     fusion: str | None = None
     untouched: tuple[float, float] = (0.0, 0.0)
+    recovery: str | None = None
 
 
 # LLM-Pruner's layers 4 to 29 of 32.
@@ -77,6 +79,7 @@ METHODS = {
             "none",
             "https://arxiv.org/abs/2305.11627",
             untouched=_MIDDLE,
+            recovery="lora",
         ),
         Method(
             "hywia",
@@ -87,6 +90,7 @@ METHODS = {
             "https://arxiv.org/abs/2403.10799",
             fusion="evidence",
             untouched=_MIDDLE,
+            recovery="lora",
         ),
         Method(
             "saap",
@@ -96,6 +100,7 @@ METHODS = {
             "none",
             "https://arxiv.org/abs/2412.15127",
             fusion="homoscedastic",
+            recovery="groupwise",
         ),
         Method(
             "random",

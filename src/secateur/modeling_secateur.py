@@ -25,6 +25,9 @@ has built the dense model, the modules listed in `config.pruned_modules` get the
 and kept these: arguments with one row a head (the slopes of ALiBi) are cut to their rows.
 `{"absent": "tuple"}` (or "tensor", by what it returns) stands for a module that was pruned whole.
 
+`{"bits": 4, "group": 32, "modules": {"model.layers.0.mlp.down_proj": 96}}` in `config.packed` names
+the linears that hold their weights as codes of so many bits, with their inputs (`PackedLinear`).
+
 `config.per_layer_config` holds the widths of each layer in transformers' own schema: caches and
 other readers of the config find them there.
 
@@ -48,6 +51,7 @@ OWN_KEYS = (
     "auto_map",
     "per_layer_config",
     "pruned_modules",
+    "packed",
     "allow_global_per_layer_attribute_access",
 )
 
@@ -76,6 +80,79 @@ def resize(model: nn.Module, pruned_modules: dict[str, dict[str, Any]]) -> None:
         if "heads" in sizes:
             rows = functools.partial(_keep_rows, **sizes["heads"])
             module.register_forward_pre_hook(rows, with_kwargs=True)
+
+
+def pack(model: nn.Module, packed: dict[str, Any]) -> None:
+    """Put a `PackedLinear` in place of every linear that `packed` lists."""
+    for path in packed["modules"]:
+        parent, _, name = path.rpartition(".")
+        linear: Any = model.get_submodule(path)
+        small = PackedLinear(
+            linear.in_features,
+            linear.out_features,
+            packed["bits"],
+            packed["group"],
+            bias=linear.bias,
+        )
+        setattr(model.get_submodule(parent), name, small)
+
+
+def unpacked(codes: torch.Tensor, bits: int, width: int) -> torch.Tensor:
+    """The codes [row, width], uint8, of rows of bytes that hold `bits` each, lowest bits first."""
+    if 8 % bits == 0:
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
+        return ((codes[..., None] >> shifts) & (2**bits - 1)).flatten(-2)[..., :width]
+    places = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    ones = ((codes[..., None] >> places) & 1).flatten(-2)[..., : width * bits]
+    values = 2 ** torch.arange(bits, dtype=torch.uint8, device=codes.device)
+    return (ones.unflatten(-1, (width, bits)) * values).sum(dim=-1, dtype=torch.uint8)
+
+
+class PackedLinear(nn.Module):
+    """A linear whose weight is w = scale * code + zero, one scale and zero for each group.
+
+    A group is `group` consecutive input columns of one output row (the last one may be shorter).
+    `codes` are packed into bytes; `scales` and `zeros` [out, group] are the bit patterns of
+    float16, kept as int16 so that no change of the model's dtype rounds them.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bits: int,
+        group: int,
+        *,
+        bias: torch.Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.bits, self.group = bits, group
+        groups = -(-in_features // group)
+        size = (out_features, -(-in_features * bits // 8))
+        self.register_buffer("codes", torch.zeros(size, dtype=torch.uint8))
+        for name in ("scales", "zeros"):
+            self.register_buffer(name, torch.zeros((out_features, groups), dtype=torch.int16))
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+    def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight [out, in] that the codes stand for."""
+        codes = unpacked(self.codes, self.bits, self.in_features)
+        scales, zeros = (
+            part.view(torch.float16).to(dtype).repeat_interleave(self.group, dim=1)
+            for part in (self.scales, self.zeros)
+        )
+        width = self.in_features
+        return codes.to(dtype) * scales[:, :width] + zeros[:, :width]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The stock linear, with the weight made anew each time."""
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        return nn.functional.linear(inputs, self.dequantised(inputs.dtype), bias)
 
 
 class Absent(nn.Module):
@@ -176,6 +253,8 @@ def _model_class(name: str) -> type:
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
         resize(self, config.pruned_modules)
+        if getattr(config, "packed", None):
+            pack(self, config.packed)
 
     cls: Any = type(
         name,

@@ -14,6 +14,10 @@ class Progress(Protocol):
         """Yield `items`, showing `stage` and how many of `total` (counted in `unit`) are done."""
         ...
 
+    def status(self, message: str) -> None:
+        """Show beside the running stage what it says of itself (its loss)."""
+        ...
+
     def note(self, message: str) -> None:
         """Show one line that the user should read (a fallback taken, fewer samples than asked)."""
         ...
@@ -25,6 +29,9 @@ class Quiet:
     def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
         """Yield `items` unchanged."""
         yield from items
+
+    def status(self, message: str) -> None:
+        """Drop the message."""
 
     def note(self, message: str) -> None:
         """Drop the message."""

@@ -1,6 +1,7 @@
 """Reading and writing Hugging Face checkpoint folders, one tensor at a time."""
 
 from .folder import new_folder, write_text
+from .packed import PARTS, Packed, PackedWeights, packed, unpacked
 from .shards import write_shards
 from .weights import (
     FolderWeights,
@@ -13,14 +14,19 @@ from .weights import (
 )
 
 __all__ = [
+    "PARTS",
     "FolderWeights",
     "ModuleWeights",
     "NoWeights",
+    "Packed",
+    "PackedWeights",
     "TensorSpec",
     "Weights",
     "new_folder",
+    "packed",
     "read_config",
     "read_json",
+    "unpacked",
     "write_shards",
     "write_text",
 ]

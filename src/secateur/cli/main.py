@@ -9,15 +9,9 @@ from typing import Any
 import click
 
 from ..errors import SecateurError
-from .commands import (
-    apply_command,
-    compare_command,
-    convert_command,
-    discover_command,
-    evaluate_command,
-    inspect_command,
-    prune_command,
-)
+from .looking import convert_command, discover_command, evaluate_command, inspect_command
+from .pruning import apply_command, compare_command, prune_command
+from .recover import recover_command
 
 HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
 
@@ -31,6 +25,10 @@ Prune a fifth of the decoder's linears away, with your own text for calibration:
 Look before you cut, edit the plan, apply it:
   secateur prune path/to/model --ratio 0.2 --dry-run --out plan/
   secateur apply plan/plan.json path/to/model --out small/
+
+\b
+Bring most of the quality back by a short training:
+  secateur recover small/ --with distil --data text.txt --out better/
 
 \b
 Measure and look:
@@ -63,6 +61,7 @@ def cli() -> None:
 for _command in (
     prune_command,
     apply_command,
+    recover_command,
     compare_command,
     evaluate_command,
     inspect_command,

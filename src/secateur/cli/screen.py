@@ -25,6 +25,7 @@ class Screen:
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
 
     def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
         """Show a bar with stage, count, time left and memory while `items` are worked through."""
@@ -39,9 +40,19 @@ class Screen:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             _Memory(),
+            TextColumn("{task.fields[status]}"),
         )
         with Progress(*columns, console=self.console) as bar:
-            yield from bar.track(items, total=total, description=stage)
+            self._bar = bar
+            task = bar.add_task(stage, total=total, status="")
+            yield from bar.track(items, task_id=task)
+            self._bar = None
+
+    def status(self, message: str) -> None:
+        """Show beside the bar what its stage says of itself."""
+        for task in self._bar.task_ids if self._bar else ():
+            assert self._bar is not None
+            self._bar.update(task, status=message)
 
     def note(self, message: str) -> None:
         """Show one line that the user should read."""

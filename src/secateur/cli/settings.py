@@ -2,25 +2,26 @@
 
 import textwrap
 import types
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
+from pydantic import BaseModel
 
-from ..config import PruneConfig, read_toml
 from ..errors import SecateurError
 
-# Shown in this order and under the same names as the fields; `model` is an argument.
-_FIELDS = {name: field for name, field in PruneConfig.model_fields.items() if name != "model"}
 
+def settings_options(
+    model: type[BaseModel], *without: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add one option for each setting in `model` but those `without`, in their order.
 
-def settings_options(*without: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add one option for each setting but those `without`; an option not given is None."""
+    An option not given is None; the setting `model` is an argument.
+    """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, field in reversed(_FIELDS.items()):
-            command = command if name in without else _option(name, field)(command)
+        for name, field in reversed(model.model_fields.items()):
+            command = command if name in ("model", *without) else _option(name, field)(command)
         return command
 
     return add
@@ -49,21 +50,19 @@ def listed(names: Iterable[str], indent: int = 13) -> str:
 
 
 def given_settings(
-    options: dict[str, Any], model: str | None, config: Path | None
+    options: Mapping[str, Any], model: str | None, recorded: Mapping[str, Any], example: str
 ) -> dict[str, Any]:
-    """Settings from a `run.toml`, overridden by the options that were given.
+    """The settings `recorded` in a file, overridden by the options that were given.
 
     Raises:
-        SecateurError: no model in either, or the file cannot be read.
+        SecateurError: no model in either; `example` is a command that names one.
     """
-    settings = read_toml(config) if config else {}
-    settings |= {name: options[name] for name in _FIELDS if options.get(name) is not None}
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = {**recorded, **given}
     if model is not None:
         settings["model"] = model
     if "model" not in settings:
-        raise SecateurError(
-            "No model given.\nType: secateur prune MODEL --method flap --ratio 0.2 --out small/"
-        )
+        raise SecateurError(f"No model given.\nType: {example}")
     return settings
 
 

@@ -113,8 +113,20 @@ def hub_documents(data_set: HubSet, *, use: Use, seed: int | None) -> Iterator[s
     """Documents of a data set of the hub, streamed: nothing is downloaded beyond what is read.
 
     Raises:
-        SecateurError: `datasets` is not installed, the hub is out of reach, no such data set or
-            text field.
+        SecateurError: as `hub_rows`, or the data set has no such text field.
+    """
+    texts = (_field(row, data_set) for row in hub_rows(data_set, use=use, seed=seed))
+    if data_set.joined:
+        yield "\n\n".join(texts)
+    else:
+        yield from (text for text in texts if text.strip())
+
+
+def hub_rows(data_set: HubSet, *, use: Use, seed: int | None) -> Iterator[Any]:
+    """Rows of a data set of the hub, streamed.
+
+    Raises:
+        SecateurError: `datasets` is not installed, the hub is out of reach, or no such data set.
     """
     try:
         import datasets
@@ -138,11 +150,7 @@ def hub_documents(data_set: HubSet, *, use: Use, seed: int | None) -> Iterator[s
         rows = datasets.load_dataset(data_set.path, data_set.config, split=split, **arguments)
         if seed is not None and not data_set.joined:
             rows = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-        texts = (_field(row, data_set) for row in rows)
-        if data_set.joined:
-            yield "\n\n".join(texts)
-        else:
-            yield from (text for text in texts if text.strip())
+        yield from rows
     except SecateurError:
         raise
     except Exception as error:  # the hub and its readers raise dozens of kinds

@@ -81,3 +81,51 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def recovery_card(
+    earlier: str | None,
+    *,
+    base: str,
+    architecture: str,
+    stock: bool,
+    data: Mapping[str, Any],
+    numbers: Sequence[tuple[str, str, str]],
+    evaluated_on: str,
+    settings: Mapping[str, Any],
+    steps: tuple[int, int],
+    trained: tuple[str, int],
+) -> str:
+    """The card after a recovery: the `earlier` one, if the folder had one, and what was trained.
+
+    `steps` are those made and the one that was kept, `trained` what and how many parameters.
+    """
+    if earlier is None:
+        how = (_HOW_STOCK if stock else _HOW_OWN).format(architecture=architecture)
+        earlier = "\n".join(
+            ["---", "library_name: transformers", "---", "", f"# {base}", "", "## Loading", "", how]
+        )
+    lines = [
+        earlier.rstrip(),
+        "",
+        "## Recovery",
+        "",
+        f"After the cut it was trained ({settings['recipe']}): {trained[0]}, {trained[1]:,}"
+        f" parameters, {steps[0]:,} steps of which the state after step {steps[1]:,} is kept, on"
+        f" {data['tokens']:,} tokens in {data['examples']:,} examples of {data['source']}"
+        f" (SHA-256 {data['sha256'][:16]}; {data['held_out']:,} held out).",
+        "",
+        "| | before | after |",
+        "|---|---|---|",
+        *(f"| {what} | {before} | {after} |" for what, before, after in numbers),
+        "",
+        f"Perplexity on {evaluated_on}.",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in settings.items()),
+        "",
+        "`recovery.toml` has every setting and number.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -51,7 +51,13 @@ class Form:
         name = str(self.config["architectures"][0])
         module: Any = transformers if self.stock else modeling_secateur
         config = getattr(module, name).config_class.from_dict(dict(self.config))
-        return empty_model(config, dtype or next(iter(self.weights.specs.values())).dtype)
+        return empty_model(config, dtype or self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That of the first floating-point tensor."""
+        dtypes = (spec.dtype for spec in self.weights.specs.values())
+        return next(dtype for dtype in dtypes if dtype.is_floating_point)
 
 
 def pruned_form(
@@ -61,10 +67,13 @@ def pruned_form(
     structure: Structure,
     plan: Plan,
     weights: Weights,
+    *,
+    own: bool = False,
 ) -> Form:
     """Find the form that `weights` (already cut) are written in.
 
-    `raw_config` is the original config.json, `config` transformers' reading of it.
+    `raw_config` is the original config.json, `config` transformers' reading of it. With `own` the
+    stock class is not asked.
     """
     base = _stock_config(family, raw_config, config)
     earlier = raw_config.get("pruned_modules") or {}
@@ -79,7 +88,8 @@ def pruned_form(
     widths = {layer: _config_widths(family, base, sizes) for layer, sizes in layers.items()}
     width = _hidden_width(structure, plan)
     stock = None
-    if not (width and family.scales_by_width) and not _any_absent(family, structure, plan, earlier):
+    scaled = bool(width) and family.scales_by_width
+    if not own and not scaled and not _any_absent(family, structure, plan, earlier):
         stock = _stock(family, base | width, widths, weights)
     if stock is not None:
         return stock

@@ -1,7 +1,7 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ..checkpoint import (
     FolderWeights,
     ModuleWeights,
     NoWeights,
+    PackedWeights,
     Weights,
     read_config,
     read_json,
@@ -26,7 +27,7 @@ from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
 from .fitted import Fitted, expected
 from .registration import register, register_classes, register_form
-from .streamed import StreamedModel, empty_model
+from .streamed import StreamedModel, empty_model, filled
 from .structures import structure_of
 
 
@@ -36,7 +37,8 @@ class OpenModel:
 
     `raw_config` is config.json as it stands, `config` transformers' reading of it. `folder` is
     None for a live module. The layout of the family is `declared`, or else it was traced.
-    A checkpoint that an `adapter` reads as another family's has that one's config and names.
+    A checkpoint that an `adapter` reads as another family's has that one's config and names; one
+    whose linears are `packed` in few bits is read as the floating-point one that it stands for.
     """
 
     source: str
@@ -47,6 +49,7 @@ class OpenModel:
     family: Family
     declared: bool = True
     adapter: Adapter | None = None
+    packed: bool = False
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -106,6 +109,10 @@ class OpenModel:
                 "Copy the tokenizer files of the original model into the folder again."
             ) from error
 
+    def whole(self, dtype: torch.dtype) -> Any:
+        """The model with all its weights in memory, in `dtype`; packed ones as they stand for."""
+        return filled(empty_model(self.config, dtype), self.weights, dtype)
+
     def streamed(self, *, device: str = "auto", dtype: str = "auto") -> StreamedModel:
         """The model for the streaming pass, computing in `dtype` (`auto`: its own)."""
         model = empty_model(self.config, resolve_dtype(dtype) or self.dtype)
@@ -126,6 +133,7 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     folder: Path | None = None
     weights: Weights
     adapter: Adapter | None = None
+    packed = False
     if isinstance(model, nn.Module):
         config: Any = getattr(model, "config", None)
         raw = config.to_dict() if config is not None else {}
@@ -140,10 +148,14 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         if adapter is None:
             raw, config = _read(folder, source)
             weights = FolderWeights(folder)
+            packed = bool(raw.get("packed"))
+            if packed:
+                raw, config, weights = _floating(raw, config, weights)
         else:
             _check_decoder(raw, source)
             raw, config, weights = _adapted(adapter, folder, raw, source)
-    return _opened(source, folder, raw, config, weights, adapter)
+    opened = _opened(source, folder, raw, config, weights, adapter)
+    return replace(opened, packed=packed)
 
 
 def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
@@ -171,6 +183,15 @@ def _read(folder: Path, source: str) -> tuple[dict[str, Any], Any]:
     config = _config(folder, raw)
     _check_causal(config, source)
     return raw, config
+
+
+def _floating(
+    raw: Mapping[str, Any], config: Any, weights: Weights
+) -> tuple[dict[str, Any], Any, Weights]:
+    """A model with packed linears as the one with floating-point weights that it stands for."""
+    plain = {key: value for key, value in raw.items() if key != "packed"}
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    return plain, type(config).from_dict(plain), PackedWeights(weights, raw["packed"], dtype)
 
 
 def _opened(

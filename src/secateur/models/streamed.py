@@ -36,9 +36,9 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def filled(model: Any, weights: Weights) -> Any:
-    """Give an empty model all its weights at once, in their own dtype."""
-    state = {name: weights.tensor(name) for name in weights.specs}
+def filled(model: Any, weights: Weights, dtype: torch.dtype | None = None) -> Any:
+    """Give an empty model all its weights at once, in `dtype` (None: their own)."""
+    state = {name: weights.tensor(name).to(dtype=dtype) for name in weights.specs}
     model.load_state_dict(state, assign=True, strict=False)
     model.tie_weights()
     return model

@@ -4,6 +4,7 @@ from .comparison import compare
 from .convert import Conversion, convert
 from .discover import Discovery, discover
 from .look import evaluate, inspect, read_plan
+from .recovery import Recovery, prune_and_recover, recover
 from .result import Result
 from .run import apply, prune
 from .stages import (
@@ -18,6 +19,7 @@ from .stages import (
 __all__ = [
     "Conversion",
     "Discovery",
+    "Recovery",
     "Result",
     "added_biases",
     "apply",
@@ -30,7 +32,9 @@ __all__ = [
     "inspect",
     "kept_units",
     "prune",
+    "prune_and_recover",
     "read_plan",
+    "recover",
     "scores",
     "statistics",
 ]

@@ -49,9 +49,14 @@ def tokenizer_to_write(opened: OpenModel, given: Any, note: Callable[[str], None
         return None
 
 
+def vocabulary(opened: OpenModel) -> int:
+    """How many tokens the model has embeddings for."""
+    return int(opened.skeleton.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+
 def known_ids(ids: Tensor, opened: OpenModel) -> Tensor:
     """`ids`, if the model has an embedding for each."""
-    size = opened.skeleton.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    size = vocabulary(opened)
     if ids.numel() and int(ids.max()) >= size:
         raise SecateurError(
             f"The tokenizer gives token {int(ids.max())}, but the model has {size}: it is another"

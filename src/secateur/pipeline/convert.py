@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SecateurError
-from ..export import Form, copy_companions, write_model
-from ..models import open_model
+from ..export import Form, copy_companions, pruned_form, write_model
+from ..models import OpenModel, open_model
 from ..progress import Progress, Quiet
+from ..structure import Plan
 from .checks import check_space, target, tokenizer_to_write
 
 
@@ -42,6 +43,8 @@ def convert(
 ) -> Conversion:
     """Write `model` to the folder `out` with the config and the tensors that `open_model` gives.
 
+    That is the stock layout of an adapted model, and floating-point weights for one in few bits.
+
     `model` is a checkpoint folder or a name on the hub; `tokenizer` replaces its own. One shard is
     in memory at a time.
 
@@ -49,7 +52,7 @@ def convert(
         SecateurError: bad input, or a model that needs no conversion; nothing was written.
     """
     opened = open_model(model)
-    if opened.adapter is None:
+    if opened.adapter is None and not opened.packed:
         raise SecateurError(
             f"{opened.source} needs no conversion: transformers has its family,"
             f" {opened.config.model_type}.\nUse it as it is: secateur prune MODEL --out DIR"
@@ -61,7 +64,7 @@ def convert(
         (progress or Quiet()).note(text)
 
     out = Path(out).expanduser()
-    form = Form(opened.raw_config, opened.weights, stock=True)
+    form = _floating(opened) if opened.packed else Form(opened.raw_config, opened.weights, True)
     with target(out, force, opened) as folder:
         assert folder is not None  # there is a path
         check_space(folder, form)
@@ -71,7 +74,16 @@ def convert(
             opened.folder,
             tokenizer=tokenizer_to_write(opened, tokenizer, note),
             model=None,
-            adapted=True,
+            adapted=opened.adapter is not None,
         )
     parameters = sum(spec.elements for spec in form.weights.specs.values())
     return Conversion(out, opened.family.model, parameters, size, tuple(notes))
+
+
+def _floating(opened: OpenModel) -> Form:
+    """The model with the floating-point weights that its codes stand for."""
+    structure = opened.structures
+    plan = Plan({}, structure.architecture, structure.weights)
+    return pruned_form(
+        opened.family, opened.raw_config, opened.config, structure, plan, opened.weights
+    )

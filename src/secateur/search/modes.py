@@ -7,15 +7,17 @@
 | `AL-MM` | a number over all layers | what the budget leaves, over all layers | standardised |
 | `AL-AM` | one ranking of everything, each unit at its cost | | standardised |
 | `uniform` | as `UL-MM`, the number nearest to the ratio | what the budget leaves, nearest | raw |
-| `global` | one ranking of everything, each unit at its cost | | raw |
+| `global` | one ranking of everything, each unit at its cost | | per parameter |
 | `two_stage` | as `AL-AM`, by instability; importance picks which units of an axis | | by sample |
 | `joint` | as `AL-AM`, importance less a little instability | | standardised, by sample |
 | `stability` | as `AL-AM`, by instability alone | | by sample |
 
 The first four are FLAP's (2312.11983, section "Adaptive structure search"; the rounding is its
 public code's): UL/AL uniform/adaptive over layers, UM/MM/AM uniform/manual/adaptive over modules.
-`uniform` meets the budget where `UL-UM` rounds both shares down. `global` is LLM-Pruner's
-(2305.11627), whose scores estimate a loss. The last three are SAAP's: see `stability`.
+`uniform` meets the budget where `UL-UM` rounds both shares down. `global` is for scores that
+estimate a loss: what a parameter is worth in a head and in a channel then compares. (LLM-Pruner's
+public code, 2305.11627, compares raw scores of units, whatever they cost: `--scale raw`.) The last
+three are SAAP's: see `stability`.
 Costs are parameters, biases included; the budget of a search is met to at most one step (one unit,
 or `align` channels).
 """
@@ -32,7 +34,7 @@ from ..structure import Axis
 from .budget import Limits, check_budget
 from .removal import Removal, remove_lowest
 from .stability import joint, steady, volatile
-from .standardise import channel_sum, rescaled, standardised
+from .standardise import channel_sum, rescaled
 
 Scores = Mapping[str, Float[Tensor, "unit width"]]
 Samples = Mapping[str, Float[Tensor, "sample _"]]
@@ -69,16 +71,16 @@ Search = Callable[[Sequence[Axis], Mapping[str, Removal], Request], dict[str, in
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A search: who competes (`compete`), by which unit scores (`rank`), and which units go.
+    """A search: who competes (`compete`), on which `scale` of unit scores, and which units go.
 
-    `rank` takes the scores of an axis, and with `by_sample` those by sample too. `pick`, of the
-    scores alone, chooses which units of an axis go where that is not the lowest by `rank`.
+    `by_sample`, of the scores of an axis and those by sample, takes the place of a scale. `pick`,
+    of the scores alone, chooses which units of an axis go where that is not the lowest.
     """
 
     compete: Search
-    rank: Callable[..., Tensor]
+    scale: str = "raw"
+    by_sample: Callable[[Tensor, Tensor], Tensor] | None = None
     pick: Callable[[Tensor], Tensor] | None = None
-    by_sample: bool = False
 
 
 def search(
@@ -140,8 +142,7 @@ def _whole_ones(
     for granularity in {axis.granularity for axis in axes if axis.floor == 0}:
         alike = [axis for axis in axes if axis.granularity == granularity]
         sums = torch.stack([scores[axis.name].sum() for axis in alike])[:, None]
-        own = SEARCHES[name].rank
-        values = own(sums) if scale is None else rescaled(sums, scale, alike[0].cost)
+        values = rescaled(sums, scale or SEARCHES[name].scale, alike[0].cost)
         found |= {axis.name: value[None] for axis, value in zip(alike, values, strict=True)}
     return found
 
@@ -151,14 +152,14 @@ def _ranks(
 ) -> Tensor:
     """What the search `name` ranks the units of `axis` by."""
     mode, own = SEARCHES[name], scores[axis.name]
-    if not mode.by_sample:
-        return mode.rank(own) if scale is None else rescaled(own, scale, axis.cost)
+    if mode.by_sample is None:
+        return rescaled(own, scale or mode.scale, axis.cost)
     if samples is None:
         raise SecateurError(
             f"The search {name!r} compares scores of calibration samples, and this score has none."
             "\nType --search AL-AM."
         )
-    return mode.rank(own, samples[axis.name])
+    return mode.by_sample(own, samples[axis.name])
 
 
 def check_division(name: str, divided: bool) -> None:
@@ -259,15 +260,15 @@ _GLOBAL = ("AL-AM", "AL-MM", "global")
 DIVIDING = ("UL-MM", "AL-MM", "uniform")
 
 SEARCHES = {
-    "AL-AM": Mode(al_am, standardised),
-    "AL-MM": Mode(al_mm, standardised),
-    "UL-MM": Mode(ul_mm, channel_sum),
-    "UL-UM": Mode(ul_um, channel_sum),
-    "uniform": Mode(uniform, channel_sum),
-    "global": Mode(al_am, channel_sum),
-    "two_stage": Mode(al_am, steady, pick=channel_sum, by_sample=True),
-    "joint": Mode(al_am, joint, by_sample=True),
-    "stability": Mode(al_am, volatile, by_sample=True),
+    "AL-AM": Mode(al_am, "standardised"),
+    "AL-MM": Mode(al_mm, "standardised"),
+    "UL-MM": Mode(ul_mm),
+    "UL-UM": Mode(ul_um),
+    "uniform": Mode(uniform),
+    "global": Mode(al_am, "per-parameter"),
+    "two_stage": Mode(al_am, by_sample=steady, pick=channel_sum),
+    "joint": Mode(al_am, by_sample=joint),
+    "stability": Mode(al_am, by_sample=volatile),
 }
 
 

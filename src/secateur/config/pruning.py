@@ -1,19 +1,17 @@
-"""The settings of a run: strict, frozen, in and out as TOML."""
+"""The settings of pruning."""
 
-import tomllib
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .errors import SecateurError
-from .fusion import FUSIONS
-from .importance import IMPORTANCE, REDUCTIONS
-from .methods import METHODS, use
-from .registry import choose
-from .search import SCALES, SEARCHES
-from .surgery import REPAIRS, TARGETS
+from ..errors import SecateurError
+from ..fusion import FUSIONS
+from ..importance import IMPORTANCE, REDUCTIONS
+from ..methods import METHODS, use
+from ..registry import choose
+from ..search import SCALES, SEARCHES
+from ..surgery import REPAIRS, TARGETS
+from .explain import explained
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -145,59 +143,5 @@ def make_config(**settings: Any) -> PruneConfig:
     try:
         return PruneConfig(**settings)
     except ValidationError as error:
-        raise SecateurError(_explain(error)) from error
-
-
-def to_toml(config: PruneConfig, record: dict[str, Any]) -> str:
-    """The settings as TOML, followed by tables of `record` that a later run does not read."""
-    settings = {key: value for key, value in config.model_dump().items() if value is not None}
-    return tomli_w.dumps({"settings": settings, **record})
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The settings in a `run.toml` (its other tables are the record of that run).
-
-    Raises:
-        SecateurError: no such file, not TOML, no table [settings].
-    """
-    settings = read_record(path).get("settings")
-    if not isinstance(settings, dict):
-        raise SecateurError(f"{path} has no table [settings]: a pruned folder's run.toml has one.")
-    return settings
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """All tables of a `run.toml`.
-
-    Raises:
-        SecateurError: no such file, or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SecateurError(f"Cannot read {path}: {getattr(error, 'strerror', error)}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SecateurError(f"{path} is not TOML: {error}.") from error
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        try:
-            choose("setting", name, PruneConfig.model_fields)
-        except SecateurError as unknown:
-            return str(unknown)
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, SecateurError):
-        return str(cause)
-    if first["type"] == "literal_error" and isinstance(first["input"], str):
-        choices = get_args(PruneConfig.model_fields[name].annotation)
-        try:
-            choose(name, first["input"], dict.fromkeys(choices))
-        except SecateurError as unknown:
-            return str(unknown)
-    if first["type"] == "missing":
-        return f"{name} is missing. Type: secateur prune MODEL --ratio 0.2 --out DIR"
-    about = PruneConfig.model_fields[name].description if name in PruneConfig.model_fields else ""
-    return f"{name} = {first['input']!r} will not do: {first['msg']}. ({about})"
+        example = "secateur prune MODEL --ratio 0.2 --out DIR"
+        raise SecateurError(explained(error, PruneConfig, example)) from error

@@ -1,0 +1,228 @@
+"""The commands that look and do not cut: evaluate, inspect, discover; and convert."""
+
+import json
+from pathlib import Path
+
+import click
+
+from ..errors import SecateurError
+from .options import FORCE, JSON, OUT, quiet_transformers
+from .screen import Screen, table
+
+
+@click.command(
+    "evaluate",
+    short_help="Perplexity of a model on a text.",
+    help="""Perplexity of MODEL, pruned or not, on --text; one layer in memory at a time.
+
+\b
+Example:
+  secateur evaluate small/ --text heldout.txt
+  secateur evaluate path/to/model --text wikitext2 --windows 128,2048
+""",
+)
+@click.argument("model")
+@click.option("--text", required=True, metavar="NAME", help="File, folder, wikitext2, c4, ptb...")
+@click.option("--windows", default=None, metavar="N,N", help="Window lengths  [128,2048]")
+@click.option(
+    "--tokens", type=click.IntRange(min=2), default=None, metavar="N", help="At most so many tokens"
+)
+@click.option("--batch", type=click.IntRange(min=1), default=8, metavar="N", help="Windows at once")
+@click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda")
+@click.option("--dtype", default="auto", metavar="NAME", help="Arithmetic: auto, float32...")
+@JSON
+def evaluate_command(
+    model: str,
+    text: str,
+    windows: str | None,
+    tokens: int | None,
+    batch: int,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Evaluate a model."""
+    lengths = _lengths(windows)
+    from ..pipeline import evaluate
+
+    quiet_transformers()
+    found = evaluate(
+        model,
+        text,
+        tokens=tokens,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        windows=lengths,
+        progress=Screen(),
+    )
+    if as_json:
+        values = [{"window": p.window, "perplexity": p.value, "tokens": p.tokens} for p in found]
+        click.echo(json.dumps({"model": model, "text": text, "perplexity": values}))
+        return
+    rows = [(p.window, f"{p.value:.3f}", f"{p.tokens:,}") for p in found]
+    table(
+        f"{model} on {text}", ("window, tokens", "perplexity per token", "predicted tokens"), rows
+    )
+
+
+@click.command(
+    "inspect",
+    short_help="Show what a folder or plan holds.",
+    help="""Show the layers of DIR: a pruned folder, any supported model, or a folder with a plan.
+
+\b
+Example:
+  secateur inspect small/
+  secateur inspect small/ --against other/
+  secateur inspect small/ --picture blend.svg
+
+Of a method that fuses two scores (hywia, saap), it shows the blend of the two by layer as well;
+--picture draws it.
+""",
+)
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--against", type=click.Path(path_type=Path), metavar="DIR", help="Compare with this one's plan"
+)
+@click.option(
+    "--picture", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw the blend by layer"
+)
+@click.option("--force", is_flag=True, help="Replace FILE.svg if it exists")
+@JSON
+def inspect_command(
+    folder: Path, against: Path | None, picture: Path | None, force: bool, as_json: bool
+) -> None:
+    """Inspect a folder."""
+    if picture is not None:
+        _refuse_picture(picture, force)
+    from ..checkpoint import write_text
+    from ..pipeline import inspect
+    from ..report import BLEND_COLUMNS, blend_chart, blend_rows
+
+    found = inspect(folder, against)
+    if picture is not None:
+        if not found["blend"]:
+            raise SecateurError(
+                f"{folder} has no blend to draw: its method fuses no two scores.\n"
+                "Type: secateur prune MODEL --method hywia --out DIR"
+            )
+        method = str(found["facts"].get("method", folder))
+        write_text(picture, blend_chart({method: found["blend"]}))
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    table(str(folder), ("", "value"), found["facts"].items())
+    if found["layers"]:
+        table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))
+    if found["blend"]:
+        table("Blend of coarse and fine scores", BLEND_COLUMNS, blend_rows(found["blend"]))
+    if picture is not None:
+        click.echo(str(picture))
+
+
+@click.command(
+    "convert",
+    short_help="Write a model in floating point, in the layout of its stock class.",
+    help="""Write MODEL as a model that computes the same and that other engines read.
+
+\b
+Example:
+  secateur convert path/to/baichuan --out llama/
+  secateur convert tiny/ --out plain/
+
+\b
+Models: Baichuan-7B, Baichuan2-7B (to llama); folders with weights in few bits, which
+        recover --with groupwise writes (to floating point)
+
+The other commands take these models as they are; what prune writes is in the stock layout too.
+""",
+)
+@click.argument("model")
+@OUT
+@FORCE
+@JSON
+def convert_command(model: str, out: Path | None, force: bool, as_json: bool) -> None:
+    """Convert a model."""
+    if out is None:
+        raise SecateurError("Where to? Add --out DIR.")
+    from ..pipeline import convert
+
+    quiet_transformers()
+    done = convert(model, out=out, force=force, progress=Screen())
+    if as_json:
+        click.echo(json.dumps(done.to_json()))
+        return
+    click.echo(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
+
+
+@click.command(
+    "discover",
+    short_help="Show what in a model is coupled.",
+    help="""Show which slices of which weights of MODEL go together: the units that prune removes.
+
+\b
+Example:
+  secateur discover path/to/model
+  secateur discover path/to/model --picture layer.svg
+
+MODEL is a folder or a name on the hub; config.json is all that is read. A small random model of
+the same make proves what is shown: cut and masked, it gives the same logits.
+""",
+)
+@click.argument("model")
+@click.option(
+    "--picture", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw one layer"
+)
+@click.option(
+    "--layer", type=click.IntRange(min=0), default=None, metavar="N", help="Which one to draw  [0]"
+)
+@click.option("--force", is_flag=True, help="Replace FILE.svg if it exists")
+@JSON
+def discover_command(
+    model: str, picture: Path | None, layer: int | None, force: bool, as_json: bool
+) -> None:
+    """Discover coupled structures."""
+    if picture is not None:
+        _refuse_picture(picture, force)
+    from ..checkpoint import write_text
+    from ..pipeline import discover
+    from ..report import STRUCTURE_COLUMNS, structure_cells
+
+    quiet_transformers()
+    found = discover(model)
+    if picture is not None:
+        write_text(picture, found.picture(layer))
+    if as_json:
+        click.echo(json.dumps(found.to_json()))
+        return
+    layout = "its layout is declared" if found.opened.declared else "its layout was traced"
+    click.echo(
+        f"Family {found.structure.family}: {layout}, and on a small model slicing equals masking"
+        f" (difference {found.difference:.0e})."
+    )
+    cells = [structure_cells(row) for row in found.rows]
+    table(model, STRUCTURE_COLUMNS, cells, texts=(0, len(STRUCTURE_COLUMNS) - 1), lines=True)
+    click.echo("* what prune takes unless --granularity names others; u is a unit's number")
+    if picture is not None:
+        click.echo(str(picture))
+
+
+def _refuse_picture(picture: Path, force: bool) -> None:
+    if picture.suffix != ".svg":
+        raise SecateurError(f"--picture {picture} is not a name that ends in .svg.")
+    if picture.is_dir() or not picture.parent.is_dir():
+        raise SecateurError(f"--picture {picture} is no place for a file. Choose another name.")
+    if picture.exists() and not force:
+        raise SecateurError(f"{picture} exists. Choose another name, or add --force to replace it.")
+
+
+def _lengths(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise SecateurError(
+            f"--windows {text!r} is not a list of lengths like 128,2048."
+        ) from error

@@ -1,0 +1,239 @@
+"""The commands that cut: prune, apply, and compare, which cuts and measures."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config import RECIPES, PruneConfig, read_toml
+from ..errors import SecateurError
+from ..fusion import FUSIONS
+from ..importance import IMPORTANCE
+from ..methods import METHODS
+from ..registry import choose
+from ..search import SEARCHES
+from ..structure import GRANULARITIES
+from ..surgery import REPAIRS
+from .options import FORCE, JSON, OUT, quiet_transformers
+from .recover import show_recovery
+from .screen import Screen, table
+from .settings import given_settings, listed, settings_options
+
+
+@click.command(
+    "prune",
+    short_help="Prune a model into a smaller folder.",
+    help=f"""Prune MODEL (a folder, or a name on the hub) and write the smaller model to --out.
+
+\b
+Example:
+  secateur prune path/to/model --method flap --ratio 0.2 --calibration text.txt --out small/
+  secateur prune path/to/model --method wanda-sp --ratio 0.3 --layers 4-29 --out small/
+  secateur prune path/to/model --ratio 0.3 --calibration text.txt --recover distil --out small/
+  secateur prune --config small/run.toml --out again/
+
+\b
+Methods:     {listed(METHODS)}
+Scores:      {listed(IMPORTANCE)}
+Fusions:     {listed(FUSIONS)}
+Searches:    {listed(SEARCHES)}
+Repairs:     {listed(REPAIRS)}
+Recoveries:  {listed([*RECIPES, "own"])}
+Units:       {listed(GRANULARITIES)}
+Calibration: a .txt or .jsonl file, a folder of them, wikitext2, c4, ptb, bookcorpus,
+             owner/name on the hub, self (the model's own samples), embedded
+
+The calibration text is c4 unless you name one. Perplexity is taken on a part of it that was not
+used, unless --evaluate names a text (or none).
+""",
+)
+@click.argument("model", required=False)
+@OUT
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings: run.toml"
+)
+@settings_options(PruneConfig)
+@click.option(
+    "--recover",
+    default=None,
+    metavar="NAME",
+    help="Then train on the calibration text: a recovery, or own (the method's)",
+)
+@click.option("--dry-run", is_flag=True, help="Make the plan alone; --out gets plan.json")
+@FORCE
+@JSON
+def prune_command(
+    model: str | None,
+    out: Path | None,
+    config: Path | None,
+    recover: str | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Prune a model."""
+    settings = given_settings(
+        options,
+        model,
+        read_toml(config) if config else {},
+        "secateur prune MODEL --method flap --ratio 0.2 --out small/",
+    )
+    if out is None and not dry_run:
+        raise SecateurError("Where to? Add --out DIR (or --dry-run for the plan alone).")
+    if recover is not None:
+        choose("recovery", recover, {**RECIPES, "own": None})
+        if dry_run:
+            raise SecateurError("A plan alone is not trained: --dry-run and --recover exclude.")
+    from ..pipeline import prune, prune_and_recover
+
+    screen = Screen()
+    quiet_transformers()
+    if recover is not None:
+        assert out is not None, "a run that is not dry has a folder"
+        pruned, done = prune_and_recover(
+            settings.pop("model"), out=out, recipe=recover, force=force, progress=screen, **settings
+        )
+        if as_json:
+            click.echo(json.dumps({**pruned.to_json(), "recovery": done.to_json()}))
+            return
+        _show(pruned, as_json=False, dry_run=False)
+        show_recovery(done, as_json=False)
+        return
+    result = prune(
+        settings.pop("model"), out=out, force=force, dry_run=dry_run, progress=screen, **settings
+    )
+    _show(result, as_json, dry_run)
+
+
+@click.command(
+    "apply",
+    short_help="Cut a model by a plan.json.",
+    help="""Cut MODEL by PLAN (a plan.json, or a folder that has one), repair it, write --out.
+
+\b
+Example:
+  secateur apply plan/plan.json path/to/model --out small/
+
+The plan may have been edited: "keep" lists the units that stay. Its repair is done anew, on the
+calibration text that the plan names or --calibration.
+""",
+)
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("model")
+@OUT
+@click.option("--repair", default=None, metavar="NAME", help="none or bias; default: the plan's")
+@click.option("--calibration", default=None, metavar="NAME", help="Text; default: the plan's")
+@click.option("--samples", type=int, default=None, metavar="N", help="Calibration windows")
+@click.option("--length", type=int, default=None, metavar="N", help="Tokens in a window")
+@click.option("--evaluate", default=None, metavar="NAME", help="Text for perplexity  [spare]")
+@click.option("--batch", type=int, default=None, metavar="N", help="Windows at once  [8]")
+@click.option("--seed", type=int, default=None, metavar="N", help="Seed; default: the plan's")
+@click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda  [auto]")
+@click.option("--dtype", default=None, metavar="NAME", help="Arithmetic of the passes  [auto]")
+@FORCE
+@JSON
+def apply_command(
+    plan: Path, model: str, out: Path | None, force: bool, as_json: bool, **options: Any
+) -> None:
+    """Apply a plan."""
+    if out is None:
+        raise SecateurError("Where to? Add --out DIR.")
+    from ..pipeline import apply, read_plan
+
+    given = {name: value for name, value in options.items() if value is not None}
+    read = read_plan(plan)
+    quiet_transformers()
+    result = apply(read, model, out=out, force=force, progress=Screen(), **given)
+    _show(result, as_json, dry_run=False)
+
+
+@click.command(
+    "compare",
+    short_help="Compare methods on one model.",
+    help=f"""Prune MODEL by each method at each ratio, on the same calibration tokens, and measure.
+
+\b
+Example:
+  secateur compare path/to/model --methods flap,wanda-sp,hywia --ratios 0.2,0.5 --out compared/
+
+\b
+Methods: {listed(METHODS, 9)}
+Repairs: {listed(REPAIRS, 9)}
+
+No pruned model is written: --out gets the table as comparison.json, .csv and .html.
+""",
+)
+@click.argument("model")
+@click.option("--methods", required=True, metavar="A,B", help="Methods")
+@click.option("--ratios", default="0.2,0.5", metavar="X,Y", help="Shares to remove  [0.2,0.5]")
+@click.option("--repairs", default="", metavar="A,B", help="Repairs; default: each method's own")
+@OUT
+@settings_options(PruneConfig, "method", "ratio", "repair", "importance", "fusion")
+@FORCE
+@JSON
+def compare_command(
+    model: str,
+    methods: str,
+    ratios: str,
+    repairs: str,
+    out: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare methods."""
+    given = {name: value for name, value in options.items() if value is not None}
+    shares = _ratios(ratios)
+    from ..checkpoint import new_folder
+    from ..pipeline import compare
+    from ..report import comparison_columns, comparison_row, write_comparison
+
+    quiet_transformers()
+    with new_folder(out, force=force) if out else nullcontext() as folder:
+        rows = compare(
+            model,
+            methods=_names(methods),
+            ratios=shares,
+            repairs=_names(repairs),
+            progress=Screen(),
+            **given,
+        )
+        if folder is not None:
+            write_comparison(folder, model, rows)
+    if as_json:
+        click.echo(json.dumps({"model": model, "rows": rows}))
+        return
+    table(f"{model} pruned", comparison_columns(rows), map(comparison_row, rows))
+    if out:
+        click.echo(f"{out}")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise SecateurError(f"--ratios {text!r} is not a list of shares like 0.2,0.5.") from error
+
+
+def _show(result: Any, as_json: bool, dry_run: bool) -> None:
+    from ..report import evaluation_line, layer_rows, number_rows
+
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+        return
+    columns = ("layer", "attention heads (KV)", "MLP width")
+    table("What stays", columns, layer_rows(result.structure, result.plan))
+    table("Numbers", ("", "before", "after"), number_rows(result.numbers))
+    if line := evaluation_line(result.numbers):
+        click.echo(line)
+    where = result.out if result.out else "nothing written"
+    if dry_run and result.out:
+        where = result.out / "plan.json"
+    click.echo(f"{where}  ({result.seconds['total']:.1f} s)")

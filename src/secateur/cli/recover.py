@@ -1,0 +1,102 @@
+"""The command that trains a pruned folder a little."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config import RECIPES, TRAINED, RecoverConfig, read_toml
+from ..errors import SecateurError
+from ..recovery import GRIDS
+from .options import FORCE, JSON, OUT, quiet_transformers
+from .screen import Screen, table
+from .settings import given_settings, listed, settings_options
+
+
+@click.command(
+    "recover",
+    short_help="Train a pruned folder a little; most of the quality comes back.",
+    help=f"""Train DIR, a pruned folder, and write the better model to --out.
+
+\b
+Example:
+  secateur recover small/ --with distil --data text.txt --out better/
+  secateur recover small/ --with lora --data alpaca-cleaned --evaluate wikitext2 --out better/
+  secateur recover small/ --with groupwise --bits 4 --data text.txt --out tiny/
+
+\b
+Recipes (--with): {listed(RECIPES, 19)}
+  distil     {RECIPES["distil"].summary}
+  lora       {RECIPES["lora"].summary}
+  groupwise  {RECIPES["groupwise"].summary}
+distil trains (--train): {listed(TRAINED, 26)}
+Grids of groupwise: {listed(GRIDS, 21)}
+Data: a .json or .jsonl file of instructions (Alpaca's fields), alpaca-cleaned, or text:
+      a .txt or .jsonl file, a folder of them, wikitext2, c4, owner/name on the hub, self
+
+A run that was cut short goes on where it was: type the same command again.
+""",
+)
+@click.argument("model", required=False, metavar="DIR")
+@OUT
+@click.option("--with", "recipe", default=None, metavar="NAME", help="Recipe  [distil]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings: recovery.toml"
+)
+@settings_options(RecoverConfig, "recipe")
+@click.option("--keep-adapter", is_flag=True, help="Write LoRA's adapter too, as DIR/adapter")
+@FORCE
+@JSON
+def recover_command(
+    model: str | None,
+    out: Path | None,
+    recipe: str | None,
+    config: Path | None,
+    keep_adapter: bool,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Recover a pruned folder."""
+    settings = given_settings(
+        {**options, "recipe": recipe},
+        model,
+        read_toml(config) if config else {},
+        "secateur recover DIR --with distil --data text.txt --out better/",
+    )
+    if out is None:
+        raise SecateurError("Where to? Add --out DIR.")
+    from ..pipeline import recover
+
+    quiet_transformers()
+    done = recover(
+        settings.pop("model"),
+        out=out,
+        force=force,
+        keep_adapter=keep_adapter,
+        progress=Screen(),
+        **settings,
+    )
+    show_recovery(done, as_json)
+
+
+def show_recovery(done: Any, as_json: bool) -> None:
+    """The result as JSON or tables."""
+    from ..report import number_rows
+
+    if as_json:
+        click.echo(json.dumps(done.to_json()))
+        return
+    checks = [
+        (c["step"], f"{c['trained']:.3f}" if "trained" in c else "", f"{c['held_out']:.3f}")
+        for c in done.numbers["checks"]
+    ]
+    table("Training", ("step", "loss per token", "on held-out examples"), checks)
+    rows = number_rows({key: done.numbers[key] for key in ("bytes", "perplexity")})
+    table("Numbers", ("", "before", "after"), rows)
+    if done.numbers["perplexity"]:
+        click.echo(f"Perplexity on {done.numbers['evaluation']['text']}.")
+    click.echo(
+        f"{done.out}  ({done.seconds:.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)"
+    )

@@ -1,0 +1,18 @@
+"""The settings of a run: strict, frozen, in and out as TOML."""
+
+from .files import read_record, read_toml, to_toml
+from .pruning import PruneConfig, make_config
+from .recovery import RECIPES, TRAINED, Recipe, RecoverConfig, make_recover_config
+
+__all__ = [
+    "RECIPES",
+    "TRAINED",
+    "PruneConfig",
+    "Recipe",
+    "RecoverConfig",
+    "make_config",
+    "make_recover_config",
+    "read_record",
+    "read_toml",
+    "to_toml",
+]

@@ -1,0 +1,42 @@
+"""Settings in and out as TOML."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel
+
+from ..errors import SecateurError
+
+
+def to_toml(config: BaseModel, record: dict[str, Any]) -> str:
+    """The settings as TOML, followed by tables of `record` that a later run does not read."""
+    settings = {key: value for key, value in config.model_dump().items() if value is not None}
+    return tomli_w.dumps({"settings": settings, **record})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a `run.toml` (its other tables are the record of that run).
+
+    Raises:
+        SecateurError: no such file, not TOML, no table [settings].
+    """
+    settings = read_record(path).get("settings")
+    if not isinstance(settings, dict):
+        raise SecateurError(f"{path} has no table [settings]: a pruned folder's run.toml has one.")
+    return settings
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """All tables of a `run.toml`.
+
+    Raises:
+        SecateurError: no such file, or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecateurError(f"Cannot read {path}: {getattr(error, 'strerror', error)}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SecateurError(f"{path} is not TOML: {error}.") from error

@@ -1,0 +1,187 @@
+"""The settings of a recovery, and what each recipe takes where they say nothing."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..errors import SecateurError
+from ..recovery import GRIDS, Schedule
+from ..registry import choose
+from .explain import explained
+
+TRAINED = {
+    "consumers": "the linears that read heads and channels (o_proj, down_proj), and their biases",
+    "lora": "low-rank changes of every linear, merged",
+    "groupwise": "low-rank changes of the zero points of linears in few bits, merged",
+    "all": "every weight",
+}
+RECOVERY_DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is trained, towards what, and how fast unless the settings say so.
+
+    Without `steps`, `epochs` over the data. A `relative` rate is a share of each weight's size.
+    """
+
+    summary: str
+    train: str
+    distils: bool
+    batch: int
+    rate: float
+    relative: bool
+    epochs: int
+    steps: int | None
+    warmup: int
+
+
+RECIPES = {
+    # LLM-Pruner's recipe (2305.11627), rank, alpha and dropout included.
+    "lora": Recipe(
+        "Low-rank changes of every linear, merged; the loss on the next token (LLM-Pruner).",
+        "lora", False, 64, 1e-4, False, 2, None, 100,
+    ),
+    "groupwise": Recipe(
+        "Linears in few bits, their zero points tuned and merged (SAAP, QA-LoRA).",
+        "groupwise", False, 64, 1e-3, False, 2, None, 100,
+    ),
+    "distil": Recipe(
+        "The dense model's predictions as target; consumers alone, shapes stay as they are.",
+        "consumers", True, 16, 1e-2, True, 2, 200, 10,
+    ),
+}  # fmt: skip
+
+
+class RecoverConfig(BaseModel):
+    """Everything that decides what a recovered folder holds. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model: Annotated[str, Field(description="Pruned folder, or any supported model")]
+    recipe: Annotated[str, Field(description="What to train, and towards what")] = "distil"
+    data: Annotated[str | None, Field(description="Text or instructions to train on")] = None
+    train: Annotated[
+        str | None, Field(description="What distil trains: consumers, lora, groupwise, all")
+    ] = None
+    teacher: Annotated[
+        str | None, Field(description="Dense model for distil; default: the one in run.toml")
+    ] = None
+    top_k: Annotated[
+        int, Field(ge=0, description="Likeliest tokens kept of the teacher; 0: all, anew each time")
+    ] = 128
+    samples: Annotated[int, Field(ge=2, description="Examples at most, held-out ones included")] = (
+        50_000
+    )
+    length: Annotated[
+        int | None, Field(ge=2, description="Tokens of an example at most  [256]")
+    ] = None
+    on_prompts: Annotated[
+        bool, Field(description="Take the loss on instructions too, not on responses alone")
+    ] = False
+    steps: Annotated[int | None, Field(ge=1, description="Steps; default: the recipe's")] = None
+    epochs: Annotated[
+        int | None, Field(ge=1, description="Passes over the data where steps are not given")
+    ] = None
+    batch: Annotated[int | None, Field(ge=1, description="Examples in a step")] = None
+    micro: Annotated[int, Field(ge=1, description="Examples at once; gradients add up")] = 8
+    rate: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="Learning rate; distil: share of the weights"),
+    ] = None
+    warmup: Annotated[int | None, Field(ge=0, description="Steps of warm-up")] = None
+    patience: Annotated[
+        int, Field(ge=1, description="Checks without a better held-out loss before it stops")
+    ] = 3
+    rank: Annotated[int, Field(ge=1, description="Rank of lora and groupwise")] = 8
+    alpha: Annotated[float, Field(gt=0, description="Scale of lora and groupwise")] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout of lora")] = 0.05
+    bits: Annotated[int, Field(ge=2, le=8, description="Bits of a groupwise weight")] = 4
+    group: Annotated[int, Field(ge=1, description="Input columns that share a zero point")] = 32
+    grid: Annotated[str, Field(description="How a group's grid is found")] = "min-max"
+    evaluate: Annotated[
+        str, Field(description="Text for perplexity: a source, 'spare' or 'none'")
+    ] = "spare"
+    evaluate_tokens: Annotated[
+        int | None, Field(ge=2, description="Evaluate at most so many tokens")
+    ] = None
+    seed: Annotated[int, Field(ge=0, le=2**40, description="Seed of every draw")] = 0
+    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
+    dtype: Annotated[
+        str, Field(description="Arithmetic; auto: bfloat16 on a GPU, float32 on a CPU")
+    ] = "auto"
+    hidden_gib: Annotated[
+        float,
+        Field(
+            ge=0, allow_inf_nan=False, description="GiB of cached states in memory, then on disk"
+        ),
+    ] = 4.0
+
+    @field_validator("recipe", "train", "grid", "dtype")
+    @classmethod
+    def _known(cls, name: str | None, info: Any) -> str | None:
+        known: dict[str, dict[str, Any]] = {
+            "recipe": RECIPES,
+            "train": TRAINED,
+            "grid": GRIDS,
+            "dtype": dict.fromkeys(RECOVERY_DTYPES),
+        }
+        if name is not None:
+            choose(info.field_name, name, known[info.field_name])
+        return name
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is the target."""
+        return RECIPES[self.recipe].distils
+
+    @property
+    def trained(self) -> str:
+        """What is trained: a name in `TRAINED`."""
+        return self.train or RECIPES[self.recipe].train
+
+    def schedule(self, examples: int) -> Schedule:
+        """Steps and rates for so many examples to train on."""
+        recipe = RECIPES[self.recipe]
+        # Adapters start from nothing, so that a share of their size is no measure.
+        own = self.trained in ("consumers", "all")
+        rates = {"lora": RECIPES["lora"].rate, "groupwise": RECIPES["groupwise"].rate}
+        rate = recipe.rate if own or not recipe.distils else rates[self.trained]
+        batch = min(self.batch or recipe.batch, examples)
+        steps = self.steps or (None if self.epochs else recipe.steps)
+        if steps is None:
+            steps = max(1, math.ceil((self.epochs or recipe.epochs) * examples / batch))
+        warmup = min(recipe.warmup, steps // 10) if self.warmup is None else self.warmup
+        return Schedule(
+            steps=steps,
+            batch=batch,
+            micro=min(self.micro, batch),
+            rate=self.rate or rate,
+            relative=recipe.relative and own,
+            warmup=warmup,
+            seed=self.seed,
+            patience=self.patience,
+        )
+
+
+def make_recover_config(**settings: Any) -> RecoverConfig:
+    """Check settings.
+
+    Raises:
+        SecateurError: an unknown setting, a value of the wrong type or out of range, or settings
+            that do not go together.
+    """
+    try:
+        config = RecoverConfig(**settings)
+    except ValidationError as error:
+        example = "secateur recover DIR --with distil --data text.txt --out DIR2"
+        raise SecateurError(explained(error, RecoverConfig, example)) from error
+    own = RECIPES[config.recipe].train
+    if not config.distils and config.trained != own:
+        raise SecateurError(
+            f"--with {config.recipe} trains {own}, not {config.train}.\n"
+            f"Type: --with distil --train {config.train}"
+        )
+    return config

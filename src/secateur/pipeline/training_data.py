@@ -1,0 +1,130 @@
+"""What a recovery trains on, what it is measured on, and who teaches."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from .. import data
+from ..config import RecoverConfig, read_toml
+from ..data import Examples
+from ..errors import SecateurError
+from ..models import OpenModel, open_model
+from .checks import known_ids
+from .stages import DEFAULT_LENGTH, SPARE_TOKENS, evaluation_text
+
+# Below so many tokens, what a training gains is mostly about those tokens.
+FEW_TOKENS = 100_000
+# Of the examples, the share that is held out, and the most that are.
+_HELD_OUT, _HELD_OUT_MOST = 1 / 10, 256
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Examples of which the last `held` are held out; running text for perplexity (maybe none)."""
+
+    examples: Examples
+    held: int
+    source: str
+    text: Int64[Tensor, " token"]
+    evaluated_on: str
+
+
+def read_data(
+    opened: OpenModel, config: RecoverConfig, note: Callable[[str], None]
+) -> TrainingData:
+    """The examples, in an order that the seed decides.
+
+    Raises:
+        SecateurError: no such data, too few of them, or windows longer than the context.
+    """
+    source = config.data
+    if source is None:
+        raise SecateurError(
+            "No data to train on. Add --data FILE.txt (or .jsonl, alpaca-cleaned, c4, self)."
+        )
+    length = config.length or min(DEFAULT_LENGTH, opened.context)
+    if length > opened.context:
+        raise SecateurError(
+            f"--length {length} is longer than the context of the model, {opened.context}"
+            f" tokens.\nType --length {opened.context} or less."
+        )
+    spare = torch.zeros(0, dtype=torch.int64)
+    options: dict[str, Any] = {
+        "samples": config.samples,
+        "length": length,
+        "seed": config.seed,
+    }
+    if data.is_instructions(source):
+        examples = data.instruction_examples(
+            source, opened.tokenizer, on_prompts=config.on_prompts, **options
+        )
+    else:
+        windows = data.sample_windows(
+            _documents(opened, config, length, note),
+            opened.tokenizer,
+            source=source,
+            choice=1,
+            spare=config.evaluate == "spare",
+            **options,
+        )
+        spare = windows.spare[: config.evaluate_tokens or SPARE_TOKENS]
+        examples = Examples.of_windows(windows.ids)
+    known_ids(examples.ids, opened)
+    if len(examples) < 2:
+        raise SecateurError(
+            f"{source} gives one example; at least one to train on and one held out are needed.\n"
+            "Give more text, or a smaller --length."
+        )
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(config.seed))
+    examples = Examples(examples.ids[order], examples.labels[order])
+    held = min(max(1, int(len(examples) * _HELD_OUT)), _HELD_OUT_MOST)
+    text, name = _evaluation(opened, config, spare, note)
+    return TrainingData(examples, held, source, text, name)
+
+
+def teacher_of(config: RecoverConfig) -> str | None:
+    """The dense model that a distillation learns from: the one that was pruned, unless named.
+
+    Raises:
+        SecateurError: a distillation without a teacher.
+    """
+    if not config.distils or config.teacher is not None:
+        return config.teacher
+    record = Path(config.model).expanduser() / "run.toml"
+    if record.is_file():
+        model = read_toml(record).get("model")
+        if isinstance(model, str) and (Path(model).expanduser().exists() or model.count("/") == 1):
+            return model
+    raise SecateurError(
+        "A distillation needs the dense model, and run.toml names none that is there.\n"
+        "Type: --teacher MODEL"
+    )
+
+
+def _documents(
+    opened: OpenModel, config: RecoverConfig, length: int, note: Callable[[str], None]
+) -> Iterable[str | Tensor]:
+    if config.data != "self":
+        return data.documents(str(config.data), use="calibration", seed=config.seed)
+    writer = opened if config.teacher is None else open_model(config.teacher)
+    note(f"{writer.source} writes the text to train on; for that it is loaded whole")
+    model = writer.whole(torch.float32).to(config.device)
+    return data.generated_documents(model, length=length, batch=8, seed=config.seed)
+
+
+def _evaluation(
+    opened: OpenModel, config: RecoverConfig, spare: Tensor, note: Callable[[str], None]
+) -> tuple[Tensor, str]:
+    if config.evaluate == "none":
+        return spare[:0], "none"
+    if config.evaluate != "spare":
+        text = evaluation_text(opened, config.evaluate, tokens=config.evaluate_tokens)
+        return text, config.evaluate
+    if len(spare) < 2:
+        note("no text to take perplexity on; name one: --evaluate FILE.txt")
+    return spare, f"a part of {config.data} that nothing was trained on"

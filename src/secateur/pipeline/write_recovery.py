@@ -1,0 +1,51 @@
+"""What stands beside recovered weights: the history of the folder, the settings, the card."""
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import RecoverConfig, to_toml
+from ..export import recovery_card
+from ..models import OpenModel
+from ..report import number_rows
+
+_VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
+_HISTORY = ("plan.json", "run.toml")
+
+
+def copy_history(folder: Path, opened: OpenModel) -> None:
+    """Bring along how the model was pruned."""
+    for name in _HISTORY:
+        if opened.folder is not None and (opened.folder / name).is_file():
+            shutil.copyfile(opened.folder / name, folder / name)
+
+
+def write_recovery(
+    folder: Path,
+    opened: OpenModel,
+    config: RecoverConfig,
+    numbers: Mapping[str, Any],
+    *,
+    stock: bool,
+) -> None:
+    """Write recovery.toml and README.md; nothing in them differs between two like runs."""
+    versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    record = {"versions": {"python": platform.python_version(), **versions}, "results": numbers}
+    (folder / "recovery.toml").write_text(to_toml(config, record), encoding="utf-8")
+    earlier = opened.folder / "README.md" if opened.folder else None
+    card = recovery_card(
+        earlier.read_text(encoding="utf-8") if earlier and earlier.is_file() else None,
+        base=Path(opened.source).resolve().name,
+        architecture=opened.family.model,
+        stock=stock,
+        data=numbers["data"],
+        numbers=number_rows({key: numbers[key] for key in ("bytes", "perplexity")}),
+        evaluated_on=numbers["evaluation"]["text"],
+        settings={key: value for key, value in config.model_dump().items() if value is not None},
+        steps=(numbers["steps"], numbers["best_step"]),
+        trained=(numbers["trained"], numbers["trained_parameters"]),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")

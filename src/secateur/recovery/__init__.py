@@ -1,0 +1,26 @@
+"""Recovery: a short training that brings back what the cut took."""
+
+from .grid import GRIDS, Quantised, quantised
+from .groupwise import Groupwise, GroupwiseLinear
+from .lora import Lora
+from .objectives import CachedDistillation, FullDistillation, Objective, next_token
+from .trainer import Check, Outcome, Schedule, Trainer
+from .weights import Plain
+
+__all__ = [
+    "GRIDS",
+    "CachedDistillation",
+    "Check",
+    "FullDistillation",
+    "Groupwise",
+    "GroupwiseLinear",
+    "Lora",
+    "Objective",
+    "Outcome",
+    "Plain",
+    "Quantised",
+    "Schedule",
+    "Trainer",
+    "next_token",
+    "quantised",
+]

@@ -1,0 +1,106 @@
+"""What a training step makes smaller: the loss on the next token, or the distance to a teacher.
+
+    next token     -sum log p_S(token t | tokens before it)        over labelled tokens
+    full logits    sum_t KL(p_T || p_S)                            over the positions before them
+    top k          sum_t sum_{v in top k} p_T log(p_T / p_S) + r_T log(r_T / r_S),
+                   r the probability of all other tokens together
+
+Right padding needs no mask: the models are causal, and padded tokens have no label.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ..data import IGNORED
+from ..progress import Progress
+from ..stats import Activations, Walk
+
+_TINY = 1e-9
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss summed over the labelled tokens of some examples."""
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "example token vocabulary"],
+        labels: Int64[Tensor, "example token"],
+        examples: Int64[Tensor, " example"],
+        ids: Int64[Tensor, "example token"],
+    ) -> Tensor:
+        """`examples` are the numbers of the rows in the data, `labels` and `ids` on the device."""
+        ...
+
+
+def next_token(logits: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropy of the labels."""
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+
+
+class FullDistillation:
+    """KL to the logits that `teacher` gives anew for every batch: exact, with both in memory."""
+
+    def __init__(self, teacher: Callable[..., Any]) -> None:
+        self._teacher = teacher
+
+    def __call__(self, logits: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
+        """KL summed over the positions before labelled tokens."""
+        with torch.no_grad():
+            wanted = self._teacher(input_ids=ids, use_cache=False).logits
+        told = labels[:, 1:] != IGNORED
+        target = torch.log_softmax(wanted[:, :-1][told].float(), dim=-1)
+        ours = torch.log_softmax(logits[:, :-1][told].float(), dim=-1)
+        return torch.nn.functional.kl_div(ours, target, reduction="sum", log_target=True)
+
+
+class CachedDistillation:
+    """KL to the `top` likeliest tokens of a teacher that has run once: it is gone by now.
+
+    The cache is 6 bytes a token and entry, in memory up to `limit` bytes and else in an unnamed
+    file. The teacher streams through `walk`, one layer in memory.
+    """
+
+    def __init__(self, walk: Walk, top: int, *, progress: Progress | None = None) -> None:
+        count, length = walk.tokens.shape
+        shape, half = (count, length - 1, top), walk.limit // 2
+        self._tokens = Activations(shape, torch.int32, limit=half)
+        self._logs = Activations(shape, torch.float16, limit=half)
+        states = walk.embed()
+        for step in walk.layers(progress=progress, stage="teacher"):
+            step.run(states)
+        with walk.source.back() as logits_of:
+            for windows in walk.batches:
+                for row in range(windows.start, windows.stop):
+                    logits = logits_of(states[row : row + 1][:, :-1])[0].float()
+                    logs, tokens = torch.log_softmax(logits, dim=-1).topk(top, dim=-1)
+                    self._tokens[row : row + 1] = tokens[None].int()
+                    self._logs[row : row + 1] = logs[None].half()
+
+    def __call__(self, logits: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
+        """KL summed over the positions before labelled tokens."""
+        told = labels[:, 1:] != IGNORED
+        length = logits.shape[1] - 1
+        tokens, logs = (
+            kept.tensor[examples.cpu(), :length].to(logits.device)[told]
+            for kept in (self._tokens, self._logs)
+        )
+        target, ours = logs.float(), torch.log_softmax(logits[:, :-1][told].float(), dim=-1)
+        ours = ours.gather(1, tokens.long())
+        rest, ours_rest = (_rest(part) for part in (target, ours))
+        kept_part = (target.exp() * (target - ours)).sum()
+        return kept_part + (rest * (rest.log() - ours_rest.log())).sum()
+
+
+def _rest(logs: Float[Tensor, "token top"]) -> Float[Tensor, " token"]:
+    """The probability of all tokens that are not listed."""
+    return (1 - logs.exp().sum(dim=1)).clamp(min=_TINY)

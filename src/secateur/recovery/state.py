@@ -1,0 +1,70 @@
+"""The state of an unfinished training: one safetensors file, written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import SecateurError
+
+
+@dataclass(frozen=True)
+class State:
+    """Tensors by name, and everything else as JSON has it."""
+
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any]
+
+
+def write_state(path: Path, state: State, fingerprint: str) -> None:
+    """Write `state`; `fingerprint` says which run it belongs to.
+
+    Raises:
+        SecateurError: the place cannot be written to.
+    """
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    about = {"fingerprint": fingerprint, "values": json.dumps(dict(state.values))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
+        save_file(tensors, partial, metadata=about)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SecateurError(
+            f"Cannot keep the state of training in {path.parent}: {reason}.\nChoose another --out."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_state(path: Path, fingerprint: str) -> State | None:
+    """The state in `path`; None if there is no such file.
+
+    Raises:
+        SecateurError: it is of another run, or damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in names}
+        values = json.loads(about["values"])
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise SecateurError(
+            f"{path} is no state of a training, or damaged.\nRemove it to begin anew."
+        ) from error
+    if about.get("fingerprint") != fingerprint:
+        raise SecateurError(
+            f"{path} is the state of an unfinished training with other settings, data or weights."
+            "\nRepeat that command to go on, or remove the file to begin anew."
+        )
+    return State(tensors, values)
