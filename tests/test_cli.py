@@ -27,7 +27,7 @@ from secateur.methods import METHODS
 from secateur.search import SEARCHES
 from secateur.surgery import REPAIRS
 
-COMMANDS = {"prune", "apply", "compare", "evaluate", "inspect", "convert", "discover"}
+COMMANDS = {"prune", "apply", "recover", "compare", "evaluate", "inspect", "convert", "discover"}
 
 Said = Callable[..., str]
 

@@ -158,6 +158,7 @@ class _Run:
             update={"device": str(resolve_device(config.device)), "teacher": teacher_of(config)}
         )
         self._teacher = self._opened_teacher()
+        self._linears = self._adaptable()
         self._device = torch.device(self.config.device)
         bf16 = config.dtype == "bfloat16" or (
             config.dtype == "auto" and self._device.type == "cuda"
@@ -265,13 +266,30 @@ class _Run:
         half = self._autocast is not None and self._device.type != "cpu"
         return self.opened.whole(torch.bfloat16 if half else torch.float32).to(self._device)
 
-    def _trained(self, model: Any) -> "Plain | Lora | Groupwise":
-        config = self.config
+    def _adaptable(self) -> list[str]:
+        """The linears that adapters can be put on: those that have a part in some unit.
+
+        Raises:
+            SecateurError: they are to be quantised, and one is no plain linear.
+        """
         axes = self.opened.structure.axes
         modules = {m.module for axis in axes for m in axis.members if m.parameter == "weight"}
-        linears = [
-            path for path, module in model.named_modules() if path in modules and _is_linear(module)
-        ]
+        found = []
+        for path, module in self.opened.skeleton.named_modules():
+            kind = type(module).__name__
+            if path not in modules or not (isinstance(module, nn.Linear) or kind == "Conv1D"):
+                continue
+            if self.config.trained == "groupwise" and kind == "Conv1D":
+                raise SecateurError(
+                    f"{path} is a Conv1D, and only plain linears are quantised by group.\n"
+                    "Type --with lora or --with distil."
+                )
+            found.append(path)
+        return found
+
+    def _trained(self, model: Any) -> "Plain | Lora | Groupwise":
+        config, linears = self.config, self._linears
+        axes = self.opened.structure.axes
         if config.trained == "lora":
             return Lora(
                 model,
@@ -390,10 +408,6 @@ class _Run:
         copy_history(folder, self.opened)
         config = self.config.model_copy(update={"model": self.name})
         write_recovery(folder, self.opened, config, numbers, stock=stored.stock)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _of(name: str, axes: Any) -> bool:
