@@ -5,7 +5,8 @@
 
 Stories (documents separated by <|endoftext|>) are cut in two: the first half is for calibration,
 the second for perplexity. With a seed every method sees the same calibration tokens, and all remove
-the same share. Seeds choose the windows and what `random` removes.
+the same share. Seeds choose the windows and what `random` removes; those that the JSON file has are
+not run again.
 """
 
 import argparse
@@ -105,6 +106,7 @@ def main() -> None:
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
     name = Path(given.model).name
+    record = json.loads(given.json.read_text()) if given.json.is_file() else {}
     with tempfile.TemporaryDirectory() as folder:
         calibration, texts = given.calibration, given.heldout
         if given.stories is not None:
@@ -112,20 +114,22 @@ def main() -> None:
             texts = [heldout]
         options: dict[str, Any] = {"tokens": given.tokens, "windows": [WINDOW]}
         dense = {t.name: evaluate(given.model, str(t), **options)[0].value for t in texts}
-        rows: list[dict[str, Any]] = []
+        own = record.setdefault(
+            name,
+            {
+                "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
+                "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+                "dense": dense,
+                "trials": [],
+            },
+        )
         choices = {"methods": given.methods.split(","), "repairs": given.repairs.split(",")}
-        for seed in range(given.seeds):
-            rows += trials(given.model, calibration, texts, given.tokens, seed, **choices)
-    print(f"{name}: perplexity per token, window {WINDOW}\n\n{markdown(rows, dense)}")
-    record = json.loads(given.json.read_text()) if given.json.is_file() else {}
-    record[name] = {
-        "machine": {"processor": platform.machine(), "threads": torch.get_num_threads()},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "dense": dense,
-        "trials": rows,
-    }
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        there = {trial["seed"] for trial in own["trials"]}
+        for seed in (seed for seed in range(given.seeds) if seed not in there):
+            own["trials"] += trials(given.model, calibration, texts, given.tokens, seed, **choices)
+            given.json.parent.mkdir(parents=True, exist_ok=True)
+            given.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"{name}: perplexity per token, window {WINDOW}\n\n{markdown(own['trials'], dense)}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """What the documentation tells people to type works."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from secateur.cli.main import cli, run
+from secateur.config import RECIPES
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
 
@@ -39,6 +42,10 @@ def desk(
     (folder / "heldout.txt").write_text((folder / "text.txt").read_text())
     example = (ROOT / "docs" / "own-score.md").read_text(encoding="utf-8")
     (folder / "my_score.py").write_text(re.findall(r"```python\n(.*?)```", example, re.DOTALL)[0])
+    rows = [{"instruction": f"Add {n} and 1.", "output": str(n + 1)} for n in range(20)]
+    (folder / "alpaca.json").write_text(json.dumps(rows))
+    for name, recipe in RECIPES.items():  # as many steps as a toy can take
+        monkeypatch.setitem(RECIPES, name, replace(recipe, steps=2))
     monkeypatch.chdir(folder)
     yield folder
     for known in (IMPORTANCE, METHODS):
@@ -51,7 +58,8 @@ def test_the_commands_of_the_readme_run(desk: Path, capsys: Any) -> None:
         if "other/" in command:
             (desk / "other").mkdir(exist_ok=True)
             (desk / "other" / "plan.json").write_bytes((desk / "plan" / "plan.json").read_bytes())
-        force = ["--force"] if (desk / "small").exists() and "--out small/" in command else []
+        out = re.search(r"--out (\S+)/", command)
+        force = ["--force"] if out and (desk / out[1]).exists() else []
         assert run(shlex.split(command)[1:] + force) == 0, (command, capsys.readouterr().err)
 
 

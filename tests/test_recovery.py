@@ -36,6 +36,7 @@ from secateur.recovery import (
     Trainer,
     next_token,
 )
+from secateur.recovery.weights import relative_rate
 from secateur.stats import Walk
 
 FAMILIES = ["llama-gqa", "qwen2-gqa", "mistral-gqa", "gemma2", "phi", "opt"]
@@ -174,7 +175,7 @@ def test_the_loss_on_the_next_token_is_the_models_own(tokens: Tensor) -> None:
 
 def schedule(**changes: Any) -> Schedule:
     given = {
-        "steps": 12, "batch": 5, "micro": 2, "rate": 0.02, "relative": True, "warmup": 2, "seed": 3,
+        "steps": 12, "batch": 5, "micro": 2, "rate": 0.15, "relative": True, "warmup": 2, "seed": 3,
     }  # fmt: skip
     return Schedule(**{**given, **changes})
 
@@ -240,7 +241,7 @@ def test_training_helps_trains_what_it_should_and_keeps_the_best() -> None:
 
 
 def test_training_that_does_harm_gives_back_what_it_was_given() -> None:
-    made, plain = trainer(rate=5.0, warmup=0, patience=2)
+    made, plain = trainer(rate=40.0, warmup=0, patience=2)
     before = {name: p.detach().clone() for name, p in plain.parameters.items()}
     outcome = made.run()
     assert outcome.best_step == 0
@@ -455,7 +456,7 @@ def test_distillation_trains_what_it_is_told_to(
     train: str, pruned: Any, text_file: Path, tmp_path: Path
 ) -> None:
     folder, out = pruned(), tmp_path / "better"
-    done = recovered(folder, text_file, out, train=train, top_k=0)
+    done = recovered(folder, text_file, out, train=train, top_k=0, rate=0.01)
     assert done.numbers["trained"] == train
     before, after = (secateur.load(f).state_dict() for f in (folder, out))
     if train != "groupwise":
@@ -562,3 +563,11 @@ def test_the_model_that_was_read_stays_as_it_was(
     before = copy.deepcopy(files(folder))
     recovered(folder, text_file, tmp_path / "better")
     assert files(folder) == before
+
+
+def test_the_relative_rate_follows_size_and_width() -> None:
+    narrow = torch.full((4, 9), 2.0)
+    assert relative_rate(narrow) == pytest.approx(2 / 6**0.5)
+    assert relative_rate(0.1 * narrow) == pytest.approx(0.1 * relative_rate(narrow))
+    assert relative_rate(narrow.repeat(4, 4)) == pytest.approx(relative_rate(narrow) / 2)
+    assert relative_rate(torch.zeros(16)) == pytest.approx(1e-3 / 4)

@@ -24,7 +24,8 @@ RECOVERY_DTYPES = ("auto", "float32", "bfloat16")
 class Recipe:
     """What is trained, towards what, and how fast unless the settings say so.
 
-    Without `steps`, `epochs` over the data. A `relative` rate is a share of each weight's size.
+    Without `steps`, `epochs` over the data. A `relative` rate is multiplied with what suits each
+    tensor's size (`secateur.recovery.weights.relative_rate`).
     """
 
     summary: str
@@ -50,7 +51,7 @@ RECIPES = {
     ),
     "distil": Recipe(
         "The dense model's predictions as target; consumers alone, shapes stay as they are.",
-        "consumers", True, 16, 1e-2, True, 2, 200, 10,
+        "consumers", True, 16, 0.4, True, 2, 200, 10,
     ),
 }  # fmt: skip
 
@@ -89,7 +90,11 @@ class RecoverConfig(BaseModel):
     micro: Annotated[int, Field(ge=1, description="Examples at once; gradients add up")] = 8
     rate: Annotated[
         float | None,
-        Field(gt=0, allow_inf_nan=False, description="Learning rate; distil: share of the weights"),
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Learning rate; relative to the weights for distil",
+        ),
     ] = None
     warmup: Annotated[int | None, Field(ge=0, description="Steps of warm-up")] = None
     patience: Annotated[

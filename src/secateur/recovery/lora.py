@@ -3,6 +3,7 @@
 W + (alpha / rank) B A,   B = 0 at the start
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ class Lora:
             bias="none",
             task_type="CAUSAL_LM",
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft asks transformers for what it calls by another name by now
+            warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(seed)
             self._model: Any = get_peft_model(model, config)
         self._linears = tuple(linears)

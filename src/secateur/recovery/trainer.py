@@ -35,8 +35,9 @@ CHECKS = 10
 class Schedule:
     """How long and how fast. `batch` examples make a step, `micro` of them at once.
 
-    `rate` is the learning rate at its highest; with `relative` it is a share of each tensor's root
-    mean square. Training stops after `patience` checks in a row without a better held-out loss.
+    `rate` is the learning rate at its highest; with `relative` it is multiplied with what suits
+    each tensor (`relative_rate`). Training stops after `patience` checks in a row without a better
+    held-out loss.
     """
 
     steps: int

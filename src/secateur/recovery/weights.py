@@ -5,6 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# Root mean square below which a tensor counts as this large: biases may begin at nothing.
+_LEAST = 1e-3
+
 
 class Plain:
     """Parameters of `model` by name, trained in fp32 where they are; all others are frozen."""
@@ -22,15 +25,17 @@ class Plain:
         return {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
 
 
-def rms(tensor: Tensor) -> float:
-    """Root mean square; a step of Adam is small or large next to it."""
-    return float(tensor.detach().float().square().mean().sqrt()) if tensor.numel() else 0.0
+def relative_rate(tensor: Tensor) -> float:
+    """What a learning rate is multiplied with, to suit tensors of any size: rms / sqrt(side).
 
-
-def relative_rate(tensor: Tensor, least: float = 1e-3) -> float:
-    """What a learning rate is multiplied with, so that it is a share of the tensor's own size.
-
-    Weights of small models are ten times larger than those of large ones; a step that is a share
-    of the weight suits both (as Adafactor's relative steps, Shazeer and Stern, 1804.04235).
+    `side` is the geometric mean of the tensor's sides. A step of Adam moves every weight by the
+    learning rate, whatever its size; small models have weights ten times larger than large ones,
+    and a wide matrix adds up more of them. So the step is a share of the root mean square (as in
+    Adafactor, Shazeer and Stern, 1804.04235), smaller for wider matrices (as the spectral norm of a
+    change asks for: Yang, Simon, Bernstein, 2310.17813).
     """
-    return max(rms(tensor), least)
+    if not tensor.numel():
+        return 0.0
+    rms = float(tensor.detach().float().square().mean().sqrt())
+    side: float = tensor.numel() ** (1 / max(tensor.dim(), 1))
+    return max(rms, _LEAST) / side**0.5
