@@ -10,12 +10,12 @@ import click
 from ..config import RECIPES, PruneConfig, read_toml
 from ..errors import SecateurError
 from ..fusion import FUSIONS
-from ..importance import IMPORTANCE
+from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import METHODS
 from ..registry import choose
-from ..search import SEARCHES
+from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
-from ..surgery import REPAIRS
+from ..surgery import REPAIRS, TARGETS
 from .options import FORCE, JSON, OUT, quiet_transformers
 from .recover import show_recovery
 from .screen import Screen, table
@@ -42,6 +42,9 @@ Searches:    {listed(SEARCHES)}
 Repairs:     {listed(REPAIRS)}
 Recoveries:  {listed([*RECIPES, "own"])}
 Units:       {listed(GRANULARITIES)}
+Members:     {listed(REDUCTIONS)}
+Scales:      {listed(SCALES)}
+Targets:     {listed(TARGETS)}
 Calibration: a .txt or .jsonl file, a folder of them, wikitext2, c4, ptb, bookcorpus,
              owner/name on the hub, self (the model's own samples), embedded
 
@@ -124,7 +127,7 @@ calibration text that the plan names or --calibration.
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.argument("model")
 @OUT
-@click.option("--repair", default=None, metavar="NAME", help="none or bias; default: the plan's")
+@click.option("--repair", default=None, metavar="NAME", help="One of prune's; default: the plan's")
 @click.option("--calibration", default=None, metavar="NAME", help="Text; default: the plan's")
 @click.option("--samples", type=int, default=None, metavar="N", help="Calibration windows")
 @click.option("--length", type=int, default=None, metavar="N", help="Tokens in a window")

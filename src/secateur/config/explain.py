@@ -24,7 +24,7 @@ def explained(error: ValidationError, model: type[BaseModel], example: str) -> s
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         choices = get_args(fields[name].annotation)
         try:
-            choose(name, first["input"], dict.fromkeys(choices))
+            choose(f"--{name}", first["input"], dict.fromkeys(choices))
         except SecateurError as unknown:
             return str(unknown)
     if first["type"] == "missing":

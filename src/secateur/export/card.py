@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _HOW_OWN = """\
-The layers have different widths, so the stock class cannot load it. Any one of these can:
+The stock class cannot hold these layers (their widths differ, or do not go with its rules). Any one
+of these loads it:
 
 ```python
 import secateur
@@ -18,8 +19,9 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 ```
 
 ```python
-from transformers import AutoModelForCausalLM  # needs no package: reads modeling_secateur.py
+from transformers import AutoModelForCausalLM, AutoTokenizer  # reads modeling_secateur.py
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
 ```"""
 
 _HOW_STOCK = """\
@@ -38,7 +40,7 @@ def model_card(
     stock: bool,
     settings: Mapping[str, Any],
     numbers: Sequence[tuple[str, str, str]],
-    layers: Sequence[tuple[int, str, str]],
+    layers: Sequence[tuple[int | str, str, str]],
     evaluated_on: str,
 ) -> str:
     """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width)."""

@@ -9,11 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import new_folder
+from ..config import PruneConfig
 from ..errors import SecateurError
 from ..export import Form
+from ..importance import IMPORTANCE, gradients_needed
 from ..models import OpenModel
 from ..registry import choose
+from ..search import COMPARING, check_division
 from ..structure import GRANULARITIES, Structure, parse_ranges
+from ..surgery import REPAIRS
 
 
 def target(
@@ -102,6 +106,58 @@ def layer_range(
             f"{what} names no layer; expected a range like 0-{structure.layers - 1}."
         )
     return layers
+
+
+def idle_settings(config: PruneConfig) -> list[str]:
+    """What to tell the user of settings that change nothing beside the others."""
+    fits = REPAIRS[config.repair_name].fit is not None
+    score = config.importance_name
+    gradient = score is not None and bool(gradients_needed(IMPORTANCE[score]))
+    idle = {
+        "--members": config.members != "sum" and not gradient,
+        "--target": config.target != "residual" and not fits,
+        "--damping": config.damping is not None and not fits,
+        "--square-attention": config.square_attention and score is None,
+        "--scale": config.scale is not None and config.search_name not in COMPARING,
+    }
+    return [
+        f"{option} changes nothing here: {config.fusion_name or score}, {config.search_name} and"
+        f" {config.repair_name} do not ask for it"
+        for option, there in idle.items()
+        if there
+    ]
+
+
+def check_settings(structure: Structure, config: PruneConfig) -> None:
+    """Find out before any work is done that settings and units do not go together.
+
+    Raises:
+        SecateurError: they do not.
+    """
+    if config.importance is not None and config.fusion is not None:
+        raise SecateurError("--importance and --fusion both say what the scores are; give one.")
+    divided = config.attention_units is not None or config.attention_ratio is not None
+    check_division(config.search_name, divided)
+    if config.attention_units is not None and config.attention_ratio is not None:
+        raise SecateurError(
+            "Both --attention-units and --attention-ratio are given; one of them says it all."
+        )
+    asked = {
+        "attention": divided or config.attention_layers is not None,
+        "mlp": config.mlp_layers is not None,
+    }
+    for kind, there in asked.items():
+        if there and not any(axis.kind == kind for axis in structure.axes):
+            raise SecateurError(
+                f"Settings for {kind} are given, and the units (--granularity"
+                f" {config.granularity}) have none of it.\nLeave them out, or name other units."
+            )
+    coarse = [axis for axis in structure.axes if axis.of or axis.layer < 0]
+    if coarse and config.repair_name != "none":
+        raise SecateurError(
+            f"--repair {config.repair_name} mends the linears that read KV groups and channels, and"
+            f" {coarse[0].granularity} units are read by others.\nType --repair none."
+        )
 
 
 def check_space(folder: Path, form: Form) -> None:

@@ -93,10 +93,19 @@ def _row(run: Run, result: Result) -> dict[str, Any]:
         "parameters": numbers["parameters"]["after"],
         "dense_parameters": numbers["parameters"]["before"],
         "bytes_each": run.opened.dtype.itemsize,
+        "search": run.config.search_name,
+        "seed": run.config.seed,
+        "calibration": {
+            "text": run.config.calibration,
+            "windows": len(run.windows.ids),
+            "length": run.windows.ids.shape[1],
+            "tokens_sha256": run.windows.sha256,
+        },
+        "evaluation": numbers.get("evaluation"),
         "blend": numbers.get("blend"),
         "seconds": result.seconds["total"],
         "perplexity": [
-            {"window": entry["window"], "before": entry["before"], "after": entry["after"]}
+            {name: entry[name] for name in ("window", "tokens", "before", "after")}
             for entry in numbers.get("perplexity", ())
         ],
     }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..config import PruneConfig
 from ..data import Windows, token_hash
+from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..export import Form, copy_companions, prove, pruned_form, write_model
 from ..models import StreamedModel, open_model, resolve_device
@@ -22,7 +23,7 @@ from ..stats import Statistics, collect_gradients
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
-from .checks import check_space, known_ids, selected, tokenizer_to_write
+from .checks import check_space, idle_settings, known_ids, selected, tokenizer_to_write
 from .estimate import Estimate, fused_scores, inputs_needed, split_windows, terms_needed
 from .look import bytes_before
 from .record import write_record
@@ -77,6 +78,8 @@ class Run:
         self._before: list[Perplexity] | None = None
         self._numbers: dict[str, Any] = {}
         self.opened = open_model(model)
+        for message in idle_settings(config):
+            self.note(message)
         self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
         if not self.opened.declared:
             prove(self.opened)
@@ -138,6 +141,12 @@ class Run:
                 tokenizer=self._tokenizer,
                 tokens=config.evaluate_tokens,
             )
+            least = min(window_lengths(self.opened.context))
+            if len(self._text) < least:
+                raise SecateurError(
+                    f"The text of {config.evaluate} has {len(self._text)} tokens, fewer than one"
+                    f" window of {least}.\nGive more text, or --evaluate none."
+                )
 
     def gather(
         self, inputs: Iterable[str], terms: Iterable[str], *, everywhere: bool = False
@@ -215,7 +224,10 @@ class Run:
             keep = stages.kept_units(self.structure, scores, config, found.samples)
             if found.blend is not None:
                 self._numbers["blend"] = found.blend
-        return self._recorded(keep), statistics
+        plan = self._recorded(keep)
+        if config.ratio > 0 and not any(plan.removed(axis) for axis in self.structure.axes):
+            self.note("nothing is removed: the ratio asks for less than one unit")
+        return plan, statistics
 
     def carry_out(
         self, plan: Plan, statistics: Statistics, folder: Path | None, out: Path | None
@@ -254,10 +266,16 @@ class Run:
 
     def found(self, plan: Plan) -> dict[str, Any]:
         """What scores and repairs said, and parameters before and after without added biases."""
-        removed = plan.removed_parameters(self.structure)
         total, prunable = self.structure.parameters, self.structure.prunable
+        left = PrunedWeights(self.opened.weights, self.structure, plan).specs
+        lost = {
+            name: spec.elements - (left[name].elements if name in left else 0)
+            for name, spec in self.opened.weights.specs.items()
+        }
+        linears = {member.tensor for axis in self.opened.structure.axes for member in axis.members}
+        removed = sum(lost[name] for name in linears)
         return {
-            "parameters": {"before": total, "after": total - removed},
+            "parameters": {"before": total, "after": total - sum(lost.values())},
             "prunable_parameters": {"before": prunable, "after": prunable - removed},
             "removed_share": removed / max(prunable, 1),
             **self._numbers,

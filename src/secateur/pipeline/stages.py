@@ -20,11 +20,11 @@ from ..importance import IMPORTANCE, Importance, score
 from ..methods import METHODS
 from ..models import OpenModel, StreamedModel, load
 from ..progress import Progress, Quiet
-from ..search import Limits, check_budget, check_division, search
+from ..search import Limits, check_budget, search
 from ..stats import Statistics, Walk, collect
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, Repaired, sequential_repair
-from .checks import known_ids, layer_range
+from .checks import check_settings, known_ids, layer_range
 
 # Windows shorter than this say little about attention; longer ones cost more than they add.
 DEFAULT_LENGTH = 256
@@ -231,15 +231,10 @@ def check_ratio(structure: Structure, config: PruneConfig) -> None:
     """Find out before any work is done that the ratio cannot be met.
 
     Raises:
-        SecateurError: it cannot, or the layer range makes no sense.
+        SecateurError: it cannot, or settings and units do not go together.
     """
+    check_settings(structure, config)
     check_budget(structure.axes, limits_of(structure, config), budget_of(structure, config))
-    divided = config.attention_units is not None or config.attention_ratio is not None
-    check_division(config.search_name, divided)
-    if config.attention_units is not None and config.attention_ratio is not None:
-        raise SecateurError(
-            "Both --attention-units and --attention-ratio are given; one of them says it all."
-        )
 
 
 def limits_of(structure: Structure, config: PruneConfig) -> Limits:
@@ -292,17 +287,7 @@ def fitted_tensors(
     *,
     progress: Progress | None = None,
 ) -> Repaired:
-    """The repair stage where consumers are fitted in sequence: their new tensors, and reports.
-
-    Raises:
-        SecateurError: units whose consumers cannot be fitted.
-    """
-    for axis in structure.axes:
-        if plan.removed(axis) and (axis.of or axis.layer < 0):
-            raise SecateurError(
-                f"--repair {config.repair_name} fits the linears that read KV groups and channels,"
-                f" and {axis.name} is read by others.\nType --repair none."
-            )
+    """The repair stage where consumers are fitted in sequence: their new tensors, and reports."""
     fit = REPAIRS[config.repair_name].fit
     assert fit is not None, "a repair that fits says what"
     return sequential_repair(

@@ -10,7 +10,7 @@ from .blend import Blend, blend_chart
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One method at one ratio: what was removed, and the numbers after it.
+    """One method (and repair, where that varies) at one ratio: what was removed, the numbers after.
 
     `perplexity` is by window length in tokens, `size` the weight files in MB, `seconds` wall time.
     """
@@ -21,6 +21,17 @@ class Trial:
     perplexity: Mapping[int, float]
     size: float
     seconds: float
+    repair: str = ""
+
+    @property
+    def label(self) -> str:
+        """Method and repair."""
+        return f"{self.method} + {self.repair}" if self.repair else self.method
+
+
+# By repair, in the order in which they come.
+_LINES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D")
 
 
 def trial_columns(windows: Sequence[int]) -> list[str]:
@@ -32,7 +43,7 @@ def trial_columns(windows: Sequence[int]) -> list[str]:
 def trial_row(trial: Trial) -> list[str]:
     """A trial as cells for people."""
     return [
-        trial.method,
+        trial.label,
         f"{trial.removed:.1%}",
         *(f"{value:,.1f}" for value in trial.perplexity.values()),
         f"{trial.size:.2f}",
@@ -47,14 +58,26 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    labels = list(dict.fromkeys(trial.label for trial in trials))
+    methods = list(dict.fromkeys(trial.method for trial in trials))
+    repairs = list(dict.fromkeys(trial.repair for trial in trials))
+    figure = Figure(figsize=(9.2, max(4.2, 1 + 0.23 * len(labels))), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    for method in dict.fromkeys(trial.method for trial in trials):
-        points = [dense, *(trial for trial in trials if trial.method == method)]
+    for label in labels:
+        own = [trial for trial in trials if trial.label == label]
+        points = [dense, *own]
+        style = repairs.index(own[0].repair) % len(_LINES)
         shares = [100 * point.removed for point in points]
         values = [point.perplexity[window] for point in points]
-        axes.plot(shares, values, marker="o", label=method)
+        axes.plot(
+            shares,
+            values,
+            marker=_MARKERS[style],
+            linestyle=_LINES[style],
+            color=f"C{methods.index(own[0].method)}",
+            label=label,
+        )
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high > 8 * low:  # labels of every tenth would run into one another
@@ -62,7 +85,7 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlim(left=0)
-    axes.legend(title="method")
+    axes.legend(title="method", loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xlabel("parameters of the decoder's linears removed, %")
     axes.set_ylabel(f"perplexity per token, window {window} (log scale)")
     axes.grid(visible=True, which="both", alpha=0.25)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..structure import Plan, Structure
+from ..structure import Axis, Plan, Structure
 
 
 def number_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -33,23 +33,45 @@ def evaluation_line(numbers: Mapping[str, Any]) -> str:
     return f"Perplexity on {numbers['evaluation']['text']} ({tokens:,} predicted tokens)."
 
 
-def layer_rows(structure: Structure, plan: Plan) -> list[tuple[int, str, str]]:
-    """(layer, heads kept of all with KV heads, MLP width kept of all)."""
-    cells: dict[int, dict[str, str]] = {}
+def layer_rows(structure: Structure, plan: Plan) -> list[tuple[int | str, str, str]]:
+    """(layer, heads kept of all with KV heads, MLP width kept of all).
+
+    What no axis speaks of stays: `all`. Whole blocks and layers are `kept` or `gone`.
+    """
+    cells: dict[int, dict[str, str]] = {
+        layer: {"attention": "all", "mlp": "all"} for layer in range(structure.layers)
+    }
+    hidden: list[tuple[int | str, str, str]] = []
     for axis in structure.axes:
-        kept, units = len(plan.kept(axis)), axis.units
-        text = f"{kept * axis.per_unit} of {units * axis.per_unit}"
-        if axis.granularity == "kv_group":
-            text += f" ({kept} of {units})"
-        if axis.granularity == "query_head":
-            text += f" ({axis.groups} of {axis.groups})"
-        if axis.granularity == "expert_channel":
-            text = f"{kept // axis.groups} of {units // axis.groups} ({axis.groups} experts)"
-        cells.setdefault(axis.layer, {})[axis.kind] = text
-    return [
-        (layer, kinds.get("attention", ""), kinds.get("mlp", ""))
-        for layer, kinds in sorted(cells.items())
+        text = _kept(axis, plan)
+        if axis.kind == "hidden":
+            hidden.append(("hidden width", text, text))
+        elif axis.kind == "layer":
+            cells[axis.layer] = {"attention": text, "mlp": text}
+        else:
+            own = cells[axis.layer]
+            own[axis.kind] = text if own[axis.kind] == "all" else f"{own[axis.kind]}, {text}"
+    rows: list[tuple[int | str, str, str]] = [
+        (layer, kinds["attention"], kinds["mlp"]) for layer, kinds in sorted(cells.items())
     ]
+    return rows + hidden
+
+
+def _kept(axis: Axis, plan: Plan) -> str:
+    """How many units of `axis` stay, in words for a table."""
+    kept, units = len(plan.kept(axis)), axis.units
+    if axis.granularity in ("layer", "attention_block", "mlp_block"):
+        return "kept" if kept else "gone"
+    if axis.granularity == "expert":
+        return f"{kept} of {units} experts"
+    if axis.granularity == "expert_channel":
+        return f"{kept // axis.groups} of {units // axis.groups} ({axis.groups} experts)"
+    text = f"{kept * axis.per_unit} of {units * axis.per_unit}"
+    if axis.granularity == "kv_group":
+        return f"{text} ({kept} of {units})"
+    if axis.granularity == "query_head":
+        return f"{text} ({axis.groups} of {axis.groups})"
+    return text
 
 
 def plan_difference(one: Plan, other: Plan) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from .comparison import Trial, page
 
 Row = Mapping[str, Any]
 
+_VERSIONS = ("secateur", "torch", "transformers")
+
 
 def comparison_columns(rows: Sequence[Row]) -> list[str]:
     """Headings of `comparison_row`, the dense perplexity beside each window."""
@@ -19,32 +22,47 @@ def comparison_columns(rows: Sequence[Row]) -> list[str]:
         f"perplexity, window {entry['window']} (dense {entry['before']:.2f})"
         for entry in rows[0]["perplexity"]
     ]
-    return ["method", "repair", "linears removed", *windows, "time, s"]
+    return ["method", "repair", "asked", "removed", *windows, "time, s"]
 
 
 def comparison_row(row: Row) -> list[str]:
     """A row as cells for people."""
     values = [f"{entry['after']:.2f}" for entry in row["perplexity"]]
-    return [row["method"], row["repair"], f"{row['removed']:.1%}", *values, f"{row['seconds']:.1f}"]
+    shares = [f"{row['ratio']:.0%}", f"{row['removed']:.1%}"]
+    return [row["method"], row["repair"], *shares, *values, f"{row['seconds']:.1f}"]
 
 
 def write_comparison(folder: Path, model: str, rows: Sequence[Row]) -> None:
     """Write comparison.json, comparison.csv and, if there is a perplexity, comparison.html."""
-    text = json.dumps({"model": model, "rows": list(rows)}, indent=1) + "\n"
+    versions = {name: version(name) for name in _VERSIONS}
+    record = {"model": model, "versions": versions, "rows": list(rows)}
+    text = json.dumps(record, indent=1) + "\n"
     (folder / "comparison.json").write_text(text, encoding="utf-8")
     (folder / "comparison.csv").write_text(_csv(rows), encoding="utf-8")
     if rows[0]["perplexity"]:
         name = Path(model).name
         html = page(
             f"{name} pruned",
-            f"{name} pruned by each method at the same ratios, on the same calibration tokens.",
-            "Perplexity per token on text that calibration did not use; lower is better. "
-            "Weights are counted, not written.",
+            f"{name} pruned by each method at the same ratios. {_made_with(rows[0])}",
+            "Lower perplexity is better; look at what was really removed, too: units are whole. "
+            "Weights are counted, not written. The time of a row leaves out what all share.",
             _dense(rows[0]),
             [_trial(row) for row in rows],
             blends_of(rows),
         )
         (folder / "comparison.html").write_text(html, encoding="utf-8")
+
+
+def _made_with(row: Row) -> str:
+    """The texts and versions that all rows have in common, in two sentences."""
+    text = row["calibration"]
+    tokens = max(entry["tokens"] for entry in row["perplexity"])
+    versions = ", ".join(f"{name} {version(name)}" for name in _VERSIONS)
+    return (
+        f"All saw the same {text['windows']} calibration windows of {text['length']} tokens of"
+        f" {text['text']} (seed {row['seed']}, SHA-256 {text['tokens_sha256'][:16]}). Perplexity"
+        f" is per token, on {row['evaluation']['text']} ({tokens:,} predicted tokens). {versions}."
+    )
 
 
 def _csv(rows: Sequence[Row]) -> str:
@@ -61,7 +79,8 @@ def _csv(rows: Sequence[Row]) -> str:
 
 def _trial(row: Row) -> Trial:
     return Trial(
-        method=f"{row['method']} + {row['repair']}",
+        method=row["method"],
+        repair=row["repair"],
         ratio=row["ratio"],
         removed=row["removed"],
         perplexity={entry["window"]: entry["after"] for entry in row["perplexity"]},

@@ -1,12 +1,13 @@
 """Structure search: scores and a budget decide which units go."""
 
 from .budget import Limits, check_budget, removable
-from .modes import DIVIDING, SEARCHES, Mode, Request, Search, check_division, search
+from .modes import COMPARING, DIVIDING, SEARCHES, Mode, Request, Search, check_division, search
 from .removal import Removal, remove_lowest
 from .stability import fluctuation, instability
 from .standardise import SCALES, channel_sum, logarithmic, per_parameter, rescaled, standardised
 
 __all__ = [
+    "COMPARING",
     "DIVIDING",
     "SCALES",
     "SEARCHES",

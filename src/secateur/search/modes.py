@@ -126,7 +126,7 @@ def search(
     check_division(name, request.divides)
     steps = mode.compete(chosen, removals, request)
     if request.divides:
-        _check_shares(chosen, removals, steps, request)
+        _check_shares(mode.compete, chosen, removals, steps, request)
     if mode.pick is not None:
         removals = {
             axis.name: _removal(mode.pick(scores[axis.name]), axis, limits) for axis in chosen
@@ -170,12 +170,13 @@ def check_division(name: str, divided: bool) -> None:
     """
     if divided and name not in DIVIDING:
         raise SecateurError(
-            f"The search {name!r} lets attention and MLPs compete, so that it cannot be told how"
-            " much attention loses.\nType --search AL-MM or --search uniform."
+            f"The search {name!r} finds out itself how much attention loses, and is not told.\n"
+            "Type --search AL-MM or --search uniform."
         )
 
 
 def _check_shares(
+    compete: Search,
     axes: Sequence[Axis],
     removals: Mapping[str, Removal],
     steps: Mapping[str, int],
@@ -183,6 +184,19 @@ def _check_shares(
 ) -> None:
     """Make sure that attention was to lose no more than the budget, and the MLPs gave the rest."""
     attention = {axis.name: removals[axis.name] for axis in axes if axis.kind == "attention"}
+    units = sum(axis.units for axis in axes if axis.kind == "attention")
+    gone = sum(len(removals[name].units(steps[name])) for name in attention)
+    if request.attention_units is not None:
+        asked, within = float(request.attention_units), 0.0
+    else:
+        each = 1.0 if compete is ul_mm else 0.5  # that one rounds down
+        asked, within = (request.attention_ratio or 0.0) * units, each * len(attention) + 1e-9
+    if abs(gone - asked) > within:
+        raise SecateurError(
+            f"{asked:g} of the {units:,} attention units in {len(attention)} layers are to go, and"
+            f" {gone:,} can: each layer keeps one, and by some searches all lose the same number.\n"
+            "Change --attention-units (or --attention-ratio)."
+        )
     lost, spent = _spent(steps, attention), _spent(steps, removals)
     slack = sum(
         int(r.costs.max()) for n, r in removals.items() if n not in attention and len(r.ends)
@@ -256,6 +270,8 @@ def al_am(
 
 # The searches that can take whole blocks and layers: a share of each layer has none.
 _GLOBAL = ("AL-AM", "AL-MM", "global")
+# Those whose ranking goes across layers, so that the scale of the scores matters.
+COMPARING = ("AL-AM", "AL-MM", "global")
 # The searches that give attention a share of its own.
 DIVIDING = ("UL-MM", "AL-MM", "uniform")
 
