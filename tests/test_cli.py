@@ -435,3 +435,30 @@ def test_every_method_prunes_every_family(
         assert sum(p.numel() for p in small.parameters()) == numbers["after"] < before
         ids = torch.tensor([[5, 6, 7, 8, 9]])
         assert torch.isfinite(small(ids).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        (["--members", "max"], "--members"),
+        (["--target", "own_output"], "--target"),
+        (["--damping", "0.5"], "--damping"),
+        (["--method", "wanda-sp", "--scale", "log"], "--scale"),
+        (["--ratio", "0.00001"], "nothing is removed"),
+    ],
+)
+def test_settings_that_change_nothing_are_noted(
+    options: list[str], idle: str, model: Path, calibrated: list[str], capsys: Any
+) -> None:
+    command = ["prune", model, *calibrated, "--dry-run", *options]
+    assert run([str(part) for part in command]) == 0
+    assert idle in capsys.readouterr().err
+
+
+def test_a_text_named_for_perplexity_must_be_long_enough(
+    model: Path, calibrated: list[str], tmp_path: Path, assert_refused: Any
+) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("a few letters")
+    command = ["prune", model, *calibrated, "--evaluate", short, "--out", tmp_path / "small"]
+    assert_refused(*command, says=["13 tokens", "one window of 64", "--evaluate none"])

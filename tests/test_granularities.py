@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import secateur
@@ -16,6 +17,7 @@ from secateur.export import pruned_form
 from secateur.export.proof import ragged_plan
 from secateur.models import OpenModel, filled, open_model
 from secateur.pipeline import read_plan
+from secateur.report import layer_rows
 from secateur.structure import GRANULARITIES, Plan, Structure
 from secateur.surgery import PrunedWeights
 from test_surgery import left_padded, masked
@@ -240,9 +242,58 @@ def test_blocks_have_no_uniform_share(tiny_folder: Any, text_file: Path) -> None
         secateur.prune(tiny_folder(), granularity="layer", method="wanda-sp", dry_run=True,
                        calibration=str(text_file), samples=4, length=16)  # fmt: skip
     with pytest.raises(SecateurError, match="magnitude-l2"):
-        secateur.prune(tiny_folder(), granularity="hidden", dry_run=True,
+        secateur.prune(tiny_folder(), granularity="hidden", dry_run=True, repair="none",
                        calibration=str(text_file), samples=4, length=16)  # fmt: skip
     with pytest.raises(SecateurError, match="no units of granularity 'expert'"):
         secateur.prune(tiny_folder(), granularity="expert", dry_run=True)
     with pytest.raises(SecateurError, match="kv_group"):
         secateur.prune(tiny_folder(), granularity="kv_groups", dry_run=True)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "attention_block,mlp_block", "hidden"])
+@pytest.mark.parametrize("repair", ["bias", "refit", "mask-tuning"])
+def test_repairs_of_single_linears_are_refused_for_coarse_units_before_any_work(
+    granularity: str, repair: str, tiny_folder: Any
+) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(SecateurError, match="--repair none"):
+            secateur.prune(
+                tiny_folder(), granularity=granularity, repair=repair, dry_run=dry_run,
+                calibration="there is none",
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "granularity", ["hidden", "hidden,channel", "layer", "attention_block,channel", "kv_group"]
+)
+def test_the_numbers_are_those_of_the_tensors(
+    granularity: str, tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """Linears before and after, counted in the files."""
+    folder, out = tiny_folder(), tmp_path / "small"
+    result = secateur.prune(
+        folder, granularity=granularity, method="magnitude", search="AL-AM", ratio=0.3, out=out,
+        calibration=str(text_file), samples=4, length=16, evaluate="none",
+    )  # fmt: skip
+    numbers = result.numbers["prunable_parameters"]
+    for when, place in (("before", folder), ("after", out)):
+        stored = load_file(place / "model.safetensors")
+        linears = sum(tensor.numel() for name, tensor in stored.items() if "_proj" in name)
+        assert numbers[when] == linears
+        assert result.numbers["parameters"][when] == sum(t.numel() for t in stored.values())
+    dry = secateur.prune(
+        folder, granularity=granularity, method="magnitude", search="AL-AM", ratio=0.3,
+        calibration=str(text_file), samples=4, length=16, dry_run=True,
+    )  # fmt: skip
+    assert dry.numbers["prunable_parameters"] == numbers
+
+
+def test_the_table_says_which_layers_went_and_which_are_whole() -> None:
+    structure = open_model(tiny_model()).structures
+    layers = structure.select(["layer"])
+    plan = Plan({"layers.1.layer": ()}, structure.architecture, structure.weights)
+    rows = layer_rows(layers, plan)
+    assert rows == [(0, "all", "all"), (1, "gone", "gone"), (2, "kept", "kept")]
+    hidden = structure.select(["hidden"])
+    plan = Plan({"hidden": tuple(range(40))}, structure.architecture, structure.weights)
+    assert layer_rows(hidden, plan)[-1] == ("hidden width", "40 of 48", "40 of 48")

@@ -207,3 +207,14 @@ def test_standardised_scores_ignore_scale_and_offset() -> None:
     assert torch.allclose(standardised(scores * 70 + 3), standardised(scores), atol=1e-4)
     assert torch.equal(standardised(torch.full((4, 2), 3.0)), torch.zeros(4))
     assert torch.equal(standardised(torch.full((1, 1), 3.0)), torch.zeros(1))
+
+
+@pytest.mark.parametrize(("name", "units"), [("uniform", 4), ("AL-MM", 8), ("UL-MM", 1)])
+def test_attention_units_that_cannot_go_are_refused(name: str, units: int) -> None:
+    """Nine units in three layers: six can go, and the same number from each by two of the three."""
+    axes = axes_of()
+    budget = 0.5 * sum(axis.units * axis.cost for axis in axes)
+    with pytest.raises(SecateurError, match=f"{units} of the 9 attention units"):
+        search(name, axes, random_scores(axes), budget, attention_units=units)
+    with pytest.raises(SecateurError, match="can: each layer keeps one"):
+        search("AL-MM", axes, random_scores(axes), budget, attention_ratio=0.99)
