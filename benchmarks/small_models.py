@@ -72,17 +72,29 @@ def trials(
 
 
 def markdown(rows: Sequence[dict[str, Any]], dense: dict[str, float]) -> str:
-    """A table with one line a method and repair, a column for each ratio and text."""
-    heads = [f"{ratio:.0%}, {text} (dense {dense[text]:.2f})" for ratio in RATIOS for text in dense]
-    lines = [f"| method | repair | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
-    for method, repair in dict.fromkeys((row["method"], row["repair"]) for row in rows):
-        here = [row for row in rows if (row["method"], row["repair"]) == (method, repair)]
-        cells = [
-            spread([row["perplexity"][text] for row in here if row["ratio"] == ratio])
-            for ratio in RATIOS
-            for text in dense
-        ]
-        lines.append(f"| {method} | {repair} | {' | '.join(cells)} |")
+    """One table for each ratio and text: a line a method, a column a repair."""
+    methods, repairs = (
+        list(dict.fromkeys(row[name] for row in rows)) for name in ("method", "repair")
+    )
+    lines: list[str] = []
+    for ratio in RATIOS:
+        for text, value in dense.items():
+            lines += [f"| {ratio:.0%}, {text} (dense {value:.2f}) | {' | '.join(repairs)} |"]
+            lines += ["|---" * (1 + len(repairs)) + "|"]
+            for method in methods:
+                cells = [
+                    spread(
+                        [
+                            row["perplexity"][text]
+                            for row in rows
+                            if (row["method"], row["repair"], row["ratio"])
+                            == (method, repair, ratio)
+                        ]
+                    )
+                    for repair in repairs
+                ]
+                lines.append(f"| {method} | {' | '.join(cells)} |")
+            lines.append("")
     return "\n".join(lines)
 
 

@@ -34,6 +34,7 @@ from secateur.recovery import (
     Plain,
     Schedule,
     Trainer,
+    forget_other,
     next_token,
 )
 from secateur.recovery.weights import relative_rate
@@ -304,6 +305,10 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     trainer(steps=2, store=store, fingerprint="a")[0].run()
     with pytest.raises(SecateurError, match="other settings, data or weights"):
         trainer(steps=2, store=store, fingerprint="b")[0].run()
+    forget_other(store, "a")
+    assert store.exists()
+    forget_other(store, "b")
+    assert not store.exists()
     store.write_bytes(b"nothing")
     with pytest.raises(SecateurError, match="damaged"):
         trainer(steps=2, store=store, fingerprint="a")[0].run()

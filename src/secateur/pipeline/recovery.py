@@ -30,6 +30,7 @@ from ..recovery import (
     Outcome,
     Plain,
     Trainer,
+    forget_other,
     next_token,
 )
 from ..stats import Walk
@@ -101,7 +102,7 @@ def recover(
         )
     with target(out, force, run.opened) as folder:
         assert folder is not None  # there is a path
-        return run.carry_out(folder, keep_adapter)
+        return run.carry_out(folder, force, keep_adapter)
 
 
 def prune_and_recover(
@@ -139,7 +140,7 @@ def prune_and_recover(
             update = {"model": str(Path(place) / "pruned"), "data": data}
             run = _Run(config.model_copy(update=update), out, progress or Quiet())
             run.name = "what run.toml says was pruned"
-            done = run.carry_out(folder, keep_adapter=False)
+            done = run.carry_out(folder, force, keep_adapter=False)
     return replace(pruned, out=out), done
 
 
@@ -165,8 +166,8 @@ class _Run:
         )
         self._autocast = torch.bfloat16 if bf16 else None
 
-    def carry_out(self, folder: Path, keep_adapter: bool) -> Recovery:
-        """All stages."""
+    def carry_out(self, folder: Path, force: bool, keep_adapter: bool) -> Recovery:
+        """All stages; `force` begins anew where an unfinished training was another one."""
         config = self.config
         data = read_data(self.opened, config, self._note)
         examples = data.examples
@@ -182,6 +183,9 @@ class _Run:
         trained = self._trained(model)
         schedule = config.schedule(len(examples) - data.held)
         store = self._out.resolve().with_name(f".{self._out.name}.training.safetensors")
+        fingerprint = self._fingerprint(data)
+        if force:
+            forget_other(store, fingerprint)
         outcome = Trainer(
             model,
             trained.parameters,
@@ -192,7 +196,7 @@ class _Run:
             device=self._device,
             autocast=self._autocast,
             store=store,
-            fingerprint=self._fingerprint(data),
+            fingerprint=fingerprint,
             progress=self._progress,
         ).run()
         self._explain(outcome, schedule.steps)

@@ -4,6 +4,7 @@ from .grid import GRIDS, Quantised, quantised
 from .groupwise import Groupwise, GroupwiseLinear
 from .lora import Lora
 from .objectives import CachedDistillation, FullDistillation, Objective, next_token
+from .state import forget_other
 from .trainer import Check, Outcome, Schedule, Trainer
 from .weights import Plain
 
@@ -21,6 +22,7 @@ __all__ = [
     "Quantised",
     "Schedule",
     "Trainer",
+    "forget_other",
     "next_token",
     "quantised",
 ]

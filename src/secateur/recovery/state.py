@@ -44,6 +44,14 @@ def write_state(path: Path, state: State, fingerprint: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def forget_other(path: Path, fingerprint: str) -> None:
+    """Remove a state that is damaged or belongs to another run than that of `fingerprint`."""
+    try:
+        read_state(path, fingerprint)
+    except SecateurError:
+        path.unlink()
+
+
 def read_state(path: Path, fingerprint: str) -> State | None:
     """The state in `path`; None if there is no such file.
 
@@ -60,11 +68,11 @@ def read_state(path: Path, fingerprint: str) -> State | None:
         values = json.loads(about["values"])
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise SecateurError(
-            f"{path} is no state of a training, or damaged.\nRemove it to begin anew."
+            f"{path} is no state of a training, or damaged.\nAdd --force to begin anew."
         ) from error
     if about.get("fingerprint") != fingerprint:
         raise SecateurError(
             f"{path} is the state of an unfinished training with other settings, data or weights."
-            "\nRepeat that command to go on, or remove the file to begin anew."
+            "\nRepeat that command to go on, or add --force to begin anew."
         )
     return State(tensors, values)
