@@ -506,6 +506,24 @@ def test_pruning_and_recovering_in_one_command(
     assert_refused(*command, "--recover", "distil", "--out", out, says=["exists", "--force"])
 
 
+def test_an_interrupt_says_that_the_training_can_go_on(
+    pruned: Any, text_file: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    folder, out, expected = pruned(), tmp_path / "better", tmp_path / "expected"
+    options = ["--data", str(text_file), "--steps", "30", "--length", "16", "--samples", "40"]
+    command = ["recover", str(folder), *options, "--evaluate", "none"]
+    assert run([*command, "--out", str(expected)]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.cli.recover.Screen", lambda: Cut(26))
+        assert run([*command, "--out", str(out)]) == 130
+    said = capsys.readouterr().err
+    assert "Interrupted; the training so far is in .better.training.safetensors" in said
+    assert not out.exists()
+    assert run([*command, "--out", str(out)]) == 0
+    assert "going on after step 25" in capsys.readouterr().err
+    assert files(out) == files(expected)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

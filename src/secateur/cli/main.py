@@ -92,8 +92,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except SecateurError as error:
         click.echo(f"Error: {error}", err=True)
         return 2
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; nothing was left behind.", err=True)
+    except (click.Abort, KeyboardInterrupt) as interruption:
+        kept = str(interruption.__cause__ or "")  # what a command has to say of it
+        click.echo(f"Interrupted; {kept or 'nothing was left behind'}.", err=True)
         return 130
     return 0
 

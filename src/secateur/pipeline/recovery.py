@@ -4,7 +4,8 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def recover(
             f"--keep-adapter keeps LoRA's, and --with {config.recipe} trains {config.trained}.\n"
             "Type: --with lora --keep-adapter"
         )
-    with target(out, force, run.opened) as folder:
+    with _resumable(out), target(out, force, run.opened) as folder:
         assert folder is not None  # there is a path
         return run.carry_out(folder, force, keep_adapter)
 
@@ -132,7 +133,7 @@ def prune_and_recover(
     shared = {name: getattr(pruning, name) for name in ("seed", "device", "evaluate")}
     config = make_recover_config(model="", recipe=recipe, teacher=str(model), **shared)
     out = Path(out).expanduser()
-    with target(out, force, open_model(model)) as folder:
+    with _resumable(out), target(out, force, open_model(model)) as folder:
         assert folder is not None  # there is a path
         with tempfile.TemporaryDirectory(dir=folder) as place:
             pruned = prune(model, out=Path(place) / "pruned", progress=progress, **settings)
@@ -142,6 +143,25 @@ def prune_and_recover(
             run.name = "what run.toml says was pruned"
             done = run.carry_out(folder, force, keep_adapter=False)
     return replace(pruned, out=out), done
+
+
+def state_of(out: Path) -> Path:
+    """Where the state of a training is kept until `out` is there."""
+    return out.resolve().with_name(f".{out.resolve().name}.training.safetensors")
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """An interrupt says where the state is, if there is one."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        if not state_of(out).exists():
+            raise
+        raise KeyboardInterrupt(
+            f"the training so far is in {state_of(out).name} beside --out: type the same command"
+            " to go on"
+        ) from interruption
 
 
 class _Run:
@@ -177,12 +197,14 @@ class _Run:
                 " gained may not hold on other text"
             )
         lengths = [n for n in window_lengths(self.opened.context) if n <= len(data.text)]
+        if not lengths and config.evaluate != "none":
+            self._note("too little text to take perplexity on; name one: --evaluate FILE.txt")
         before = self._perplexities(self._streamed(), data.text, lengths, "before")
         objective = self._objective(examples)
         model = self._model()
         trained = self._trained(model)
         schedule = config.schedule(len(examples) - data.held)
-        store = self._out.resolve().with_name(f".{self._out.name}.training.safetensors")
+        store = state_of(self._out)
         fingerprint = self._fingerprint(data)
         if force:
             forget_other(store, fingerprint)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..config import PruneConfig
 from ..data import Windows, token_hash
-from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..export import Form, copy_companions, prove, pruned_form, write_model
 from ..models import StreamedModel, open_model, resolve_device
@@ -140,13 +139,8 @@ class Run:
                 config.evaluate,
                 tokenizer=self._tokenizer,
                 tokens=config.evaluate_tokens,
+                window=min(window_lengths(self.opened.context)),
             )
-            least = min(window_lengths(self.opened.context))
-            if len(self._text) < least:
-                raise SecateurError(
-                    f"The text of {config.evaluate} has {len(self._text)} tokens, fewer than one"
-                    f" window of {least}.\nGive more text, or --evaluate none."
-                )
 
     def gather(
         self, inputs: Iterable[str], terms: Iterable[str], *, everywhere: bool = False

@@ -90,16 +90,22 @@ def evaluation_text(
     *,
     tokenizer: Any = None,
     tokens: int | None = None,
+    window: int = 2,
 ) -> Tensor:
     """The text that perplexity is taken on, as running token ids [token].
 
     Raises:
-        SecateurError: no such text, or the tokenizer is another model's.
+        SecateurError: no such text, not one `window` of it, or the tokenizer is another model's.
     """
     documents = data.documents(source, use="evaluation", seed=None)
     text = data.running_text(
         documents, tokenizer or opened.tokenizer, source=source, at_most=tokens
     )
+    if len(text) < window:
+        raise SecateurError(
+            f"The text of {source} has {len(text)} tokens, fewer than one window of {window}.\n"
+            "Give more text, or --evaluate none."
+        )
     return known_ids(text, opened)
 
 

@@ -13,6 +13,7 @@ from .. import data
 from ..config import RecoverConfig, read_toml
 from ..data import Examples
 from ..errors import SecateurError
+from ..evaluation import window_lengths
 from ..models import OpenModel, open_model
 from .checks import known_ids
 from .stages import DEFAULT_LENGTH, SPARE_TOKENS, evaluation_text
@@ -83,7 +84,7 @@ def read_data(
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(config.seed))
     examples = Examples(examples.ids[order], examples.labels[order])
     held = min(max(1, int(len(examples) * _HELD_OUT)), _HELD_OUT_MOST)
-    text, name = _evaluation(opened, config, spare, note)
+    text, name = _evaluation(opened, config, spare)
     return TrainingData(examples, held, source, text, name)
 
 
@@ -117,14 +118,15 @@ def _documents(
     return data.generated_documents(model, length=length, batch=8, seed=config.seed)
 
 
-def _evaluation(
-    opened: OpenModel, config: RecoverConfig, spare: Tensor, note: Callable[[str], None]
-) -> tuple[Tensor, str]:
+def _evaluation(opened: OpenModel, config: RecoverConfig, spare: Tensor) -> tuple[Tensor, str]:
     if config.evaluate == "none":
         return spare[:0], "none"
     if config.evaluate != "spare":
-        text = evaluation_text(opened, config.evaluate, tokens=config.evaluate_tokens)
+        text = evaluation_text(
+            opened,
+            config.evaluate,
+            tokens=config.evaluate_tokens,
+            window=min(window_lengths(opened.context)),
+        )
         return text, config.evaluate
-    if len(spare) < 2:
-        note("no text to take perplexity on; name one: --evaluate FILE.txt")
     return spare, f"a part of {config.data} that nothing was trained on"
