@@ -8,10 +8,9 @@ from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import METHODS, use
-from ..registry import choose
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
-from .explain import explained
+from .explain import explained, known_name
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -107,9 +106,7 @@ class PruneConfig(BaseModel):
             "repair": REPAIRS,
             "dtype": dict.fromkeys(DTYPES),
         }
-        if name is not None:
-            choose(info.field_name, name, known[info.field_name])
-        return name
+        return known_name(name, info.field_name, known)
 
     @property
     def fusion_name(self) -> str | None:

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..errors import SecateurError
 from ..recovery import GRIDS, Schedule
-from ..registry import choose
-from .explain import explained
+from .explain import explained, known_name
 
 TRAINED = {
     "consumers": "the linears that read heads and channels (o_proj, down_proj), and their biases",
@@ -133,9 +132,7 @@ class RecoverConfig(BaseModel):
             "grid": GRIDS,
             "dtype": dict.fromkeys(RECOVERY_DTYPES),
         }
-        if name is not None:
-            choose(info.field_name, name, known[info.field_name])
-        return name
+        return known_name(name, info.field_name, known)
 
     @property
     def distils(self) -> bool:

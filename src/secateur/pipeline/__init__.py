@@ -4,7 +4,8 @@ from .comparison import compare
 from .convert import Conversion, convert
 from .discover import Discovery, discover
 from .look import evaluate, inspect, read_plan
-from .recovery import Recovery, prune_and_recover, recover
+from .recovery import prune_and_recover, recover
+from .recovery_run import Recovery
 from .result import Result
 from .run import apply, prune
 from .stages import (

@@ -1,78 +1,22 @@
-"""Recovery of a pruned folder: open -> data -> teacher -> train -> merge -> evaluate -> write."""
+"""Recovery of a pruned folder, alone or right after the cut."""
 
-import hashlib
-import json
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ..checkpoint import Packed
-from ..config import RECIPES, RecoverConfig, make_config, make_recover_config
-from ..data import Examples
+from ..config import RECIPES, make_config, make_recover_config
 from ..errors import SecateurError
-from ..evaluation import window_lengths
-from ..export import Form, copy_companions, packed_form, pruned_form, write_model
 from ..methods import METHODS
-from ..models import OpenModel, StreamedModel, load, open_model, resolve_device
+from ..models import open_model
 from ..progress import Progress, Quiet
-from ..recovery import (
-    CachedDistillation,
-    FullDistillation,
-    Groupwise,
-    Lora,
-    Objective,
-    Outcome,
-    Plain,
-    Trainer,
-    forget_other,
-    next_token,
-)
-from ..stats import Walk
-from ..structure import Plan
-from ..surgery import PrunedWeights
 from . import stages
-from .checks import check_space, target, vocabulary
-from .look import bytes_before
+from .checks import target
+from .recovery_run import Recovery, RecoveryRun, state_of
 from .result import Result
 from .run import prune
-from .training_data import FEW_TOKENS, TrainingData, read_data, teacher_of
-from .write_recovery import copy_history, write_recovery
-
-_AT_ONCE = 8  # windows in a pass of the teacher or of an evaluation
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What a recovery made: the settings in force, the numbers, and where the folder is."""
-
-    config: RecoverConfig
-    numbers: Mapping[str, Any]
-    seconds: float
-    tokens_per_second: float
-    notes: tuple[str, ...]
-    out: Path
-
-    def load(self) -> Any:
-        """The recovered model, ready for `generate`."""
-        return load(self.out)
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, for `--json`."""
-        return {
-            "out": str(self.out),
-            "settings": self.config.model_dump(),
-            "results": dict(self.numbers),
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens_per_second,
-            "notes": list(self.notes),
-        }
 
 
 def recover(
@@ -95,7 +39,7 @@ def recover(
     """
     config = make_recover_config(**settings, model=str(model))
     out = Path(out).expanduser()
-    run = _Run(config, out, progress or Quiet())
+    run = RecoveryRun(config, out, progress or Quiet())
     if keep_adapter and config.trained != "lora":
         raise SecateurError(
             f"--keep-adapter keeps LoRA's, and --with {config.recipe} trains {config.trained}.\n"
@@ -139,15 +83,10 @@ def prune_and_recover(
             pruned = prune(model, out=Path(place) / "pruned", progress=progress, **settings)
             data = pruned.config.calibration or stages.DEFAULT_CALIBRATION
             update = {"model": str(Path(place) / "pruned"), "data": data}
-            run = _Run(config.model_copy(update=update), out, progress or Quiet())
+            run = RecoveryRun(config.model_copy(update=update), out, progress or Quiet())
             run.name = "what run.toml says was pruned"
             done = run.carry_out(folder, force, keep_adapter=False)
     return replace(pruned, out=out), done
-
-
-def state_of(out: Path) -> Path:
-    """Where the state of a training is kept until `out` is there."""
-    return out.resolve().with_name(f".{out.resolve().name}.training.safetensors")
 
 
 @contextmanager
@@ -162,280 +101,3 @@ def _resumable(out: Path) -> Iterator[None]:
             f"the training so far is in {state_of(out).name} beside --out: type the same command"
             " to go on"
         ) from interruption
-
-
-class _Run:
-    """One recovery on its way."""
-
-    def __init__(self, config: RecoverConfig, out: Path, progress: Progress) -> None:
-        self._started = time.monotonic()
-        self._out, self._progress = out, progress
-        self.name = config.model
-        self._notes: list[str] = []
-        self.opened = open_model(config.model)
-        if self.opened.folder is None:
-            raise SecateurError("Recovery reads a folder; write the live model to one first.")
-        self.config = config.model_copy(
-            update={"device": str(resolve_device(config.device)), "teacher": teacher_of(config)}
-        )
-        self._teacher = self._opened_teacher()
-        self._linears = self._adaptable()
-        self._device = torch.device(self.config.device)
-        bf16 = config.dtype == "bfloat16" or (
-            config.dtype == "auto" and self._device.type == "cuda"
-        )
-        self._autocast = torch.bfloat16 if bf16 else None
-
-    def carry_out(self, folder: Path, force: bool, keep_adapter: bool) -> Recovery:
-        """All stages; `force` begins anew where an unfinished training was another one."""
-        config = self.config
-        data = read_data(self.opened, config, self._note)
-        examples = data.examples
-        if examples.tokens < FEW_TOKENS:
-            self._note(
-                f"{examples.tokens:,} tokens to train on are few (under {FEW_TOKENS:,}): what is"
-                " gained may not hold on other text"
-            )
-        lengths = [n for n in window_lengths(self.opened.context) if n <= len(data.text)]
-        if not lengths and config.evaluate != "none":
-            self._note("too little text to take perplexity on; name one: --evaluate FILE.txt")
-        before = self._perplexities(self._streamed(), data.text, lengths, "before")
-        objective = self._objective(examples)
-        model = self._model()
-        trained = self._trained(model)
-        schedule = config.schedule(len(examples) - data.held)
-        store = state_of(self._out)
-        fingerprint = self._fingerprint(data)
-        if force:
-            forget_other(store, fingerprint)
-        outcome = Trainer(
-            model,
-            trained.parameters,
-            examples,
-            data.held,
-            objective,
-            schedule,
-            device=self._device,
-            autocast=self._autocast,
-            store=store,
-            fingerprint=fingerprint,
-            progress=self._progress,
-        ).run()
-        self._explain(outcome, schedule.steps)
-        packed = trained.packed() if isinstance(trained, Groupwise) else None
-        form = self._form(trained.tensors(), own=packed is not None)
-        if keep_adapter and isinstance(trained, Lora):
-            trained.save(folder / "adapter")
-        del model, objective
-        after = self._perplexities(self._read(form), data.text, lengths, "after")
-        numbers = self._numbers(data, outcome, before, after, trained.parameters)
-        self._write(folder, form, packed, numbers, data)
-        store.unlink(missing_ok=True)
-        return Recovery(
-            self.config,
-            numbers,
-            time.monotonic() - self._started,
-            outcome.tokens / max(outcome.seconds, 1e-9),
-            tuple(self._notes),
-            self._out,
-        )
-
-    def _note(self, message: str) -> None:
-        self._notes.append(message)
-        self._progress.note(message)
-
-    def _streamed(self) -> StreamedModel:
-        return self.opened.streamed(device=self.config.device)
-
-    def _read(self, form: Form) -> StreamedModel:
-        """The recovered model for the streaming pass."""
-        empty = form.empty(self.opened.dtype)
-        return StreamedModel(empty, self.opened.family, form.weights, self._device)
-
-    def _perplexities(
-        self, source: StreamedModel, text: Tensor, lengths: list[int], when: str
-    ) -> dict[int, Any]:
-        stage = f"perplexity {when}"
-        found = stages.perplexities(source, text, lengths, _AT_ONCE, self._progress, stage)
-        return {one.window: one for one in found}
-
-    def _opened_teacher(self) -> OpenModel | None:
-        if self.config.teacher is None:
-            return None
-        teacher = open_model(self.config.teacher)
-        theirs, ours = vocabulary(teacher), vocabulary(self.opened)
-        if theirs != ours:
-            raise SecateurError(
-                f"The teacher {self.config.teacher} has {theirs:,} tokens, the model {ours:,}: they"
-                " do not share a vocabulary.\nName another: --teacher MODEL"
-            )
-        return teacher
-
-    def _objective(self, examples: Examples) -> Objective:
-        """What the student is trained towards; a cached teacher has run when this is done."""
-        if not self.config.distils:
-            return next_token
-        teacher = self._teacher
-        assert teacher is not None, "a distillation has one"
-        if self.config.top_k == 0:
-            dtype = self._autocast or torch.float32
-            return FullDistillation(teacher.whole(dtype).to(self._device))
-        limit = int(self.config.hidden_gib * 2**30)
-        source = teacher.streamed(device=self.config.device)
-        walk = Walk(source, examples.ids, batch=_AT_ONCE, limit=limit)
-        return CachedDistillation(
-            walk, min(self.config.top_k, vocabulary(teacher) - 1), progress=self._progress
-        )
-
-    def _model(self) -> Any:
-        """The model in memory, whole: fp32 on a CPU, bf16 where the passes are (trained: fp32)."""
-        half = self._autocast is not None and self._device.type != "cpu"
-        return self.opened.whole(torch.bfloat16 if half else torch.float32).to(self._device)
-
-    def _adaptable(self) -> list[str]:
-        """The linears that adapters can be put on: those that have a part in some unit.
-
-        Raises:
-            SecateurError: they are to be quantised, and one is no plain linear.
-        """
-        axes = self.opened.structure.axes
-        modules = {m.module for axis in axes for m in axis.members if m.parameter == "weight"}
-        found = []
-        for path, module in self.opened.skeleton.named_modules():
-            kind = type(module).__name__
-            if path not in modules or not (isinstance(module, nn.Linear) or kind == "Conv1D"):
-                continue
-            if self.config.trained == "groupwise" and kind == "Conv1D":
-                raise SecateurError(
-                    f"{path} is a Conv1D, and only plain linears are quantised by group.\n"
-                    "Type --with lora or --with distil."
-                )
-            found.append(path)
-        return found
-
-    def _trained(self, model: Any) -> "Plain | Lora | Groupwise":
-        config, linears = self.config, self._linears
-        axes = self.opened.structure.axes
-        if config.trained == "lora":
-            return Lora(
-                model,
-                linears,
-                rank=config.rank,
-                alpha=config.alpha,
-                dropout=config.dropout,
-                seed=config.seed,
-            )
-        if config.trained == "groupwise":
-            return Groupwise(
-                model,
-                linears,
-                bits=config.bits,
-                group=config.group,
-                grid=config.grid,
-                rank=config.rank,
-                alpha=config.alpha,
-                seed=config.seed,
-            )
-        names = [name for name, _ in model.named_parameters()]
-        if config.trained == "consumers":
-            consumers = {m.module for axis in axes for m in axis.consumers}
-            names = [
-                name for name in names if name.rpartition(".")[0] in consumers or _of(name, axes)
-            ]
-        return Plain(model, names)
-
-    def _form(self, tensors: Mapping[str, Tensor], *, own: bool) -> Form:
-        """The folder's form with the trained tensors in place."""
-        opened = self.opened
-        structure = opened.structures
-        plan = Plan({}, structure.architecture, structure.weights)
-        known = {name: t for name, t in tensors.items() if name in opened.weights.specs}
-        weights = PrunedWeights(opened.weights, structure, plan, replaced=known)
-        return pruned_form(
-            opened.family, opened.raw_config, opened.config, structure, plan, weights, own=own
-        )
-
-    def _fingerprint(self, data: TrainingData) -> str:
-        """Of everything that decides the trained weights."""
-        settings = self.config.model_dump()
-        for name in ("evaluate", "evaluate_tokens", "hidden_gib", "model", "teacher"):
-            settings.pop(name)
-        parts = [
-            json.dumps(settings, sort_keys=True),
-            data.examples.sha256,
-            self.opened.structure.architecture,
-            self.opened.structure.weights,
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def _explain(self, outcome: Outcome, steps: int) -> None:
-        if outcome.stopped is not None:
-            self._note(
-                f"training stopped after step {outcome.steps} of {steps}: {outcome.stopped}; the"
-                f" state after step {outcome.best_step} is kept"
-            )
-        if outcome.overfits:
-            self._note(
-                "the loss fell on the training data and rose on held-out examples: more data, or"
-                " fewer steps, would serve better"
-            )
-
-    def _numbers(
-        self,
-        data: TrainingData,
-        outcome: Outcome,
-        before: Mapping[int, Any],
-        after: Mapping[int, Any],
-        parameters: Mapping[str, nn.Parameter],
-    ) -> dict[str, Any]:
-        specs = self.opened.weights.specs.values()
-        return {
-            "trained": self.config.trained,
-            "trained_parameters": sum(p.numel() for p in parameters.values()),
-            "parameters": sum(spec.elements for spec in specs),
-            "data": {
-                "source": data.source,
-                "examples": len(data.examples) - data.held,
-                "held_out": data.held,
-                "tokens": data.examples.tokens,
-                "sha256": data.examples.sha256,
-            },
-            "steps": outcome.steps,
-            "best_step": outcome.best_step,
-            "checks": [
-                {key: value for key, value in asdict(check).items() if value is not None}
-                for check in outcome.checks
-            ],
-            "perplexity": [
-                {
-                    "window": window,
-                    "tokens": one.tokens,
-                    "before": one.value,
-                    "after": after[window].value,
-                }
-                for window, one in before.items()
-            ],
-            "evaluation": {"text": data.evaluated_on},
-        }
-
-    def _write(
-        self,
-        folder: Path,
-        form: Form,
-        packed: Mapping[str, Packed] | None,
-        numbers: dict[str, Any],
-        data: TrainingData,
-    ) -> None:
-        stored = form if packed is None else packed_form(form, packed)
-        check_space(folder, stored)
-        size = write_model(folder, stored)
-        numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
-        copy_companions(folder, self.opened.folder, tokenizer=None, model=None)
-        copy_history(folder, self.opened)
-        config = self.config.model_copy(update={"model": self.name})
-        write_recovery(folder, self.opened, config, numbers, stock=stored.stock)
-
-
-def _of(name: str, axes: Any) -> bool:
-    """Whether the tensor is a consumer that is no weight of a module of its own (experts)."""
-    return any(member.tensor == name for axis in axes for member in axis.consumers)
