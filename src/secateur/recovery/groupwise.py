@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Packed, packed, unpacked
 from ..errors import SecateurError
+from ..memory import give_back
 from .grid import Quantised, quantised
 
 
@@ -122,6 +123,7 @@ class Groupwise:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, own)
             self._modules[path] = own
+            give_back()
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
