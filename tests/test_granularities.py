@@ -297,3 +297,45 @@ def test_the_table_says_which_layers_went_and_which_are_whole() -> None:
     hidden = structure.select(["hidden"])
     plan = Plan({"hidden": tuple(range(40))}, structure.architecture, structure.weights)
     assert layer_rows(hidden, plan)[-1] == ("hidden width", "40 of 48", "40 of 48")
+
+
+@pytest.mark.parametrize("again", ["channel", "mlp_block", "layer", "hidden", "attention_block"])
+@pytest.mark.parametrize("variant", ["llama-gqa", "bloom", "falcon"])
+def test_a_pruned_folder_can_be_pruned_again_by_other_units(
+    variant: str, again: str, tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """Config and weights fit, and it computes what masking the first one does."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    options: dict[str, Any] = {
+        "method": "magnitude", "search": "AL-AM", "repair": "none", "align": 1, "samples": 4,
+        "length": 16, "evaluate": "none", "calibration": str(text_file),
+    }  # fmt: skip
+    secateur.prune(tiny_folder(variant), granularity="kv_group,channel", ratio=0.4, out=one,
+                   **options)  # fmt: skip
+    opened = open_model(one)
+    units = opened.structures.select([again])
+    if not units.axes:
+        pytest.skip(f"{variant} has no units of this granularity")
+    result = secateur.prune(one, granularity=again, ratio=0.1, out=two, **options)
+    model = secateur.load(two)
+    assert open_model(two).structure.axes
+    ids = torch.randint(3, 128, (2, 12), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(ids).logits
+    assert torch.isfinite(logits).all()
+    if again == "channel":
+        with torch.no_grad():
+            expected = masked(secateur.load(one), units, result.plan)(ids).logits
+        assert torch.allclose(logits, expected, atol=1e-4)
+
+
+def test_blocks_and_kv_groups_go_together_where_heads_have_slopes(
+    tiny_folder: Any, text_file: Path
+) -> None:
+    result = secateur.prune(
+        tiny_folder("bloom"), granularity="kv_group,attention_block", ratio=0.2,
+        method="magnitude", search="AL-AM", repair="none", calibration=str(text_file),
+        samples=4, length=16, evaluate="none",
+    )  # fmt: skip
+    with torch.no_grad():
+        assert torch.isfinite(result.load()(torch.tensor([[5, 6, 7]])).logits).all()

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import pytest
 import torch
 
 import secateur
-from conftest import EVERY_FAMILY_SLOWLY, tiny_model
+from conftest import EVERY_FAMILY_SLOWLY, tiny_model, tiny_tokenizer
 from secateur.cli.main import run
 from secateur.config import make_config
 from secateur.errors import SecateurError
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
 from secateur.models import open_model
-from secateur.pipeline.estimate import masked_losses
+from secateur.pipeline import compare, stages
+from secateur.pipeline.estimate import masked_losses, split_windows
 from secateur.pipeline.stages import layers_of
 from secateur.search import SEARCHES
 from secateur.stats import Walk
@@ -50,7 +52,8 @@ def test_gradient_methods_prune_every_family(variant: str, pruned: Any) -> None:
 def test_every_search_takes_gradient_scores(search: str, pruned: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = pruned(method="saap", search=search)
+        scale = "raw" if search == "global" else None
+        result = pruned(method="saap", search=search, scale=scale)
     # UL-UM rounds both shares down
     within = 0.2 if search == "UL-UM" else 0.08
     assert result.numbers["removed_share"] == pytest.approx(0.3, abs=within)
@@ -185,3 +188,83 @@ def test_a_fusion_says_what_it_lacks(pruned: Any) -> None:
         pruned(method="hywia", samples=1)
     with pytest.raises(SecateurError, match="--search AL-AM"):
         pruned(method="llm-pruner", search="two_stage")
+
+
+def test_scores_below_zero_are_not_shared_out_per_parameter(pruned: Any) -> None:
+    for settings in ({"search": "global"}, {"search": "AL-AM", "scale": "log"}):
+        with pytest.raises(SecateurError, match="--scale standardised or raw"):
+            pruned(method="saap", **settings)
+
+
+@pytest.mark.parametrize("search", ["two_stage", "joint"])
+def test_scores_by_sample_rank_whole_experts(search: str, pruned: Any) -> None:
+    settings = {"granularity": "expert", "search": search, "repair": "none"}
+    assert pruned("mixtral", method="saap", **settings).numbers["removed_share"] > 0
+
+
+def test_an_edited_plan_may_cut_layers_that_were_not_asked_for(
+    tiny_folder: Any, text_file: Path
+) -> None:
+    folder = tiny_folder()
+    options = {"calibration": str(text_file), "samples": 4, "length": 16, "evaluate": "none"}
+    plan = secateur.prune(folder, method="flap", layers="1-2", dry_run=True, **options).plan
+    keep = {**plan.keep, "layers.0.mlp": tuple(range(40))}
+    done = secateur.apply(replace(plan, keep=keep), folder, evaluate="none")
+    assert done.load().model.layers[0].mlp.down_proj.in_features == 40
+
+
+def test_compare_makes_each_pass_once(
+    tiny_folder: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: dict[str, int] = {}
+
+    def counted(name: str) -> Any:
+        function = getattr(stages, name)
+
+        def count(*args: Any, **kwargs: Any) -> Any:
+            stage = args[5] if name == "perplexities" else ""
+            counts[f"{name} {stage}"] = counts.get(f"{name} {stage}", 0) + 1
+            return function(*args, **kwargs)
+
+        return count
+
+    for name in ("calibration_windows", "statistics", "perplexities", "scores"):
+        monkeypatch.setattr(stages, name, counted(name))
+    rows = compare(
+        tiny_folder(), methods=["flap", "wanda-sp", "magnitude"], ratios=[0.2, 0.4],
+        repairs=["none", "bias"], calibration=str(text_file), samples=4, length=16,
+        evaluate=str(text_file), evaluate_tokens=200,
+    )  # fmt: skip
+    assert len(rows) == 12
+    assert counts == {
+        "calibration_windows ": 1,
+        "statistics ": 1,
+        "scores ": 3,
+        "perplexities perplexity before": 1,
+        "perplexities perplexity after": 12,
+    }
+
+
+def test_the_windows_that_ask_the_loss_score_nothing() -> None:
+    ids = torch.arange(40).view(20, 2)
+    scored, asking = split_windows(ids, "evidence")
+    assert sorted([*scored[:, 0].tolist(), *asking[:, 0].tolist()]) == ids[:, 0].tolist()
+    assert len(asking) == 2
+    assert split_windows(ids, "split_half")[0].equal(ids)
+
+
+def test_units_that_overlap_are_not_repaired(pruned: Any) -> None:
+    for repair in ("bias", "refit"):
+        with pytest.raises(SecateurError, match="overlap"):
+            pruned(method="magnitude", search="AL-AM", granularity="kv_group,query_head",
+                   repair=repair)  # fmt: skip
+
+
+def test_what_comes_back_from_a_live_model_is_a_copy(text_file: Path) -> None:
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    options = {"samples": 4, "length": 16, "evaluate": "none", "calibration": str(text_file)}
+    small = secateur.prune(model, tokenizer=tiny_tokenizer(), **options).load()
+    for parameter in small.parameters():
+        parameter.data.zero_()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

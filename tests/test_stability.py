@@ -19,6 +19,7 @@ from secateur.search import (
     search,
     standardised,
 )
+from secateur.search.stability import joint
 from secateur.structure import Axis
 
 BY_SAMPLE = ["two_stage", "joint", "stability"]
@@ -187,3 +188,16 @@ def test_per_parameter_is_the_order_of_a_knapsack() -> None:
     removed = search("global", axes, scores, budget)
     assert {axis.kind for axis in axes if removed[axis.name]} == {"attention"}
     assert torch.equal(rescaled(torch.ones(2, 3), "per-parameter", 6), torch.full((2,), 0.5))
+
+
+def test_instability_and_joint_are_their_equations() -> None:
+    """Two units worth the same: the less steady one goes first."""
+    generator = torch.Generator().manual_seed(3)
+    samples = torch.rand(7, 5, generator=generator, dtype=torch.float64) + torch.arange(5.0)
+    cv = (samples.std(dim=0) / samples.mean(dim=0)).log()
+    expected = (cv - cv.mean()) / cv.std()
+    assert torch.allclose(instability(samples).double(), expected, atol=1e-5)
+    means_ = samples.mean(dim=0)[:, None]
+    assert torch.allclose(
+        joint(means_, samples).double(), standardised(means_).double() - 0.1 * expected, atol=1e-5
+    )

@@ -214,3 +214,13 @@ def test_activations_clone_is_independent() -> None:
     other = one.clone()
     other.tensor.fill_(1)
     assert one.tensor.sum() == 0
+
+
+def test_a_batch_without_tokens_changes_nothing() -> None:
+    """As an expert sees it that no token came to."""
+    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    whole = Moments.empty(3)
+    for batch in (inputs[:0], inputs, inputs[:0]):
+        whole.update(batch)
+    assert torch.allclose(whole.mean.float(), inputs.mean(dim=0))
+    assert torch.isfinite(whole.variance).all()

@@ -319,15 +319,16 @@ def _keep_slopes(
         heads = earlier.get(path, {}).get("heads")
         before: list[int] | None = heads["kept"] if heads else None
         total = heads["of"] if heads else 0
-        for axis in structure.axes:
-            if axis.layer != layer or axis.kind != "attention":
-                continue
-            count = axis.units * axis.per_unit
-            before = before or list(range(count))
-            total = total or count
-            kept = plan.kept_tensor(axis)
-            blocks = Blocks(0, axis.per_unit, axis.per_unit)
-            before = [before[head] for head in blocks.indices(kept).flatten().tolist()]
+        # KV groups and query heads both count heads; a whole block does not
+        here = [a for a in structure.axes if a.layer == layer and a.size in ("K", "r")]
+        if here:
+            count = here[0].units * here[0].per_unit
+            before, total = before or list(range(count)), total or count
+            stays = set(range(count))
+            for axis in here:
+                blocks = Blocks(0, axis.per_unit, axis.per_unit)
+                stays &= set(blocks.indices(plan.kept_tensor(axis)).flatten().tolist())
+            before = [before[head] for head in sorted(stays)]
         if before is not None and len(before) != total:
             pruned.setdefault(path, {})["heads"] = {
                 "of": total,

@@ -38,7 +38,8 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
 
 def filled(model: Any, weights: Weights, dtype: torch.dtype | None = None) -> Any:
     """Give an empty model all its weights at once, in `dtype` (None: their own)."""
-    state = {name: weights.tensor(name).to(dtype=dtype) for name in weights.specs}
+    # copies: the weights of a live module are its own
+    state = {name: weights.tensor(name).to(dtype=dtype, copy=True) for name in weights.specs}
     model.load_state_dict(state, assign=True, strict=False)
     model.tie_weights()
     return model

@@ -152,6 +152,12 @@ def check_settings(structure: Structure, config: PruneConfig) -> None:
                 f"Settings for {kind} are given, and the units (--granularity"
                 f" {config.granularity}) have none of it.\nLeave them out, or name other units."
             )
+    read = [member.tensor for axis in structure.axes for member in axis.consumers if not axis.of]
+    if config.repair_name != "none" and len(set(read)) < len(read):
+        raise SecateurError(
+            f"Units of --granularity {config.granularity} overlap, and --repair"
+            f" {config.repair_name} mends each linear for one kind.\nType --repair none."
+        )
     coarse = [axis for axis in structure.axes if axis.of or axis.layer < 0]
     if coarse and config.repair_name != "none":
         raise SecateurError(

@@ -55,6 +55,7 @@ def compare(
     for config in configs:
         stages.check_ratio(first.sibling(config).structure, config)
     first.read_evaluation_text()
+    first.share(tokens=any(_sees_tokens(config) for config in configs))
     _gather(first, configs)
     rows = []
     for config in configs:
@@ -64,6 +65,14 @@ def compare(
             each(result)
         rows.append(_row(run, result))
     return rows
+
+
+def _sees_tokens(config: PruneConfig) -> bool:
+    """Whether anything in the method looks at calibration tokens."""
+    repair = REPAIRS[config.repair_name]
+    inputs = inputs_needed(config.importance_name)
+    terms = terms_needed(config.importance_name, config.fusion_name)
+    return bool(inputs or terms or repair.needs or repair.fit)
 
 
 def _gather(first: Run, configs: Sequence[PruneConfig]) -> None:
@@ -95,12 +104,7 @@ def _row(run: Run, result: Result) -> dict[str, Any]:
         "bytes_each": run.opened.dtype.itemsize,
         "search": run.config.search_name,
         "seed": run.config.seed,
-        "calibration": {
-            "text": run.config.calibration,
-            "windows": len(run.windows.ids),
-            "length": run.windows.ids.shape[1],
-            "tokens_sha256": run.windows.sha256,
-        },
+        "calibration": run.calibrated,
         "evaluation": numbers.get("evaluation"),
         "blend": numbers.get("blend"),
         "seconds": result.seconds["total"],

@@ -77,5 +77,6 @@ def apply(
         run.note("the plan was made for other weights of the same architecture")
     with target(path_of(out), force, run.opened) as folder:
         run.read_evaluation_text()
-        statistics = run.gather(REPAIRS[run.config.repair_name].needs, ())
+        # an edited plan may cut layers that the settings did not ask for
+        statistics = run.gather(REPAIRS[run.config.repair_name].needs, (), everywhere=True)
         return run.carry_out(plan, statistics, folder, path_of(out))

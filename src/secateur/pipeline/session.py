@@ -74,7 +74,7 @@ class Run:
         self._calibrated: Windows | None = None
         self._gathered: dict[Any, Statistics] = {}
         self._estimated: dict[Any, Estimate] = {}
-        self._before: list[Perplexity] | None = None
+        self._before: dict[str, list[Perplexity]] = {}
         self._numbers: dict[str, Any] = {}
         self.opened = open_model(model)
         for message in idle_settings(config):
@@ -121,6 +121,19 @@ class Run:
                 update={"calibration": windows.source, "length": length}
             )
         return self._calibrated
+
+    @property
+    def calibrated(self) -> dict[str, Any] | None:
+        """Which calibration windows were read, if any were."""
+        if self._calibrated is None:
+            return None
+        count, length = self._calibrated.ids.shape
+        return {
+            "text": self._calibrated.source,
+            "windows": count,
+            "length": length,
+            "tokens_sha256": self._calibrated.sha256,
+        }
 
     def note(self, message: str) -> None:
         """Tell the user, now and in the result."""
@@ -208,6 +221,8 @@ class Run:
         """Which units stay, and the statistics that a repair may need."""
         config = self.config
         repair = REPAIRS[config.repair_name]
+        if repair.fit is not None:
+            _ = self.windows  # the plan says which
         statistics = self.gather(
             {*inputs_needed(config.importance_name), *repair.needs},
             terms_needed(config.importance_name, config.fusion_name),
@@ -215,7 +230,8 @@ class Run:
         with self._timed("scores and search"):
             found = self.estimate(statistics)
             scores = stages.coarse_scores(self.structure, found.scores)
-            keep = stages.kept_units(self.structure, scores, config, found.samples)
+            samples = stages.coarse_samples(self.structure, found.samples)
+            keep = stages.kept_units(self.structure, scores, config, samples)
             if found.blend is not None:
                 self._numbers["blend"] = found.blend
         plan = self._recorded(keep)
@@ -325,7 +341,10 @@ class Run:
                 for warning in report.warnings:
                     self.note(warning)
         pruned = PrunedWeights(opened.weights, structure, plan, added, replaced)
-        return pruned_form(opened.family, opened.raw_config, opened.config, structure, plan, pruned)
+        # all granularities: what an earlier cut of others left is written down again
+        return pruned_form(
+            opened.family, opened.raw_config, opened.config, opened.structures, plan, pruned
+        )
 
     def _evaluated(self, form: Form) -> dict[str, Any]:
         """Perplexity before and after."""
@@ -343,9 +362,10 @@ class Run:
             self.source.device,
         )
         with self._timed("perplexity"):
-            if self._before is None:
-                self._before = self._perplexities(self.source, text, lengths, "before")
-            found = [self._before, self._perplexities(after, text, lengths, "after")]
+            if "dense" not in self._before:
+                dense = self._perplexities(self.source, text, lengths, "before")
+                self._before["dense"] = dense
+            found = [self._before["dense"], self._perplexities(after, text, lengths, "after")]
         spare = f"a part of {config.calibration} that calibration did not use"
         return {
             "perplexity": [
@@ -363,6 +383,12 @@ class Run:
     ) -> list[Perplexity]:
         stage = f"perplexity {when}"
         return stages.perplexities(source, text, lengths, self.config.batch, self._progress, stage)
+
+    def share(self, *, tokens: bool) -> None:
+        """Make what siblings have in common: the dense model, and the windows if one needs them."""
+        _ = self.source
+        if tokens:
+            _ = self.windows
 
     def sibling(self, config: PruneConfig) -> "Run":
         """A run on the same model and text with other settings: what was gathered is shared."""

@@ -205,6 +205,24 @@ def coarse_scores(structure: Structure, fine: Mapping[str, Tensor]) -> dict[str,
     return found
 
 
+def coarse_samples(
+    structure: Structure, fine: Mapping[str, Tensor] | None
+) -> dict[str, Tensor] | None:
+    """The same of scores by calibration sample, [sample, unit]."""
+    if fine is None:
+        return None
+    turned = {name: samples.T for name, samples in fine.items()}
+    found: dict[str, Tensor] = {}
+    for axis in structure.axes:
+        parts = [turned[name] for name in axis.of or (axis.name,) if name in turned]
+        if not parts:
+            continue
+        count = parts[0].shape[1]
+        sums = [part.reshape(axis.units, -1, count).sum(dim=1) for part in parts]
+        found[axis.name] = torch.stack(sums).sum(dim=0).T
+    return found
+
+
 def kept_units(
     structure: Structure,
     found: Mapping[str, Tensor],

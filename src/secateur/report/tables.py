@@ -58,10 +58,17 @@ def _made_with(row: Row) -> str:
     text = row["calibration"]
     tokens = max(entry["tokens"] for entry in row["perplexity"])
     versions = ", ".join(f"{name} {version(name)}" for name in _VERSIONS)
+    seen = (
+        ""
+        if text is None
+        else (
+            f"All saw the same {text['windows']} calibration windows of {text['length']} tokens of"
+            f" {text['text']} (seed {row['seed']}, SHA-256 {text['tokens_sha256'][:16]}). "
+        )
+    )
     return (
-        f"All saw the same {text['windows']} calibration windows of {text['length']} tokens of"
-        f" {text['text']} (seed {row['seed']}, SHA-256 {text['tokens_sha256'][:16]}). Perplexity"
-        f" is per token, on {row['evaluation']['text']} ({tokens:,} predicted tokens). {versions}."
+        f"{seen}Perplexity is per token, on {row['evaluation']['text']} ({tokens:,} predicted"
+        f" tokens). {versions}."
     )
 
 

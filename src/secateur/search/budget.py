@@ -64,6 +64,6 @@ def check_budget(axes: Sequence[Axis], limits: Limits, budget: float) -> None:
     total = sum(axis.units * axis.cost for axis in axes)
     raise SecateurError(
         f"The ratio asks for {budget:,.0f} parameters, but at most {most:,} can go"
-        f" ({most / total:.1%} of the decoder's linears): every layer keeps an attention unit and"
-        f" {limits.align} MLP channels.\nLower --ratio, or widen --layers."
+        f" ({most / total:.1%} of what the units hold): every layer keeps some of each.\n"
+        "Lower --ratio, or widen --layers."
     )

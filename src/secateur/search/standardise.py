@@ -13,10 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import SecateurError
 from ..registry import choose
 
 # Share of an axis' largest score below which its logarithm falls no further.
 _LEAST = 1e-12
+
+
+# Scales on which a score below zero would count the wrong way round, or not at all.
+_OF_POSITIVE = ("per-parameter", "log")
 
 
 def channel_sum(scores: Float[Tensor, "unit width"]) -> Float[Tensor, " unit"]:
@@ -63,6 +68,12 @@ def rescaled(
     """Unit scores on the scale `how`; `cost` is the number of parameters of a unit.
 
     Raises:
-        SecateurError: no such scale.
+        SecateurError: no such scale, or one that makes no sense for negative scores.
     """
-    return choose("scale", how, SCALES)(scores, cost)
+    scaled = choose("scale", how, SCALES)
+    if how in _OF_POSITIVE and bool((scores < 0).any()):
+        raise SecateurError(
+            f"The scale {how!r} is for scores above zero, and some are below: these add a logarithm"
+            " to each layer's.\nType --scale standardised or raw."
+        )
+    return scaled(scores, cost)

@@ -32,6 +32,8 @@ class Moments:
 
     def update(self, inputs: Float[Tensor, "token channel"]) -> None:
         """Add the tokens of one batch, whatever its dtype and device."""
+        if not len(inputs):  # an expert that no token came to
+            return
         inputs = inputs.float()
         mean = inputs.mean(dim=0)
         deviations = (inputs - mean).square().sum(dim=0)
