@@ -24,7 +24,7 @@ from secateur.cli.main import run
 from secateur.config import RECIPES, make_recover_config
 from secateur.data import IGNORED, Examples, instruction_examples, is_instructions
 from secateur.errors import SecateurError
-from secateur.models import open_model
+from secateur.models import open_config, open_model
 from secateur.progress import Quiet
 from secateur.recovery import (
     CachedDistillation,
@@ -91,7 +91,7 @@ def test_merged_lora_equals_unmerged_on_layers_of_different_widths(
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
     changed = logits(model.eval(), tokens)
     assert not torch.allclose(changed, dense, atol=1e-3)
-    merged = with_tensors(opened, lora.tensors())
+    merged = with_tensors(opened, lora.tensors(opened.weights))
     assert torch.allclose(logits(merged, tokens), changed, rtol=1e-5, atol=1e-5)
 
 
@@ -595,3 +595,61 @@ def test_the_relative_rate_follows_size_and_width() -> None:
     assert relative_rate(0.1 * narrow) == pytest.approx(0.1 * relative_rate(narrow))
     assert relative_rate(narrow.repeat(4, 4)) == pytest.approx(relative_rate(narrow) / 2)
     assert relative_rate(torch.zeros(16)) == pytest.approx(1e-3 / 4)
+
+
+def test_another_teacher_is_another_training(
+    pruned: Any, tiny_folder: Any, text_file: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    folder, out = pruned(), tmp_path / "better"
+    options = ["--data", str(text_file), "--steps", "30", "--length", "16", "--samples", "40"]
+    command = ["recover", str(folder), *options, "--evaluate", "none", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.cli.recover.Screen", lambda: Cut(26))
+        assert run(command) == 130
+    other = tiny_folder(seed=7)
+    assert run([*command, "--teacher", str(other)]) == 2
+    assert "other settings, data or weights" in capsys.readouterr().err
+
+
+def test_consumers_of_experts_are_trained_and_nothing_else_of_them(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder, out = pruned("mixtral", search="AL-AM", repair="none"), tmp_path / "better"
+    recovered(folder, text_file, out, rate=0.01)
+    one, two = (open_model(f).weights for f in (folder, out))
+    changed = {n for n in one.specs if not torch.equal(one.tensor(n), two.tensor(n))}
+    assert changed
+    assert all("o_proj" in name or "down_proj" in name for name in changed)
+
+
+def test_a_packed_folder_is_discovered_as_what_it_stands_for(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder, out = pruned(), tmp_path / "tiny"
+    recovered(folder, text_file, out, recipe="groupwise", group=16, bits=3)
+    config, whole = open_config(out), open_model(out)
+    assert config.structures.axes == whole.structures.axes
+    name = next(n for n in whole.weights.specs if n.endswith("q_proj.weight"))
+    assert torch.equal(whole.weights.head(name), whole.weights.tensor(name)[:1])
+    assert "trust_remote_code" in (out / "README.md").read_text()
+
+
+def test_settings_that_a_recovery_does_not_look_at_are_noted(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    done = recovered(pruned(), text_file, tmp_path / "a", bits=3, rank=4, epochs=2)
+    for option in ("--bits", "--rank", "--epochs"):
+        assert any(note.startswith(option) for note in done.notes)
+
+
+def test_a_models_own_dropout_is_no_part_of_a_recipe(pruned: Any) -> None:
+    opened = open_model(pruned("gpt2"))
+    model = opened.whole(torch.float32)
+    lora = Lora(model, linears(opened), rank=2, alpha=4.0, dropout=0.5, seed=0)
+    data = Examples.of_windows(torch.randint(3, 128, (9, 16)))
+    made = Trainer(model, lora.parameters, data, 2, next_token, schedule(),
+                   device=torch.device("cpu"))  # fmt: skip
+    made._step(0)
+    dropping = {n for n, m in model.named_modules() if m.training and "dropout" in n.lower()}
+    assert dropping
+    assert all("lora_dropout" in name for name in dropping)

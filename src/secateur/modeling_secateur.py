@@ -143,11 +143,11 @@ class PackedLinear(nn.Module):
         """The weight [out, in] that the codes stand for."""
         codes = unpacked(self.codes, self.bits, self.in_features)
         scales, zeros = (
-            part.view(torch.float16).to(dtype).repeat_interleave(self.group, dim=1)
+            part.view(torch.float16).float().repeat_interleave(self.group, dim=1)
             for part in (self.scales, self.zeros)
         )
         width = self.in_features
-        return codes.to(dtype) * scales[:, :width] + zeros[:, :width]
+        return (codes.float() * scales[:, :width] + zeros[:, :width]).to(dtype)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """The stock linear, with the weight made anew each time."""

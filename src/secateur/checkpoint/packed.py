@@ -129,7 +129,12 @@ class PackedWeights:
 
     def head(self, name: str) -> Tensor:
         """The first row of `name`."""
-        return self.tensor(name)[:1] if name in self._widths else self._weights.head(name)
+        if name not in self._widths:
+            return self._weights.head(name)
+        path = name.removesuffix(".weight")
+        parts = {part: self._weights.head(f"{path}.{part}") for part in PARTS}
+        one = Packed(**parts, bits=self._bits, group=self._group, width=self._widths[name])
+        return one.weight(self._dtype)
 
 
 def _incomplete(reason: str) -> SecateurError:

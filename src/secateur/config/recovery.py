@@ -144,6 +144,13 @@ class RecoverConfig(BaseModel):
         """What is trained: a name in `TRAINED`."""
         return self.train or RECIPES[self.recipe].train
 
+    @property
+    def most_examples(self) -> int:
+        """How many examples the steps can see, if these do not follow from the data."""
+        recipe = RECIPES[self.recipe]
+        steps = self.steps or (None if self.epochs else recipe.steps)
+        return self.samples if steps is None else steps * (self.batch or recipe.batch)
+
     def schedule(self, examples: int) -> Schedule:
         """Steps and rates for so many examples to train on."""
         recipe = RECIPES[self.recipe]

@@ -107,6 +107,7 @@ def recovery_card(
         earlier = "\n".join(
             ["---", "library_name: transformers", "---", "", f"# {base}", "", "## Loading", "", how]
         )
+    loading = _HOW_OWN.splitlines() if not stock and "trust_remote_code" not in earlier else []
     lines = [
         earlier.rstrip(),
         "",
@@ -129,5 +130,6 @@ def recovery_card(
         "",
         "`recovery.toml` has every setting and number.",
         "",
+        *(["## Loading after the recovery", "", *loading, ""] if loading else []),
     ]
     return "\n".join(lines)

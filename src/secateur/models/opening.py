@@ -172,6 +172,8 @@ def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
     if str(read_config(folder).get("model_type")) in ADAPTERS:
         return open_model(model, revision=revision)
     raw, config = _read(folder, source)
+    if raw.get("packed"):
+        raw, config = _unpacked(raw, config)
     return _opened(source, folder, raw, config, NoWeights({}), None)
 
 
@@ -189,9 +191,14 @@ def _floating(
     raw: Mapping[str, Any], config: Any, weights: Weights
 ) -> tuple[dict[str, Any], Any, Weights]:
     """A model with packed linears as the one with floating-point weights that it stands for."""
-    plain = {key: value for key, value in raw.items() if key != "packed"}
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return plain, type(config).from_dict(plain), PackedWeights(weights, raw["packed"], dtype)
+    return *_unpacked(raw, config), PackedWeights(weights, raw["packed"], dtype)
+
+
+def _unpacked(raw: Mapping[str, Any], config: Any) -> tuple[dict[str, Any], Any]:
+    """config.json and its reading without a word of packed linears."""
+    plain = {key: value for key, value in raw.items() if key != "packed"}
+    return plain, type(config).from_dict(plain)
 
 
 def _opened(

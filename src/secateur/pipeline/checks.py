@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import new_folder
-from ..config import PruneConfig
+from ..config import PruneConfig, RecoverConfig
 from ..errors import SecateurError
 from ..export import Form
 from ..importance import IMPORTANCE, gradients_needed
@@ -125,6 +125,28 @@ def idle_settings(config: PruneConfig) -> list[str]:
         f" {config.repair_name} do not ask for it"
         for option, there in idle.items()
         if there
+    ]
+
+
+def idle_recovery_settings(config: RecoverConfig) -> list[str]:
+    """What to tell the user of settings that a recovery does not look at."""
+    usual = {name: field.default for name, field in RecoverConfig.model_fields.items()}
+    adapters = config.trained in ("lora", "groupwise")
+    asked = {
+        "rank": adapters,
+        "alpha": adapters,
+        "dropout": config.trained == "lora",
+        "bits": config.trained == "groupwise",
+        "group": config.trained == "groupwise",
+        "grid": config.trained == "groupwise",
+        "top_k": config.distils,
+        "epochs": config.steps is None,
+    }
+    return [
+        f"--{name.replace('_', '-')} changes nothing with --with {config.recipe}, which trains"
+        f" {config.trained}"
+        for name, looked_at in asked.items()
+        if not looked_at and getattr(config, name) != usual[name]
     ]
 
 

@@ -18,6 +18,9 @@ from .recovery_run import Recovery, RecoveryRun, state_of
 from .result import Result
 from .run import prune
 
+# Settings that pruning and recovery have in common.
+_SHARED = ("seed", "device", "evaluate", "evaluate_tokens", "length", "hidden_gib")
+
 
 def recover(
     model: str | Path,
@@ -74,9 +77,12 @@ def prune_and_recover(
                 f"The method {pruning.method!r} has no recovery of its own.\n"
                 f"Type: --recover {' or --recover '.join(RECIPES)}"
             )
-    shared = {name: getattr(pruning, name) for name in ("seed", "device", "evaluate")}
-    config = make_recover_config(model="", recipe=recipe, teacher=str(model), **shared)
+    shared = {name: getattr(pruning, name) for name in _SHARED}
+    if pruning.dtype != "float16":  # nothing is trained in it
+        shared["dtype"] = pruning.dtype
+    config = make_recover_config(model=str(model), recipe=recipe, teacher=str(model), **shared)
     out = Path(out).expanduser()
+    RecoveryRun(config, out, Quiet())  # what it lacks shows before the pruning
     with _resumable(out), target(out, force, open_model(model)) as folder:
         assert folder is not None  # there is a path
         with tempfile.TemporaryDirectory(dir=folder) as place:

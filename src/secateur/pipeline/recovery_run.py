@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,27 @@ from ..recovery import (
     Trainer,
     forget_other,
     next_token,
+    read_state,
 )
 from ..stats import Walk
 from ..structure import Plan
 from ..surgery import PrunedWeights
 from . import stages
-from .checks import check_space, vocabulary
+from .checks import check_space, idle_recovery_settings, vocabulary
 from .look import bytes_before
 from .training_data import FEW_TOKENS, TrainingData, read_data, teacher_of
 from .write_recovery import copy_history, write_recovery
 
+# Settings that do not decide what the trained weights are, once data and models are known.
+_NOT_IN_WEIGHTS = (
+    "data",
+    "device",
+    "evaluate",
+    "evaluate_tokens",
+    "hidden_gib",
+    "model",
+    "teacher",
+)
 _AT_ONCE = 8  # windows in a pass of the teacher or of an evaluation
 
 
@@ -91,6 +103,9 @@ class RecoveryRun:
         )
         self._teacher = self._opened_teacher()
         self._linears = self._adaptable()
+        self._check_adapters()
+        for message in idle_recovery_settings(self.config):
+            self._note(message)
         self._device = torch.device(self.config.device)
         bf16 = config.dtype == "bfloat16" or (
             config.dtype == "auto" and self._device.type == "cuda"
@@ -102,11 +117,15 @@ class RecoveryRun:
         config = self.config
         data = read_data(self.opened, config, self._note)
         examples = data.examples
-        if examples.tokens < FEW_TOKENS:
+        if data.trained_tokens < FEW_TOKENS:
             self._note(
-                f"{examples.tokens:,} tokens to train on are few (under {FEW_TOKENS:,}): what is"
-                " gained may not hold on other text"
+                f"{data.trained_tokens:,} tokens to train on are few (under {FEW_TOKENS:,}): what"
+                " is gained may not hold on other text"
             )
+        store, fingerprint = state_of(self._out), self._fingerprint(data)
+        if force:
+            forget_other(store, fingerprint)
+        read_state(store, fingerprint)  # of another run: say so before the long work
         lengths = [n for n in window_lengths(self.opened.context) if n <= len(data.text)]
         if not lengths and config.evaluate != "none":
             self._note("too little text to take perplexity on; name one: --evaluate FILE.txt")
@@ -115,10 +134,6 @@ class RecoveryRun:
         model = self._model()
         trained = self._trained(model)
         schedule = config.schedule(len(examples) - data.held)
-        store = state_of(self._out)
-        fingerprint = self._fingerprint(data)
-        if force:
-            forget_other(store, fingerprint)
         outcome = Trainer(
             model,
             trained.parameters,
@@ -134,12 +149,13 @@ class RecoveryRun:
         ).run()
         self._explain(outcome, schedule.steps)
         packed = trained.packed() if isinstance(trained, Groupwise) else None
-        form = self._form(trained.tensors(), own=packed is not None)
+        parameters = dict(trained.parameters)
+        form = self._form(self._merged(trained), own=packed is not None)
         if keep_adapter and isinstance(trained, Lora):
             trained.save(folder / "adapter")
-        del model, objective
+        del model, objective, trained  # their memory goes to the passes that follow
         after = self._perplexities(self._read(form), data.text, lengths, "after")
-        numbers = self._numbers(data, outcome, before, after, trained.parameters)
+        numbers = self._numbers(data, outcome, before, after, parameters)
         self._write(folder, form, packed, numbers, data)
         store.unlink(missing_ok=True)
         return Recovery(
@@ -156,11 +172,11 @@ class RecoveryRun:
         self._progress.note(message)
 
     def _streamed(self) -> StreamedModel:
-        return self.opened.streamed(device=self.config.device)
+        return self.opened.streamed(device=self.config.device, dtype=self.config.dtype)
 
     def _read(self, form: Form) -> StreamedModel:
         """The recovered model for the streaming pass."""
-        empty = form.empty(self.opened.dtype)
+        empty = form.empty(self._streamed().dtype)
         return StreamedModel(empty, self.opened.family, form.weights, self._device)
 
     def _perplexities(
@@ -192,7 +208,7 @@ class RecoveryRun:
             dtype = self._autocast or torch.float32
             return FullDistillation(teacher.whole(dtype).to(self._device))
         limit = int(self.config.hidden_gib * 2**30)
-        source = teacher.streamed(device=self.config.device)
+        source = teacher.streamed(device=self.config.device, dtype=self.config.dtype)
         walk = Walk(source, examples.ids, batch=_AT_ONCE, limit=limit)
         return CachedDistillation(
             walk, min(self.config.top_k, vocabulary(teacher) - 1), progress=self._progress
@@ -224,6 +240,20 @@ class RecoveryRun:
             found.append(path)
         return found
 
+    def _check_adapters(self) -> None:
+        """Raise what adapters lack; note what they leave out."""
+        if self.config.trained not in ("lora", "groupwise"):
+            return
+        if self.config.trained == "lora" and find_spec("peft") is None:
+            raise SecateurError('LoRA needs the package peft.\nType: pip install "secateur[lora]"')
+        if not self._linears:
+            raise SecateurError(
+                f"{self.config.model} has no plain linear to put adapters on.\nType: --with distil"
+            )
+        axes = self.opened.structure.axes
+        if any(m.parameter != "weight" for axis in axes for m in axis.consumers):
+            self._note(f"experts are left as they are: {self.config.trained} adapts plain linears")
+
     def _trained(self, model: Any) -> "Plain | Lora | Groupwise":
         config, linears = self.config, self._linears
         axes = self.opened.structure.axes
@@ -249,11 +279,16 @@ class RecoveryRun:
             )
         names = [name for name, _ in model.named_parameters()]
         if config.trained == "consumers":
-            consumers = {m.module for axis in axes for m in axis.consumers}
-            names = [
-                name for name in names if name.rpartition(".")[0] in consumers or _of(name, axes)
-            ]
+            consumers = {m.tensor for axis in axes for m in axis.consumers}
+            consumers |= {_bias_of(tensor) for tensor in consumers}
+            names = [name for name in names if name in consumers]
         return Plain(model, names)
+
+    def _merged(self, trained: "Plain | Lora | Groupwise") -> Mapping[str, Tensor]:
+        """The trained tensors by name; LoRA's changes are added to the weights as stored."""
+        return (
+            trained.tensors(self.opened.weights) if isinstance(trained, Lora) else trained.tensors()
+        )
 
     def _form(self, tensors: Mapping[str, Tensor], *, own: bool) -> Form:
         """The folder's form with the trained tensors in place."""
@@ -269,13 +304,14 @@ class RecoveryRun:
     def _fingerprint(self, data: TrainingData) -> str:
         """Of everything that decides the trained weights."""
         settings = self.config.model_dump()
-        for name in ("evaluate", "evaluate_tokens", "hidden_gib", "model", "teacher"):
+        for name in _NOT_IN_WEIGHTS:
             settings.pop(name)
         parts = [
             json.dumps(settings, sort_keys=True),
             data.examples.sha256,
             self.opened.structure.architecture,
             self.opened.structure.weights,
+            *([self._teacher.structure.weights] if self._teacher is not None else []),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -308,7 +344,7 @@ class RecoveryRun:
                 "source": data.source,
                 "examples": len(data.examples) - data.held,
                 "held_out": data.held,
-                "tokens": data.examples.tokens,
+                "tokens": data.trained_tokens,
                 "sha256": data.examples.sha256,
             },
             "steps": outcome.steps,
@@ -347,6 +383,6 @@ class RecoveryRun:
         write_recovery(folder, self.opened, config, numbers, stock=stored.stock)
 
 
-def _of(name: str, axes: Any) -> bool:
-    """Whether the tensor is a consumer that is no weight of a module of its own (experts)."""
-    return any(member.tensor == name for axis in axes for member in axis.consumers)
+def _bias_of(tensor: str) -> str:
+    """The bias beside a weight: `x.bias` of `x.weight`, `down_proj_bias` of `down_proj`."""
+    return tensor[: -len("weight")] + "bias" if tensor.endswith(".weight") else f"{tensor}_bias"

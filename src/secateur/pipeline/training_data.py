@@ -34,6 +34,11 @@ class TrainingData:
     text: Int64[Tensor, " token"]
     evaluated_on: str
 
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that the training takes a loss on, in one pass over its examples."""
+        return self.examples[torch.arange(len(self.examples) - self.held)].tokens
+
 
 def read_data(
     opened: OpenModel, config: RecoverConfig, note: Callable[[str], None]
@@ -56,7 +61,7 @@ def read_data(
         )
     spare = torch.zeros(0, dtype=torch.int64)
     options: dict[str, Any] = {
-        "samples": config.samples,
+        "samples": min(config.samples, config.most_examples + _HELD_OUT_MOST),
         "length": length,
         "seed": config.seed,
     }
@@ -84,6 +89,8 @@ def read_data(
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(config.seed))
     examples = Examples(examples.ids[order], examples.labels[order])
     held = min(max(1, int(len(examples) * _HELD_OUT)), _HELD_OUT_MOST)
+    if source == config.evaluate:
+        note(f"perplexity is taken on {source}, which is trained on: another text would say more")
     text, name = _evaluation(opened, config, spare)
     return TrainingData(examples, held, source, text, name)
 

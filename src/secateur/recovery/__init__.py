@@ -4,7 +4,7 @@ from .grid import GRIDS, Quantised, quantised
 from .groupwise import Groupwise, GroupwiseLinear
 from .lora import Lora
 from .objectives import CachedDistillation, FullDistillation, Objective, next_token
-from .state import forget_other
+from .state import forget_other, read_state
 from .trainer import Check, Outcome, Schedule, Trainer
 from .weights import Plain
 
@@ -25,4 +25,5 @@ __all__ = [
     "forget_other",
     "next_token",
     "quantised",
+    "read_state",
 ]

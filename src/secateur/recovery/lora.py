@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import Weights
+
 
 class Lora:
     """Low-rank changes of `linears` (paths in `model`); needs the package peft.
@@ -55,16 +57,15 @@ class Lora:
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The merged weights by tensor name, fp32."""
+    def tensors(self, weights: Weights) -> dict[str, Tensor]:
+        """The merged weights by tensor name, fp32: the changes added to `weights` as stored."""
         base = self._model.get_base_model()
         found: dict[str, Tensor] = {}
         for path in self._linears:
             layer = base.get_submodule(path)
-            weight: Tensor = layer.get_base_layer().weight.detach().float()
             with torch.no_grad():
-                change = layer.get_delta_weight("default").float()
-            found[f"{path}.weight"] = (weight + change).cpu()
+                change = layer.get_delta_weight("default").float().cpu()
+            found[f"{path}.weight"] = weights.tensor(f"{path}.weight").float() + change
         return found
 
     def save(self, folder: Path) -> None:

@@ -180,7 +180,10 @@ class Trainer:
         rows = self._schedule.rows(step, self._train)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._schedule.factor(step)
-        self._model.train()
+        self._model.eval()  # the model's own dropout is no part of any recipe
+        for name, module in self._model.named_modules():
+            if "lora_dropout" in name:
+                module.train()
         self._optimizer.zero_grad(set_to_none=True)
         total, tokens = 0.0, max(self._data[rows].tokens, 1)
         with torch.random.fork_rng(devices=self._cuda):
@@ -247,7 +250,7 @@ class Trainer:
                     if f"{key}/{name}" in state.tensors
                 }
                 if moments:
-                    step = torch.tensor(float(state.values["steps"]))
+                    step = state.tensors[f"step/{name}"]
                     self._optimizer.state[parameter] = {"step": step, **moments}
         self._best = {name: state.tensors[f"best/{name}"] for name in self._parameters}
         values = dict(state.values)
@@ -266,7 +269,7 @@ class Trainer:
             tensors[f"now/{name}"] = parameter.detach()
             tensors[f"best/{name}"] = self._best[name]
             moments = self._optimizer.state.get(parameter, {})
-            for key in ("exp_avg", "exp_avg_sq"):
+            for key in ("exp_avg", "exp_avg_sq", "step"):
                 if key in moments:
                     tensors[f"{key}/{name}"] = moments[key]
         outcome = self._outcome

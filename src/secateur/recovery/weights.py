@@ -1,5 +1,6 @@
 """Training weights of the model itself: the consumers alone, or everything."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,5 +38,6 @@ def relative_rate(tensor: Tensor) -> float:
     if not tensor.numel():
         return 0.0
     rms = float(tensor.detach().float().square().mean().sqrt())
-    side: float = tensor.numel() ** (1 / max(tensor.dim(), 1))
+    sides = tensor.shape[-2:]  # of an expert, where there are several
+    side: float = math.prod(sides) ** (1 / max(len(sides), 1))
     return max(rms, _LEAST) / side**0.5
