@@ -184,3 +184,19 @@ def test_flap_beats_random_and_magnitude_on_real_models(
         found[method] = result.numbers["perplexity"][0]["after"]
     assert found["flap"] < found["random"]
     assert found["flap"] < found["magnitude"]
+
+
+def test_what_is_evaluated_on_does_not_change_what_is_calibrated_on(
+    tiny_folder: Any, text_file: Path
+) -> None:
+    """A short text, so that every token that is set aside is missed."""
+    folder = tiny_folder()
+    options = {"calibration": str(text_file), "samples": 500, "length": 16, "ratio": 0.3}
+    plans, weights = [], []
+    for evaluate in ("spare", "none", str(text_file)):
+        result = secateur.prune(folder, evaluate=evaluate, **options)
+        plans.append(result.plan.keep)
+        weights.append(result.load().state_dict())
+    assert plans[0] == plans[1] == plans[2]
+    for other in weights[1:]:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in weights[0].items())

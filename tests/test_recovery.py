@@ -25,6 +25,7 @@ from secateur.config import RECIPES, make_recover_config
 from secateur.data import IGNORED, Examples, instruction_examples, is_instructions
 from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
+from secateur.pipeline.training_data import read_data
 from secateur.progress import Quiet
 from secateur.recovery import (
     CachedDistillation,
@@ -402,7 +403,9 @@ def test_a_model_in_few_bits_is_small_runs_and_can_be_written_back(
     whole = sum(p.numel() for name, p in load_file(folder / "model.safetensors").items())
     small = sum(t.numel() * t.itemsize for name, t in stored.items() if "_proj" in name)
     assert small < 0.5 * 2 * whole
-    said("convert", out, "--out", plain)
+    printed = said("convert", out, "--out", plain)
+    (architecture,) = json.loads((plain / "config.json").read_text())["architectures"]
+    assert f"({architecture}," in printed
     one, other = logits(secateur.load(out), tokens), logits(secateur.load(plain), tokens)
     assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
     assert not any("codes" in name for name in load_file(plain / "model.safetensors"))
@@ -653,3 +656,40 @@ def test_a_models_own_dropout_is_no_part_of_a_recipe(pruned: Any) -> None:
     dropping = {n for n, m in model.named_modules() if m.training and "dropout" in n.lower()}
     assert dropping
     assert all("lora_dropout" in name for name in dropping)
+
+
+def test_the_rest_of_a_cached_teacher_counts_as_one_more_token(tokens: Tensor) -> None:
+    """KL over the listed tokens and all others together, from whole logits by hand."""
+    teacher, student = tiny_model(), tiny_model(seed=1)
+    top = 4
+    cached = CachedDistillation(
+        Walk(open_model(teacher).streamed(device="cpu"), tokens, batch=4), top
+    )
+    given = logits(student, tokens)
+    theirs, ours = (x[:, :-1].flatten(0, 1).softmax(-1) for x in (logits(teacher, tokens), given))
+    listed, index = theirs.topk(top)
+    parts = [
+        torch.cat([part, 1 - part.sum(dim=1, keepdim=True)], dim=1)
+        for part in (listed, ours.gather(1, index))
+    ]
+    expected = float((parts[0] * (parts[0] / parts[1]).log()).sum())
+    found = float(cached(given, tokens, torch.arange(len(tokens)), tokens))
+    assert found == pytest.approx(expected, rel=1e-2)  # the cache holds half precision
+    assert float((parts[0] * (parts[0] / parts[1]).log())[:, -1].sum().abs()) > 0.1 * expected
+
+
+@pytest.mark.parametrize("kind", ["text", "instructions"])
+def test_examples_keep_their_labels_whatever_their_order(
+    kind: str, pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    path = text_file
+    if kind == "instructions":
+        path = tmp_path / "some.json"
+        rows = [{"instruction": f"Say {n}.", "output": f"{n} it is"} for n in range(20)]
+        path.write_text(json.dumps(rows))
+    config = make_recover_config(model="x", recipe="lora", data=str(path), length=64)
+    data = read_data(open_model(pruned()), config, lambda message: None)
+    told = data.examples.labels != IGNORED
+    assert told.any(dim=1).all()
+    assert torch.equal(data.examples.labels[told], data.examples.ids[told])
+    assert 0 < data.held < len(data.examples)

@@ -77,7 +77,8 @@ def convert(
             adapted=opened.adapter is not None,
         )
     parameters = sum(spec.elements for spec in form.weights.specs.values())
-    return Conversion(out, opened.family.model, parameters, size, tuple(notes))
+    architecture = str(form.config["architectures"][0])
+    return Conversion(out, architecture, parameters, size, tuple(notes))
 
 
 def _floating(opened: OpenModel) -> Form:
