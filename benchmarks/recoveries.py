@@ -1,11 +1,14 @@
 """What every recovery brings back on a small real model: the table of docs/log.md.
 
-    python benchmarks/recoveries.py MODEL --stories stories.txt
-    python benchmarks/recoveries.py MODEL --calibration a.jsonl --heldout b.txt --heldout c.txt
+    python benchmarks/recoveries.py MODEL --best wanda-sp --stories stories.txt
+    python benchmarks/recoveries.py MODEL --best llm-pruner --calibration a.jsonl --heldout b.txt
 
-Each trial runs in a process of its own, for its peak memory. Results go into the JSON file one by
-one; what is there already is not run again, so that a run can be cut short. The texts are those of
-`small_models.py`: nothing is trained on, or chosen by, what is measured.
+The bases are FLAP as published, and the method named with `--best`, repaired by `refit`. All
+recipes see the same examples, about as often: 200 steps of 16, or 2 epochs over 1,600 of them. Each
+trial runs in a process of its own with one thread, for its peak memory and its processor time.
+Results go into a JSON file for each model, one by one; what is there already is not run again, so
+that a run can be cut short. The texts are those of `small_models.py`: nothing is trained on what is
+measured.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import multiprocessing
 import platform
 import resource
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -29,10 +33,7 @@ from secateur.recovery import quantised
 from small_models import WINDOW, halves, spread
 
 RATIOS = (0.2, 0.5)
-BASES = {
-    "flap": {"method": "flap"},
-    "wanda-sp + refit": {"method": "wanda-sp", "repair": "refit"},
-}
+EXAMPLES = 1_600
 RECIPES: dict[str, dict[str, Any]] = {
     "distil": {"recipe": "distil"},
     "lora": {"recipe": "lora"},
@@ -72,15 +73,16 @@ def pruned(model: str, out: Path, data: str, seed: int, **settings: Any) -> None
 
 
 def recovered(base: Path, out: Path, **settings: Any) -> dict[str, float]:
-    """One recovery: minutes, and the peak of memory above the imports in MB."""
+    """One recovery: processor minutes, and the peak of memory above the loaded model in MB."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     open_model(base).whole(torch.float32)  # what any use of the model takes
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    done = secateur.recover(base, out=out, evaluate="none", **settings)
+    started = time.process_time()
+    done = secateur.recover(base, out=out, evaluate="none", samples=EXAMPLES, **settings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "minutes": done.seconds / 60,
+        "minutes": (time.process_time() - started) / 60,
         "peak_mb": (peak - before) / 1024,
         "steps": done.numbers["steps"],
         "best_step": done.numbers["best_step"],
@@ -100,12 +102,11 @@ def rounded(folder: Path, texts: Sequence[str], tokens: int) -> dict[str, float]
 
 
 class Results:
-    """Trials in a JSON file, by model, base, ratio, seed and recipe."""
+    """Trials in a JSON file, by base, ratio, seed and recipe."""
 
-    def __init__(self, path: Path, model: str) -> None:
-        self._path, self._model = path, model
-        self._all = json.loads(path.read_text()) if path.is_file() else {}
-        self.trials: list[dict[str, Any]] = self._all.setdefault(model, [])
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.trials: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
 
     def has(self, **key: Any) -> bool:
         """Whether a trial was run before."""
@@ -116,7 +117,7 @@ class Results:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
         self.trials.append({**trial, **versions, "processor": platform.machine()})
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self._all, indent=1) + "\n", encoding="utf-8")
+        self._path.write_text(json.dumps(self.trials, indent=1) + "\n", encoding="utf-8")
 
 
 def alone(function: Any, *arguments: Any, **options: Any) -> Any:
@@ -131,8 +132,12 @@ def run_trials(
 ) -> None:
     """Every base, ratio and recipe for every seed, the seeds one after the other."""
     names = given.recipes.split(";")
+    bases = {
+        "flap": {"method": "flap"},
+        f"{given.best} + refit": {"method": given.best, "repair": "refit"},
+    }
     for seed in range(given.seeds):
-        for base, settings in BASES.items():
+        for base, settings in bases.items():
             for ratio in RATIOS:
                 key = {"base": base, "ratio": ratio, "seed": seed}
                 wanted = [n for n in ("none", *names) if not results.has(**key, recipe=n)]
@@ -163,7 +168,7 @@ def sizes(folder: Path) -> dict[str, int]:
 def markdown(trials: Sequence[Mapping[str, Any]]) -> str:
     """A line for each base, ratio and recipe; mean and spread over the seeds."""
     texts = list(trials[0]["perplexity"])
-    heads = ["base", "ratio", "recovery", *texts, "minutes", "peak, MB", "linears, kB"]
+    heads = ["base", "ratio", "recovery", *texts, "CPU minutes", "peak, MB", "linears, kB"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     kinds = dict.fromkeys((t["base"], t["ratio"], t["recipe"]) for t in trials)
     for kind in sorted(kinds, key=lambda kind: (kind[0], kind[1])):
@@ -180,23 +185,25 @@ def main() -> None:
     """Run what is missing of one model's trials; print its table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model")
+    parser.add_argument("--best", default="wanda-sp", help="method of the second base")
     parser.add_argument("--stories", type=Path)
     parser.add_argument("--calibration", type=Path)
     parser.add_argument("--heldout", type=Path, action="append", default=[])
     parser.add_argument("--recipes", default=";".join(RECIPES), help="names, ';' between them")
     parser.add_argument("--tokens", type=int, default=50_000, help="of each held-out text")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/recoveries.json"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/recoveries"))
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    results = Results(given.json, Path(given.model).name)
+    name = Path(given.model).name
+    results = Results(given.results / f"{name}.json")
     with tempfile.TemporaryDirectory() as folder:
         data, texts = given.calibration, list(given.heldout)
         if given.stories is not None:
             data, heldout = halves(given.stories, Path(folder))
             texts = [heldout]
         run_trials(given, results, str(data), [str(text) for text in texts], Path(folder))
-    print(f"{Path(given.model).name}: perplexity per token, window {WINDOW}\n")
+    print(f"{name}: perplexity per token, window {WINDOW}\n")
     print(markdown(results.trials))
 
 
