@@ -20,8 +20,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-import secateur  # noqa: E402, F401  (registers the pruned classes)
+import secateur  # noqa: E402  (registers the pruned classes)
 from secateur.cli.main import run  # noqa: E402
+from secateur.progress import Quiet  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -354,3 +355,42 @@ def shared(path: str) -> Path:
     if not found.exists():
         pytest.skip(f"reference material is not here: shared/{path}")
     return found
+
+
+@pytest.fixture
+def pruned(tiny_folder: Any, text_file: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A folder whose layers have different widths."""
+
+    def make(variant: str = "llama-gqa", **settings: Any) -> Path:
+        out = tmp_path / f"pruned-{variant}"
+        given = {"ratio": 0.3, "align": 1, "samples": 6, "length": 16, "evaluate": "none"}
+        folder = tiny_folder(variant)
+        secateur.prune(folder, calibration=str(text_file), out=out, **{**given, **settings})
+        return out
+
+    return make
+
+
+def linears(opened: Any) -> list[str]:
+    """Paths of the linears that units have a part in."""
+    axes = opened.structure.axes
+    return list(dict.fromkeys(m.module for a in axes for m in a.members if m.parameter == "weight"))
+
+
+def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of a model in memory."""
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+class Cut(Quiet):
+    """Breaks training off before a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def track(self, items: Any, stage: str, total: int, unit: str) -> Iterator[Any]:
+        for item in items:
+            if stage == "training" and item == self.step:
+                raise KeyboardInterrupt
+            yield item

@@ -1,7 +1,7 @@
 """Where weights come from: a folder of safetensors, or a live module. One tensor at a time."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -68,6 +68,27 @@ class Weights(Protocol):
     def head(self, name: str) -> Tensor:
         """The first row of `name` (all of it, if it has no dimension): for fingerprints."""
         ...
+
+
+class OnDemand(Mapping[str, Tensor]):
+    """Tensors that are made when they are asked for, and not kept: `make` gives one by its name."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
 
 class FolderWeights:

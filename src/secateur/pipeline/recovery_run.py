@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Packed
+from ..checkpoint import OnDemand, Packed
 from ..config import RecoverConfig
 from ..data import Examples
 from ..errors import SecateurError
@@ -207,7 +207,7 @@ class RecoveryRun:
         if self.config.top_k == 0:
             dtype = self._autocast or torch.float32
             return FullDistillation(teacher.whole(dtype).to(self._device))
-        limit = int(self.config.hidden_gib * 2**30)
+        limit = int(self.config.hidden_gib * 2**30) // 2  # the states and the cache share it
         source = teacher.streamed(device=self.config.device, dtype=self.config.dtype)
         walk = Walk(source, examples.ids, batch=_AT_ONCE, limit=limit)
         return CachedDistillation(
@@ -270,6 +270,7 @@ class RecoveryRun:
             return Groupwise(
                 model,
                 linears,
+                self.opened.weights,
                 bits=config.bits,
                 group=config.group,
                 grid=config.grid,
@@ -282,7 +283,7 @@ class RecoveryRun:
             consumers = {m.tensor for axis in axes for m in axis.consumers}
             consumers |= {_bias_of(tensor) for tensor in consumers}
             names = [name for name in names if name in consumers]
-        return Plain(model, names)
+        return Plain(model, names, self.opened.weights)
 
     def _merged(self, trained: "Plain | Lora | Groupwise") -> Mapping[str, Tensor]:
         """The trained tensors by name; LoRA's changes are added to the weights as stored."""
@@ -295,7 +296,7 @@ class RecoveryRun:
         opened = self.opened
         structure = opened.structures
         plan = Plan({}, structure.architecture, structure.weights)
-        known = {name: t for name, t in tensors.items() if name in opened.weights.specs}
+        known = OnDemand((n for n in tensors if n in opened.weights.specs), tensors.__getitem__)
         weights = PrunedWeights(opened.weights, structure, plan, replaced=known)
         return pruned_form(
             opened.family, opened.raw_config, opened.config, structure, plan, weights, own=own

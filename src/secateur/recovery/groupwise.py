@@ -11,14 +11,14 @@ back, one linear at a time.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..checkpoint import Packed, packed, unpacked
+from ..checkpoint import OnDemand, Packed, Weights, packed, unpacked
 from ..errors import SecateurError
 from ..memory import give_back
 from .grid import Quantised, quantised
@@ -90,6 +90,8 @@ class _FewBits(torch.autograd.Function):
 class Groupwise:
     """All `linears` of a model (paths) in few bits, their adapters ready to be trained.
 
+    They are quantised as `stored` has them, if it is given: `model` may hold them rounded.
+
     Raises:
         SecateurError: a module that is no plain linear.
     """
@@ -98,6 +100,7 @@ class Groupwise:
         self,
         model: nn.Module,
         linears: Sequence[str],
+        stored: Weights | None = None,
         *,
         bits: int,
         group: int,
@@ -116,10 +119,11 @@ class Groupwise:
                     f"{path} is a {type(linear).__name__}, and only nn.Linear is quantised by group"
                     ".\nType --with lora or --with distil."
                 )
-            weight = quantised(
-                linear.weight.detach(), bits, group, grid=grid, storage=torch.float16
-            )
-            own = GroupwiseLinear(weight, linear.bias, rank=rank, alpha=alpha, generator=generator)
+            weight = linear.weight.detach()
+            if stored is not None:
+                weight = stored.tensor(f"{path}.weight").to(weight.device)
+            few = quantised(weight, bits, group, grid=grid, storage=torch.float16)
+            own = GroupwiseLinear(few, linear.bias, rank=rank, alpha=alpha, generator=generator)
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, own)
             self._modules[path] = own
@@ -143,6 +147,10 @@ class Groupwise:
             found[path] = Packed.of(codes, scales, zeros, merged.bits, merged.group)
         return found
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The merged weights in floating point, by tensor name: what the packed ones stand for."""
-        return {f"{path}.weight": one.weight(torch.float32) for path, one in self.packed().items()}
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The merged weights in floating point, by tensor name: what the packed ones stand for.
+
+        Each is made when it is asked for, of its codes.
+        """
+        linears = {f"{path}.weight": one for path, one in self.packed().items()}
+        return OnDemand(linears, lambda name: linears[name].weight(torch.float32))

@@ -4,14 +4,14 @@ W + (alpha / rank) B A,   B = 0 at the start
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Weights
+from ..checkpoint import OnDemand, Weights
 
 
 class Lora:
@@ -33,13 +33,13 @@ class Lora:
     ) -> None:
         from peft import LoraConfig, get_peft_model
 
-        turned = not isinstance(model.get_submodule(linears[0]), nn.Linear)
+        self._turned = not isinstance(model.get_submodule(linears[0]), nn.Linear)
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha,  # type: ignore[arg-type]  # a float is taken as well
             lora_dropout=dropout,
             target_modules=list(linears),
-            fan_in_fan_out=turned,  # gpt2's Conv1D holds its weight the other way round
+            fan_in_fan_out=self._turned,  # gpt2's Conv1D holds its weight the other way round
             bias="none",
             task_type="CAUSAL_LM",
         )
@@ -57,16 +57,26 @@ class Lora:
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()
 
-    def tensors(self, weights: Weights) -> dict[str, Tensor]:
-        """The merged weights by tensor name, fp32: the changes added to `weights` as stored."""
+    def tensors(self, weights: Weights) -> Mapping[str, Tensor]:
+        """The merged weights by tensor name, fp32: the changes added to `weights` as stored.
+
+        Each is made when it is asked for, of the two factors: the model is no longer needed.
+        """
         base = self._model.get_base_model()
-        found: dict[str, Tensor] = {}
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
         for path in self._linears:
             layer = base.get_submodule(path)
-            with torch.no_grad():
-                change = layer.get_delta_weight("default").float().cpu()
-            found[f"{path}.weight"] = weights.tensor(f"{path}.weight").float() + change
-        return found
+            pair = (getattr(layer, part)["default"].weight for part in ("lora_A", "lora_B"))
+            down, up = (factor.detach().float().cpu() for factor in pair)
+            factors[f"{path}.weight"] = down, up * layer.scaling["default"]
+        turned = self._turned
+
+        def merged(name: str) -> Tensor:
+            down, up = factors[name]
+            change = up @ down
+            return weights.tensor(name).float() + (change.T if turned else change)
+
+        return OnDemand(factors, merged)
 
     def save(self, folder: Path) -> None:
         """Write the adapter in PEFT's own layout."""

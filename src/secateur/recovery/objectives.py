@@ -66,15 +66,15 @@ class FullDistillation:
 class CachedDistillation:
     """KL to the `top` likeliest tokens of a teacher that has run once: it is gone by now.
 
-    The cache is 6 bytes a token and entry, in memory up to `limit` bytes and else in an unnamed
-    file. The teacher streams through `walk`, one layer in memory.
+    The cache is 6 bytes a token and entry, in memory up to `walk.limit` bytes and else in unnamed
+    files. The teacher streams through `walk`, one layer in memory.
     """
 
     def __init__(self, walk: Walk, top: int, *, progress: Progress | None = None) -> None:
         count, length = walk.tokens.shape
-        shape, half = (count, length - 1, top), walk.limit // 2
-        self._tokens = Activations(shape, torch.int32, limit=half)
-        self._logs = Activations(shape, torch.float16, limit=half)
+        shape, third = (count, length - 1, top), walk.limit // 3
+        self._tokens = Activations(shape, torch.int32, limit=2 * third)
+        self._logs = Activations(shape, torch.float16, limit=third)
         states = walk.embed()
         for step in walk.layers(progress=progress, stage="teacher"):
             step.run(states)

@@ -4,21 +4,28 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from ..checkpoint import Weights
 
 # Root mean square below which a tensor counts as this large: biases may begin at nothing.
 _LEAST = 1e-3
 
 
 class Plain:
-    """Parameters of `model` by name, trained in fp32 where they are; all others are frozen."""
+    """Parameters of `model` by name, trained in fp32 where they are; all others are frozen.
 
-    def __init__(self, model: Any, names: Iterable[str]) -> None:
+    They start from `stored`, where it has them: `model` may hold them rounded.
+    """
+
+    def __init__(self, model: Any, names: Iterable[str], stored: Weights | None = None) -> None:
         model.requires_grad_(False)
         self.parameters: dict[str, nn.Parameter] = {}
         for name in names:
             parameter = model.get_parameter(name)
-            parameter.data = parameter.data.float()
+            exact = stored.tensor(name) if stored and name in stored.specs else parameter.data
+            parameter.data = exact.to(parameter.device, torch.float32)
             self.parameters[name] = parameter.requires_grad_()
 
     def tensors(self) -> dict[str, Tensor]:

@@ -28,17 +28,16 @@ class PrunedWeights:
         replaced: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._weights = weights
-        self._replaced = dict(replaced or {})
-        self._added = {**(added or {}), **self._replaced}
+        self._added, self._replaced = added or {}, replaced or {}
         self._kept = _kept_indices(weights.specs, structure, plan)
         self._specs: dict[str, TensorSpec] = {}
         for name, spec in weights.specs.items():
             if any(not len(indices) for indices in self._kept.get(name, {}).values()):
                 continue
             self._specs[name] = TensorSpec(_shape(spec, self._kept.get(name, {})), spec.dtype)
-            new_bias = name.removesuffix("weight") + "bias"
-            if new_bias in self._added and new_bias not in weights.specs:
-                self._specs[new_bias] = TensorSpec(tuple(self._added[new_bias].shape), spec.dtype)
+            bias = name.removesuffix("weight") + "bias"
+            if bias not in weights.specs and (bias in self._replaced or bias in self._added):
+                self._specs[bias] = TensorSpec(tuple(self._given(bias).shape), spec.dtype)
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -49,7 +48,7 @@ class PrunedWeights:
         """Cut one tensor; the dtype stays that of the checkpoint."""
         spec = self._specs[name]
         if name in self._replaced or name not in self._weights.specs:
-            return self._added[name].to(spec.dtype)
+            return self._given(name).to(spec.dtype)
         tensor = self._weights.tensor(name)
         for dims, indices in self._kept.get(name, {}).items():
             tensor = _selected(tensor, dims, indices)
@@ -57,6 +56,9 @@ class PrunedWeights:
             added = self._added[name].to(tensor.device)
             tensor = (tensor.to(added.dtype) + added).to(spec.dtype)
         return tensor
+
+    def _given(self, name: str) -> Tensor:
+        return self._replaced[name] if name in self._replaced else self._added[name]
 
     def head(self, name: str) -> Tensor:
         """The first row of one tensor."""

@@ -1,0 +1,299 @@
+"""What a training step sees and makes smaller, and the loop: cut short, it goes on the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import Cut, linears, logits, tiny_model, tiny_tokenizer
+from secateur.config import make_recover_config
+from secateur.data import IGNORED, Examples, instruction_examples, is_instructions
+from secateur.errors import SecateurError
+from secateur.models import open_model
+from secateur.pipeline.training_data import read_data
+from secateur.recovery import (
+    CachedDistillation,
+    FullDistillation,
+    Lora,
+    Plain,
+    Schedule,
+    Trainer,
+    forget_other,
+    next_token,
+)
+from secateur.recovery.weights import relative_rate
+from secateur.stats import Walk
+
+
+def test_the_loss_is_on_the_response_alone(tmp_path: Path) -> None:
+    path = tmp_path / "few.json"
+    rows = [
+        {"instruction": "Add.", "input": "1 2", "output": "3"},
+        {"instruction": "Say no.", "input": "", "output": "no, never"},
+        {"instruction": "long " * 100, "output": "never reached"},
+    ]
+    path.write_text(json.dumps(rows))
+    tokenizer = tiny_tokenizer()
+    assert is_instructions(str(path))
+    found = instruction_examples(str(path), tokenizer, length=90, samples=9, seed=0)
+    told = {
+        tokenizer.decode(ids[labels != IGNORED]).replace(" ", "")
+        for ids, labels in zip(found.ids, found.labels, strict=True)
+    }
+    assert told == {"3</s>", "no,never</s>"}
+    whole = instruction_examples(
+        str(path), tokenizer, length=90, samples=9, seed=0, on_prompts=True
+    )
+    assert whole.tokens > found.tokens
+    short = found[torch.tensor([0])]
+    assert short.labels[0, -1] != IGNORED
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not JSON"),
+        ('{"instruction": "a"}', "not a JSON list"),
+        ('[{"instruction": "a"}]', "entry 1 is no instruction"),
+        ('[{"instruction": "aaaaaaaaaaaaaaaaaaa", "output": "b"}]', "no example whose response"),
+    ],
+)
+def test_bad_instructions_are_told(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "few.json"
+    path.write_text(text)
+    with pytest.raises(SecateurError, match=says):
+        instruction_examples(str(path), tiny_tokenizer(), length=20, samples=9, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["text", "instructions"])
+def test_examples_keep_their_labels_whatever_their_order(
+    kind: str, pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    path = text_file
+    if kind == "instructions":
+        path = tmp_path / "some.json"
+        rows = [{"instruction": f"Say {n}.", "output": f"{n} it is"} for n in range(20)]
+        path.write_text(json.dumps(rows))
+    config = make_recover_config(model="x", recipe="lora", data=str(path), length=64)
+    data = read_data(open_model(pruned()), config, lambda message: None)
+    told = data.examples.labels != IGNORED
+    assert told.any(dim=1).all()
+    assert torch.equal(data.examples.labels[told], data.examples.ids[told])
+    assert 0 < data.held < len(data.examples)
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn(tokens: Tensor) -> None:
+    model = tiny_model()
+    given = logits(model, tokens)
+    rows = torch.arange(len(tokens))
+    full = FullDistillation(model)
+    assert float(full(given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-3)
+    walk = Walk(open_model(model).streamed(device="cpu"), tokens, batch=4)
+    cached = CachedDistillation(walk, 20)
+    assert float(cached(given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-2)
+
+
+@pytest.mark.parametrize("limit", [2**30, 0])
+def test_the_cached_teacher_says_what_the_live_one_says(limit: int, tokens: Tensor) -> None:
+    """With all tokens but one listed they agree; with fewer, less is told (log-sum inequality)."""
+    teacher, student = tiny_model(), tiny_model(seed=1)
+    rows = torch.arange(len(tokens))
+    given = logits(student, tokens)
+    labels = tokens.clone()
+    labels[:, :5] = IGNORED
+    labels[2, 9:] = IGNORED
+    exact = float(FullDistillation(teacher)(given, labels, rows, tokens))
+    source = open_model(teacher).streamed(device="cpu")
+    told = []
+    for top in (4, 32, 127):
+        cached = CachedDistillation(Walk(source, tokens, batch=4, limit=limit), top)
+        told.append(float(cached(given, labels, rows, tokens)))
+    assert told[0] < told[1] < told[2] + 1e-3
+    assert told[2] == pytest.approx(exact, rel=2e-3)
+    # a part of the rows, cut shorter, is the same part of the sum
+    part = torch.tensor([2])
+    cut = float(cached(given[part, :9], labels[part, :9], part, tokens[part, :9]))
+    own = float(FullDistillation(teacher)(given[part], labels[part], part, tokens[part]))
+    assert cut == pytest.approx(own, rel=2e-3)
+
+
+def test_the_rest_of_a_cached_teacher_counts_as_one_more_token(tokens: Tensor) -> None:
+    """KL over the listed tokens and all others together, from whole logits by hand."""
+    teacher, student = tiny_model(), tiny_model(seed=1)
+    top = 4
+    cached = CachedDistillation(
+        Walk(open_model(teacher).streamed(device="cpu"), tokens, batch=4), top
+    )
+    given = logits(student, tokens)
+    theirs, ours = (x[:, :-1].flatten(0, 1).softmax(-1) for x in (logits(teacher, tokens), given))
+    listed, index = theirs.topk(top)
+    parts = [
+        torch.cat([part, 1 - part.sum(dim=1, keepdim=True)], dim=1)
+        for part in (listed, ours.gather(1, index))
+    ]
+    expected = float((parts[0] * (parts[0] / parts[1]).log()).sum())
+    found = float(cached(given, tokens, torch.arange(len(tokens)), tokens))
+    assert found == pytest.approx(expected, rel=1e-2)  # the cache holds half precision
+    assert float((parts[0] * (parts[0] / parts[1]).log())[:, -1].sum().abs()) > 0.1 * expected
+
+
+def test_the_loss_on_the_next_token_is_the_models_own(tokens: Tensor) -> None:
+    model = tiny_model()
+    labels = tokens.clone()
+    labels[:, :7] = IGNORED
+    with torch.no_grad():
+        expected = model(tokens, labels=labels).loss
+    count = Examples(tokens, labels).tokens
+    ours = next_token(logits(model, tokens), labels, torch.arange(6), tokens) / count
+    assert float(ours) == pytest.approx(float(expected), rel=1e-5)
+
+
+def schedule(**changes: Any) -> Schedule:
+    given = {
+        "steps": 12, "batch": 5, "micro": 2, "rate": 0.15, "relative": True, "warmup": 2, "seed": 3,
+    }  # fmt: skip
+    return Schedule(**{**given, **changes})
+
+
+def trainer(objective: Any = next_token, progress: Any = None, **changes: Any) -> Any:
+    model = tiny_model()
+    ids = torch.randint(3, 128, (23, 16), generator=torch.Generator().manual_seed(2))
+    ids[:, 8:] = ids[:, :8]  # something to learn
+    consumers = {a.consumer.tensor for a in open_model(model).structure.axes}
+    plain = Plain(model, sorted(consumers))
+    options = {key: changes.pop(key) for key in ("store", "fingerprint") if key in changes}
+    made = Trainer(
+        model,
+        plain.parameters,
+        Examples.of_windows(ids),
+        4,
+        objective,
+        schedule(**changes),
+        device=torch.device("cpu"),
+        progress=progress,
+        **options,
+    )
+    return made, plain
+
+
+def test_every_example_comes_once_before_any_comes_again() -> None:
+    plan = schedule(batch=4)
+    seen = torch.cat([plan.rows(step, 10) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == list(range(10)) == sorted(seen[10:].tolist())
+    assert seen[:10].tolist() != seen[10:].tolist()
+    assert schedule(seed=4, batch=4).rows(0, 10).tolist() != plan.rows(0, 10).tolist()
+
+
+def test_the_rate_rises_and_then_falls_to_nothing() -> None:
+    plan = schedule(steps=10, warmup=4)
+    factors = [plan.factor(step) for step in range(10)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:] == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+
+
+def test_how_many_examples_go_at_once_does_not_matter() -> None:
+    found = []
+    for micro in (1, 2, 5):
+        made, plain = trainer(micro=micro, steps=3)
+        made.run()
+        found.append(plain.tensors())
+    for other in found[1:]:
+        for name, tensor in found[0].items():
+            assert torch.allclose(tensor, other[name], rtol=0, atol=1e-5)
+
+
+def test_training_helps_trains_what_it_should_and_keeps_the_best() -> None:
+    made, plain = trainer(steps=30)
+    before = {name: p.detach().clone() for name, p in made._model.named_parameters()}
+    outcome = made.run()
+    assert outcome.checks[-1].held_out < outcome.checks[0].held_out
+    best = min(outcome.checks, key=lambda check: check.held_out)
+    assert outcome.best_step == best.step
+    for name, parameter in made._model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in plain.parameters)
+    made._check(99)
+    assert made._outcome.checks[-1].held_out == pytest.approx(best.held_out, rel=1e-6)
+
+
+def test_training_that_does_harm_gives_back_what_it_was_given() -> None:
+    made, plain = trainer(rate=40.0, warmup=0, patience=2)
+    before = {name: p.detach().clone() for name, p in plain.parameters.items()}
+    outcome = made.run()
+    assert outcome.best_step == 0
+    assert outcome.stopped == "no better held-out loss in 2 checks"
+    assert outcome.steps == 2
+    assert all(torch.equal(p, before[name]) for name, p in plain.parameters.items())
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_is_named_and_the_last_good_state_kept(where: str) -> None:
+    calls = []
+
+    def broken(given: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
+        value = next_token(given, labels, examples, ids)
+        if given.requires_grad:
+            calls.append(1)
+        if len(calls) > 3 * 5:  # three pieces a step
+            # the square root of nothing is finite, its gradient is not
+            return value * torch.nan if where == "loss" else value + (0 * value).sqrt()
+        return value
+
+    made, plain = trainer(broken)
+    outcome = made.run()
+    assert outcome.stopped == f"the {where} of step 6 is NaN or infinite"
+    assert outcome.steps == 5
+    assert outcome.best_step == 5
+    assert all(torch.isfinite(p).all() for p in plain.parameters.values())
+
+
+@pytest.mark.parametrize("step", [1, 4, 7, 11])
+def test_a_training_cut_short_ends_with_the_same_weights(step: int, tmp_path: Path) -> None:
+    whole, plain = trainer(seed=step)
+    expected = whole.run()
+    store = tmp_path / "state.safetensors"
+    first, _ = trainer(seed=step, progress=Cut(step), store=store)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    again, other = trainer(seed=step, store=store)
+    outcome = again.run()
+    assert all(torch.equal(t, other.tensors()[name]) for name, t in plain.tensors().items())
+    assert outcome.checks == expected.checks
+    assert (outcome.steps, outcome.tokens) == (expected.steps, expected.tokens)
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    store = tmp_path / "state.safetensors"
+    trainer(steps=2, store=store, fingerprint="a")[0].run()
+    with pytest.raises(SecateurError, match="other settings, data or weights"):
+        trainer(steps=2, store=store, fingerprint="b")[0].run()
+    forget_other(store, "a")
+    assert store.exists()
+    forget_other(store, "b")
+    assert not store.exists()
+    store.write_bytes(b"nothing")
+    with pytest.raises(SecateurError, match="damaged"):
+        trainer(steps=2, store=store, fingerprint="a")[0].run()
+
+
+def test_the_relative_rate_follows_size_and_width() -> None:
+    narrow = torch.full((4, 9), 2.0)
+    assert relative_rate(narrow) == pytest.approx(2 / 6**0.5)
+    assert relative_rate(0.1 * narrow) == pytest.approx(0.1 * relative_rate(narrow))
+    assert relative_rate(narrow.repeat(4, 4)) == pytest.approx(relative_rate(narrow) / 2)
+    assert relative_rate(torch.zeros(16)) == pytest.approx(1e-3 / 4)
+
+
+def test_a_models_own_dropout_is_no_part_of_a_recipe(pruned: Any) -> None:
+    opened = open_model(pruned("gpt2"))
+    model = opened.whole(torch.float32)
+    lora = Lora(model, linears(opened), rank=2, alpha=4.0, dropout=0.5, seed=0)
+    data = Examples.of_windows(torch.randint(3, 128, (9, 16)))
+    made = Trainer(model, lora.parameters, data, 2, next_token, schedule(),
+                   device=torch.device("cpu"))  # fmt: skip
+    made._step(0)
+    dropping = {n for n, m in model.named_modules() if m.training and "dropout" in n.lower()}
+    assert dropping
+    assert all("lora_dropout" in name for name in dropping)
