@@ -4,8 +4,9 @@
     python benchmarks/recoveries.py MODEL --best llm-pruner --calibration a.jsonl --heldout b.txt
 
 The bases are FLAP as published, and the method named with `--best`, repaired by `refit`. All
-recipes see the same examples, about as often: 200 steps of 16, or 2 epochs over 1,600 of them. Each
-trial runs in a process of its own with one thread, for its peak memory and its processor time.
+recipes see the same examples, about as often: 200 steps of 16, or 2 epochs over 1,600 of them, each
+as long as the windows of the perplexity. Each trial runs in a process of its own with one thread,
+for its peak memory and its processor time.
 Results go into a JSON file for each model, one by one; what is there already is not run again, so
 that a run can be cut short. The texts are those of `small_models.py`: nothing is trained on what is
 measured.
@@ -79,7 +80,7 @@ def recovered(base: Path, out: Path, **settings: Any) -> dict[str, float]:
     open_model(base).whole(torch.float32)  # what any use of the model takes
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
-    done = secateur.recover(base, out=out, evaluate="none", samples=EXAMPLES, **settings)
+    done = secateur.recover(base, out=out, evaluate="none", **settings)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "minutes": (time.process_time() - started) / 60,
@@ -151,6 +152,7 @@ def run_trials(
                 for name in (n for n in wanted if n != "none"):
                     out = work / "out"
                     options = {"data": data, "teacher": given.model, "seed": seed, "force": True}
+                    options |= {"samples": EXAMPLES, "length": WINDOW}
                     taken = alone(recovered, folder, out, **RECIPES[name], **options)
                     values = measured(out, texts, given.tokens)
                     results.add(**key, recipe=name, perplexity=values, **taken, **sizes(out))
