@@ -67,7 +67,7 @@ def test_slicing_equals_masking(granularity: str, variant: str) -> None:
     plan.check(structure)
     small = cut(opened, structure, plan)
     assert sum(p.numel() for p in small.parameters()) == (
-        structure.parameters - plan.removed_parameters(structure)
+        structure.parameters - plan.removed_cost(structure)
     )
     got = logits(small)
     assert torch.equal(generated(small, cache=True), generated(small, cache=False))
@@ -149,7 +149,7 @@ def test_the_hidden_width_shrinks_everywhere(variant: str, monkeypatch: Any) -> 
     plan = Plan({"hidden": kept}, structure.architecture, structure.weights)
     small = cut(opened, structure, plan)
     assert sum(p.numel() for p in small.parameters()) == (
-        structure.parameters - plan.removed_parameters(structure)
+        structure.parameters - plan.removed_cost(structure)
     )
     got = logits(small)
     for member in axis.members:

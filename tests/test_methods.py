@@ -21,8 +21,8 @@ from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
 from secateur.models import open_model
 from secateur.pipeline import compare, stages
+from secateur.pipeline.choice import layers_of
 from secateur.pipeline.estimate import masked_losses, split_windows
-from secateur.pipeline.stages import layers_of
 from secateur.search import SEARCHES
 from secateur.stats import Walk
 
@@ -251,6 +251,34 @@ def test_the_windows_that_ask_the_loss_score_nothing() -> None:
     assert sorted([*scored[:, 0].tolist(), *asking[:, 0].tolist()]) == ids[:, 0].tolist()
     assert len(asking) == 2
     assert split_windows(ids, "split_half")[0].equal(ids)
+
+
+@pytest.mark.parametrize(
+    "granularity", ["channel,layer", "kv_group,query_head", "channel,mlp_block"]
+)
+def test_parameters_of_units_that_overlap_count_once(granularity: str, text_file: Path) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    result = secateur.prune(
+        model,
+        tokenizer=tokenizer,
+        calibration=str(text_file),
+        method="magnitude",
+        search="AL-AM",
+        granularity=granularity,
+        ratio=0.4,
+        align=1,
+        repair="none",
+        evaluate="none",
+        samples=4,
+        length=16,
+    )
+    kinds = {a.granularity for a in result.structure.axes if result.plan.removed(a)}
+    assert kinds == set(granularity.split(","))  # both go, or nothing would overlap
+    before, after = (result.numbers["parameters"][when] for when in ("before", "after"))
+    wanted = 0.4 * result.structure.prunable
+    assert before - after < result.plan.removed_cost(result.structure)
+    largest = max(axis.cost for axis in result.structure.axes)
+    assert abs((before - after) - wanted) <= largest / 2  # the nearest: one step more is too much
 
 
 def test_units_that_overlap_are_not_repaired(pruned: Any) -> None:

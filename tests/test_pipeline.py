@@ -102,7 +102,7 @@ def test_the_ratio_is_of_what_was_asked(text_file: Path) -> None:
     total, prunable = of_model.structure.parameters, of_model.structure.prunable
     unit = max(axis.cost for axis in of_model.structure.axes)
     for result, budget in ((of_linears, 0.3 * prunable), (of_model, 0.3 * total)):
-        assert abs(result.plan.removed_parameters(result.structure) - budget) <= unit
+        assert abs(result.plan.removed_cost(result.structure) - budget) <= unit
 
 
 def test_statistics_do_not_depend_on_the_batch(text_file: Path) -> None:

@@ -68,7 +68,7 @@ def test_slicing_equals_masking(variant: str, seed: int) -> None:
     assert torch.allclose(got[seen], expected[seen], atol=1e-5)
     assert (got[seen] - expected_dense[seen]).abs().max() > 1e-2  # the cut did do something
     parameters = sum(p.numel() for p in sliced.parameters())
-    assert parameters == opened.structure.parameters - plan.removed_parameters(opened.structure)
+    assert parameters == opened.structure.parameters - plan.removed_cost(opened.structure)
 
 
 @pytest.mark.parametrize("variant", ALL)

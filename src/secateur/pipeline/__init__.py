@@ -1,5 +1,6 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
+from .choice import kept_units
 from .comparison import compare
 from .convert import Conversion, convert
 from .discover import Discovery, discover
@@ -12,7 +13,6 @@ from .stages import (
     added_biases,
     calibration_windows,
     evaluation_text,
-    kept_units,
     scores,
     statistics,
 )

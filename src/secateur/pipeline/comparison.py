@@ -15,6 +15,7 @@ from ..errors import SecateurError
 from ..progress import Progress
 from ..surgery import REPAIRS
 from . import stages
+from .choice import check_ratio
 from .estimate import inputs_needed, terms_needed
 from .result import Result
 from .session import Run, name_of
@@ -53,7 +54,7 @@ def compare(
     ]
     first = Run(model, configs[0], tokenizer, progress)
     for config in configs:
-        stages.check_ratio(first.sibling(config).structure, config)
+        check_ratio(first.sibling(config).structure, config)
     first.read_evaluation_text()
     first.share(tokens=any(_sees_tokens(config) for config in configs))
     _gather(first, configs)

@@ -6,19 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import Weights
 from ..config import PruneConfig, to_toml
 from ..data import Windows
 from ..export import model_card
 from ..models import OpenModel
 from ..report import evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
+from ..surgery import removed_parameters
 
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 
 
-def write_plan(folder: Path, structure: Structure, plan: Plan) -> None:
+def write_plan(folder: Path, weights: Weights, structure: Structure, plan: Plan) -> None:
     """Write plan.json."""
-    (folder / "plan.json").write_text(plan.to_json(structure), encoding="utf-8")
+    removed = removed_parameters(weights, structure, plan)
+    (folder / "plan.json").write_text(plan.to_json(structure, removed), encoding="utf-8")
 
 
 def write_record(
@@ -37,7 +40,7 @@ def write_record(
     Nothing that differs between two runs of the same settings goes in (no date, no time taken, no
     name of the folder): same seed, same bytes.
     """
-    write_plan(folder, structure, plan)
+    write_plan(folder, opened.weights, structure, plan)
     record: dict[str, Any] = {
         "versions": {
             "python": platform.python_version(),

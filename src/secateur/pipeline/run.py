@@ -13,8 +13,8 @@ from ..config import make_config
 from ..progress import Progress
 from ..structure import Plan
 from ..surgery import REPAIRS
-from . import stages
 from .checks import target
+from .choice import check_ratio
 from .record import write_plan
 from .result import Result
 from .session import RECORDED, Run, name_of, path_of
@@ -40,12 +40,12 @@ def prune(
         SecateurError: bad input; nothing was written.
     """
     run = Run(model, make_config(model=name_of(model), **settings), tokenizer, progress)
-    stages.check_ratio(run.structure, run.config)
+    check_ratio(run.structure, run.config)
     with target(path_of(out), force, run.opened) as folder:
         if dry_run:
             plan, _ = run.plan()
             if folder is not None:
-                write_plan(folder, run.structure, plan)
+                write_plan(folder, run.opened.weights, run.structure, plan)
             return run.result(plan, run.found(plan), None, path_of(out))
         run.read_evaluation_text()
         plan, statistics = run.plan()

@@ -23,6 +23,7 @@ from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
 from .checks import check_space, idle_settings, known_ids, selected, tokenizer_to_write
+from .choice import kept_units, limits_of
 from .estimate import Estimate, fused_scores, inputs_needed, split_windows, terms_needed
 from .look import bytes_before
 from .record import write_record
@@ -95,7 +96,7 @@ class Run:
     @property
     def fine(self) -> list[Axis]:
         """The axes that scores are of: a coarse unit's score is made of theirs."""
-        limits = stages.limits_of(self.structure, self.config)
+        limits = limits_of(self.structure, self.config)
         return stages.fine_axes(self.structure, self.opened.structures, limits)
 
     @cached_property
@@ -231,7 +232,7 @@ class Run:
             found = self.estimate(statistics)
             scores = stages.coarse_scores(self.structure, found.scores)
             samples = stages.coarse_samples(self.structure, found.samples)
-            keep = stages.kept_units(self.structure, scores, config, samples)
+            keep = kept_units(self.structure, scores, config, samples, self.opened.weights)
             if found.blend is not None:
                 self._numbers["blend"] = found.blend
         plan = self._recorded(keep)

@@ -17,14 +17,13 @@ from ..errors import SecateurError
 from ..evaluation import Perplexity, perplexity
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, Importance, score
-from ..methods import METHODS
 from ..models import OpenModel, StreamedModel, load
 from ..progress import Progress, Quiet
-from ..search import Limits, check_budget, search
+from ..search import Limits
 from ..stats import Statistics, Walk, collect
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, Repaired, sequential_repair
-from .checks import check_settings, known_ids, layer_range
+from .checks import known_ids
 
 # Windows shorter than this say little about attention; longer ones cost more than they add.
 DEFAULT_LENGTH = 256
@@ -220,69 +219,6 @@ def coarse_samples(
         sums = [part.reshape(axis.units, -1, count).sum(dim=1) for part in parts]
         found[axis.name] = torch.stack(sums).sum(dim=0).T
     return found
-
-
-def kept_units(
-    structure: Structure,
-    found: Mapping[str, Tensor],
-    config: PruneConfig,
-    samples: Mapping[str, Tensor] | None = None,
-) -> dict[str, tuple[int, ...]]:
-    """The search stage: which units of the axes that may lose some stay.
-
-    Raises:
-        SecateurError: the ratio asks for more than can go.
-    """
-    removed = search(
-        config.search_name,
-        structure.axes,
-        found,
-        budget_of(structure, config),
-        limits=limits_of(structure, config),
-        attention_units=config.attention_units,
-        attention_ratio=config.attention_ratio,
-        scale=config.scale,
-        samples=samples,
-    )
-    return {
-        name: tuple(sorted(set(range(structure.by_name[name].units)) - set(gone)))
-        for name, gone in removed.items()
-    }
-
-
-def check_ratio(structure: Structure, config: PruneConfig) -> None:
-    """Find out before any work is done that the ratio cannot be met.
-
-    Raises:
-        SecateurError: it cannot, or settings and units do not go together.
-    """
-    check_settings(structure, config)
-    check_budget(structure.axes, limits_of(structure, config), budget_of(structure, config))
-
-
-def limits_of(structure: Structure, config: PruneConfig) -> Limits:
-    """The layer range and the grid of widths that the settings ask for."""
-    return Limits(
-        layers_of(structure, config),
-        config.align,
-        layer_range(config.attention_layers, structure, "--attention-layers"),
-        layer_range(config.mlp_layers, structure, "--mlp-layers"),
-    )
-
-
-def layers_of(structure: Structure, config: PruneConfig) -> tuple[int, ...] | None:
-    """The layers that may lose units: those of --layers, or of the method; None for all."""
-    start, end = METHODS[config.method].untouched
-    if config.layers is not None or not (start or end):
-        return layer_range(config.layers, structure)
-    count = structure.layers
-    return tuple(range(round(start * count), count - round(end * count)))
-
-
-def budget_of(structure: Structure, config: PruneConfig) -> float:
-    """How many parameters the settings ask to remove."""
-    whole = structure.parameters if config.of == "model" else structure.prunable
-    return config.ratio * whole
 
 
 def added_biases(

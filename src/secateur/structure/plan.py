@@ -82,8 +82,12 @@ class Plan:
         """`removed` as a tensor of indices."""
         return torch.tensor(self.removed(axis), dtype=torch.int64)
 
-    def removed_parameters(self, structure: Structure) -> int:
-        """Parameters that leave with the removed units (a bias added in repair not set off)."""
+    def removed_cost(self, structure: Structure) -> int:
+        """The costs of the removed units together, in parameters.
+
+        Those leave (a bias added in repair is not set off), unless units of several granularities
+        share some: `surgery.removed_parameters` counts each once.
+        """
         return sum(len(self.removed(axis)) * axis.cost for axis in structure.axes)
 
     def check(self, structure: Structure) -> None:
@@ -119,14 +123,18 @@ class Plan:
                     f" {name}; expected the same number of each, at least {axis.floor}."
                 )
 
-    def to_json(self, structure: Structure) -> str:
-        """The plan as JSON text: one line an axis, kept units as ranges."""
+    def to_json(self, structure: Structure, removed: int | None = None) -> str:
+        """The plan as JSON text: one line an axis, kept units as ranges.
+
+        `removed` is the number of parameters that leave; by default the units' costs together.
+        """
+        removed = self.removed_cost(structure) if removed is None else removed
         head: dict[str, Any] = {
             "format": FORMAT,
             "architecture": self.architecture,
             "weights": self.weights,
             "prunable_parameters": structure.prunable,
-            "removed_parameters": self.removed_parameters(structure),
+            "removed_parameters": removed,
             "repair": self.repair,
             "calibration": dict(self.calibration),
             "settings": dict(self.settings),

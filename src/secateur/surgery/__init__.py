@@ -1,7 +1,7 @@
 """The only code that cuts weights: slices by a plan, and repairs what a cut leaves behind."""
 
 from .bias import bias
-from .knife import PrunedWeights
+from .knife import PrunedWeights, removed_parameters
 from .mask_tuning import mask_tuning
 from .normal import Normal, residual_normal
 from .refit import Fit, refit, refit_on_held_out
@@ -22,6 +22,7 @@ __all__ = [
     "mask_tuning",
     "refit",
     "refit_on_held_out",
+    "removed_parameters",
     "residual_normal",
     "sequential_repair",
 ]

@@ -66,6 +66,12 @@ class PrunedWeights:
         return tensor[:1] if tensor.dim() else tensor
 
 
+def removed_parameters(weights: Weights, structure: Structure, plan: Plan) -> int:
+    """Parameters that leave `weights` with the units that `plan` removes, each counted once."""
+    left = PrunedWeights(weights, structure, plan).specs.values()
+    return sum(spec.elements for spec in weights.specs.values()) - sum(s.elements for s in left)
+
+
 def _selected(tensor: Tensor, dims: tuple[int, ...], indices: Tensor) -> Tensor:
     """What stays of `tensor` along `dims`, flattened in that order."""
     indices = indices.to(tensor.device)
