@@ -273,6 +273,13 @@ def test_evaluate_prints_one_row_for_each_window(model: Path, text_file: Path, s
         assert re.search(rf"│ {entry['window']} +│ +{entry['perplexity']:.3f} │", out)
 
 
+def test_what_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [1.5, float("nan")], "b": (float("inf"), "NaN"), "c": None, "d": True})
+    text = capsys.readouterr().out
+    assert json.loads(text) == {"a": [1.5, None], "b": [None, "NaN"], "c": None, "d": True}
+    assert "NaN," not in text
+
+
 def test_inspect_shows_the_layers_of_any_folder(
     model: Path, calibrated: list[str], tmp_path: Path, said: Said
 ) -> None:
@@ -287,9 +294,11 @@ def test_inspect_shows_the_layers_of_any_folder(
         out = said("inspect", folder)
         assert name in out
         assert f"{elements(folder):,}" in out
+        if folder == model:
+            dense = [int(row["MLP width"].split(" of ")[1]) for row in found["layers"]]
     for row in found["layers"]:
         width = kept["kept"][f"layers.{row['layer']}.mlp"]
-        assert row["MLP width"] == f"{width} of {width}"
+        assert row["MLP width"] == f"{width} of {dense[row['layer']]}"
     assert found["facts"]["method"] == "flap"
     assert found["facts"]["repair"] == "bias"
 
@@ -320,6 +329,7 @@ def test_inspect_reads_a_folder_with_a_plan_alone(
     kept = json.loads(said("prune", model, *calibrated, "--dry-run", "--out", plan, "--json"))
     found = json.loads(said("inspect", plan, "--json"))
     assert {row["axis"]: row["kept"] for row in found["layers"]} == kept["kept"]
+    assert all(row["kept"] < row["of"] for row in found["layers"] if row["axis"].endswith("mlp"))
     assert "layers.0.mlp" in said("inspect", plan / "plan.json")
 
 

@@ -117,6 +117,20 @@ def test_uniform_removes_the_same_from_every_layer() -> None:
         assert len({len(removed[axis.name]) for axis in axes if axis.kind == kind}) == 1
 
 
+def test_uniform_takes_the_nearest_number_of_heads_of_grouped_queries() -> None:
+    """One head goes from each of the groups, or none: whichever is nearer."""
+    structure = open_model(tiny_model("llama-gqa")).structures
+    axes = structure.select(["query_head", "channel"]).axes
+    heads = [axis for axis in axes if axis.granularity == "query_head"]
+    groups, of_each = heads[0].groups, heads[0].units // heads[0].groups
+    assert groups > 1
+    for share in (0.2, 0.3, 0.4, 0.55):
+        budget = share * sum(axis.units * axis.cost for axis in axes)
+        removed = search("uniform", axes, random_scores(axes), budget)
+        nearest = min(round(share * of_each), of_each - 1) * groups
+        assert all(len(removed[axis.name]) == nearest for axis in heads)
+
+
 def test_the_number_of_attention_units_can_be_given() -> None:
     axes = axes_of()
     budget = 0.5 * sum(axis.units * axis.cost for axis in axes)

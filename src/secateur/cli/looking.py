@@ -1,13 +1,12 @@
 """The commands that look and do not cut: evaluate, inspect, discover; and convert."""
 
-import json
 from pathlib import Path
 
 import click
 
 from ..errors import SecateurError
 from .options import FORCE, JSON, OUT, quiet_transformers
-from .screen import Screen, table
+from .screen import Screen, print_json, table
 
 
 @click.command(
@@ -58,7 +57,7 @@ def evaluate_command(
     )
     if as_json:
         values = [{"window": p.window, "perplexity": p.value, "tokens": p.tokens} for p in found]
-        click.echo(json.dumps({"model": model, "text": text, "perplexity": values}))
+        print_json({"model": model, "text": text, "perplexity": values})
         return
     rows = [(p.window, f"{p.value:.3f}", f"{p.tokens:,}") for p in found]
     table(
@@ -110,7 +109,7 @@ def inspect_command(
         method = str(found["facts"].get("method", folder))
         write_text(picture, blend_chart({method: found["blend"]}))
     if as_json:
-        click.echo(json.dumps(found))
+        print_json(found)
         return
     table(str(folder), ("", "value"), found["facts"].items())
     if found["layers"]:
@@ -151,7 +150,7 @@ def convert_command(model: str, out: Path | None, force: bool, as_json: bool) ->
     quiet_transformers()
     done = convert(model, out=out, force=force, progress=Screen())
     if as_json:
-        click.echo(json.dumps(done.to_json()))
+        print_json(done.to_json())
         return
     click.echo(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
 
@@ -194,7 +193,7 @@ def discover_command(
     if picture is not None:
         write_text(picture, found.picture(layer))
     if as_json:
-        click.echo(json.dumps(found.to_json()))
+        print_json(found.to_json())
         return
     layout = "its layout is declared" if found.opened.declared else "its layout was traced"
     click.echo(

@@ -1,6 +1,5 @@
 """The commands that cut: prune, apply, and compare, which cuts and measures."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
 from .options import FORCE, JSON, OUT, quiet_transformers
 from .recover import show_recovery
-from .screen import Screen, table
+from .screen import Screen, print_json, table
 from .settings import given_settings, listed, settings_options
 
 
@@ -100,7 +99,7 @@ def prune_command(
             settings.pop("model"), out=out, recipe=recover, force=force, progress=screen, **settings
         )
         if as_json:
-            click.echo(json.dumps({**pruned.to_json(), "recovery": done.to_json()}))
+            print_json({**pruned.to_json(), "recovery": done.to_json()})
             return
         _show(pruned, as_json=False, dry_run=False)
         show_recovery(done, as_json=False)
@@ -207,7 +206,7 @@ def compare_command(
         if folder is not None:
             write_comparison(folder, model, rows)
     if as_json:
-        click.echo(json.dumps({"model": model, "rows": rows}))
+        print_json({"model": model, "rows": rows})
         return
     table(f"{model} pruned", comparison_columns(rows), map(comparison_row, rows))
     if out:
@@ -229,7 +228,7 @@ def _show(result: Any, as_json: bool, dry_run: bool) -> None:
     from ..report import evaluation_line, layer_rows, number_rows
 
     if as_json:
-        click.echo(json.dumps(result.to_json()))
+        print_json(result.to_json())
         return
     columns = ("layer", "attention heads (KV)", "MLP width")
     table("What stays", columns, layer_rows(result.structure, result.plan))

@@ -1,6 +1,5 @@
 """The command that trains a pruned folder a little."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from ..config import RECIPES, TRAINED, RecoverConfig, read_toml
 from ..errors import SecateurError
 from ..recovery import GRIDS
 from .options import FORCE, JSON, OUT, quiet_transformers
-from .screen import Screen, table
+from .screen import Screen, print_json, table
 from .settings import given_settings, listed, settings_options
 
 
@@ -86,7 +85,7 @@ def show_recovery(done: Any, as_json: bool) -> None:
     from ..report import number_rows
 
     if as_json:
-        click.echo(json.dumps(done.to_json()))
+        print_json(done.to_json())
         return
     checks = [
         (c["step"], f"{c['trained']:.3f}" if "trained" in c else "", f"{c['held_out']:.3f}")

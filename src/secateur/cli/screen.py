@@ -1,8 +1,11 @@
 """What the terminal shows: progress bars, notes, tables."""
 
+import json
+import math
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
+import click
 import psutil
 from rich.console import Console
 from rich.progress import (
@@ -64,6 +67,21 @@ class _Memory(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB", style="cyan")
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON on standard output; what is NaN or infinite, JSON has only null for."""
+    click.echo(json.dumps(_finite(value), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
 
 
 def table(

@@ -5,6 +5,7 @@ magnitudes; both are taken window by window (see `secateur.stats.taylor`), and s
 calibration window too.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -59,13 +60,19 @@ def split_windows(
     """Windows for gradients, and those that only ask what the loss is."""
     if fusion is None or "probe" not in FUSIONS[fusion].asks:
         return ids, ids[:0]
-    if len(ids) < 2:
+    least = next(n for n in itertools.count(2) if n - _asking(n) >= max(FUSIONS[fusion].samples, 1))
+    if len(ids) < least:
         raise SecateurError(
-            f"The fusion {fusion!r} needs at least two calibration windows: one of them asks what"
-            " the loss is.\nType --samples 50."
+            f"The fusion {fusion!r} needs at least {least} calibration windows, {_asking(least)} of"
+            f" them to ask what the loss is; there are {len(ids)}.\nType --samples 50."
         )
-    asking = max(1, int(len(ids) * _PROBE_SHARE))
+    asking = _asking(len(ids))
     return ids[:-asking], ids[-asking:]
+
+
+def _asking(windows: int) -> int:
+    """Of so many windows, those that only ask what the loss is."""
+    return max(1, int(windows * _PROBE_SHARE))
 
 
 def fused_scores(

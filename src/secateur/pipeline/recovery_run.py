@@ -128,7 +128,8 @@ class RecoveryRun:
         read_state(store, fingerprint)  # of another run: say so before the long work
         lengths = [n for n in window_lengths(self.opened.context) if n <= len(data.text)]
         if not lengths and config.evaluate != "none":
-            self._note("too little text to take perplexity on; name one: --evaluate FILE.txt")
+            what = "too little text" if len(data.text) else "instructions alone, and no text"
+            self._note(f"there is {what} to take perplexity on; name one: --evaluate FILE.txt")
         before = self._perplexities(self._streamed(), data.text, lengths, "before")
         objective = self._objective(examples)
         model = self._model()

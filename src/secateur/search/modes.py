@@ -190,7 +190,8 @@ def _check_shares(
         asked, within = float(request.attention_units), 0.0
     else:
         each = 1.0 if compete is ul_mm else 0.5  # that one rounds down
-        asked, within = (request.attention_ratio or 0.0) * units, each * len(attention) + 1e-9
+        asked = (request.attention_ratio or 0.0) * units
+        within = each * sum(removal.first for removal in attention.values()) + 1e-9
     if abs(gone - asked) > within:
         raise SecateurError(
             f"{asked:g} of the {units:,} attention units in {len(attention)} layers are to go, and"
@@ -224,7 +225,8 @@ def ul_um(
 ) -> dict[str, int]:
     """The same share of every axis, rounded down (so at most the budget)."""
     return {
-        axis.name: removals[axis.name].steps_for(int(request.share * axis.units)) for axis in axes
+        axis.name: removals[axis.name].steps_for(_floor(request.share * axis.units))
+        for axis in axes
     }
 
 
@@ -305,12 +307,18 @@ def _per_layer(
                 wanted = request.attention_units // len(layers)
             else:
                 exact = request.attention_share * axis.units
-                wanted = round(exact) if nearest else int(exact)
+                step = removals[axis.name].first  # heads of grouped queries go one from each group
+                wanted = round(exact / step) * step if nearest else _floor(exact)
             steps[axis.name] = removals[axis.name].steps_for(wanted)
         left -= _spent(steps, {axis.name: removals[axis.name] for axis in here})
         channels = {axis.name: removals[axis.name] for axis in here if axis.kind != "attention"}
         steps |= remove_lowest(channels, left, nearest=nearest)
     return steps
+
+
+def _floor(units: float) -> int:
+    """Whole units; a share of a budget may lie a rounding error below them."""
+    return int(units + 1e-9)
 
 
 def _spent(steps: Mapping[str, int], removals: Mapping[str, Removal]) -> int:

@@ -54,6 +54,11 @@ class Removal:
         """Parameters that each step removes."""
         return torch.diff(self.ends, prepend=self.ends.new_zeros(1)) * self.cost
 
+    @property
+    def first(self) -> int:
+        """Units that the first step removes; 1 if there is none."""
+        return int(self.ends[0]) if len(self.ends) else 1
+
     def units(self, steps: int) -> tuple[int, ...]:
         """Units that the first `steps` steps remove, ascending."""
         if steps == 0:
