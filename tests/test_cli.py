@@ -21,6 +21,7 @@ import secateur
 from conftest import EVERY_FAMILY_SLOWLY, tiny_model
 from secateur import data
 from secateur.cli.main import cli, run
+from secateur.cli.screen import print_json
 from secateur.config import PruneConfig
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
