@@ -59,7 +59,7 @@ def linear_bytes(folder: Path) -> int:
     return total
 
 
-def measured(folder: Path, texts: Sequence[str], tokens: int) -> dict[str, float]:
+def measured(folder: str | Path, texts: Sequence[str], tokens: int) -> dict[str, float]:
     """Perplexity on each of the texts."""
     options: dict[str, Any] = {"tokens": tokens, "windows": [WINDOW]}
     return {Path(text).name: evaluate(folder, text, **options)[0].value for text in texts}
@@ -137,6 +137,10 @@ def run_trials(
         "flap": {"method": "flap"},
         f"{given.best} + refit": {"method": given.best, "repair": "refit"},
     }
+    if not results.has(base="dense"):
+        values = measured(given.model, texts, given.tokens)
+        dense = {"base": "dense", "ratio": 0.0, "seed": 0, "recipe": "none", "perplexity": values}
+        results.add(**dense, **sizes(Path(given.model)))
     for seed in range(given.seeds):
         for base, settings in bases.items():
             for ratio in RATIOS:
@@ -173,7 +177,8 @@ def markdown(trials: Sequence[Mapping[str, Any]]) -> str:
     heads = ["base", "ratio", "recovery", *texts, "CPU minutes", "peak, MB", "linears, kB"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     kinds = dict.fromkeys((t["base"], t["ratio"], t["recipe"]) for t in trials)
-    for kind in sorted(kinds, key=lambda kind: (kind[0], kind[1])):
+    order = ["none", "distil", "lora", ROUNDED, *(name for name in RECIPES if "group" in name)]
+    for kind in sorted(kinds, key=lambda kind: (kind[1], kind[0], order.index(kind[2]))):
         here = [t for t in trials if (t["base"], t["ratio"], t["recipe"]) == kind]
         cells = [spread([t["perplexity"][text] for t in here]) for text in texts]
         for name, scale in (("minutes", 1), ("peak_mb", 1), ("linear_bytes", 1e-3)):

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -269,6 +270,21 @@ def test_another_teacher_is_another_training(
     other = tiny_folder(seed=7)
     assert run([*command, "--teacher", str(other)]) == 2
     assert "other settings, data or weights" in capsys.readouterr().err
+
+
+def test_a_teacher_that_is_not_the_model_that_was_pruned_is_noted(
+    pruned: Any, tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = pruned()
+    same = recovered(folder, text_file, tmp_path / "same")
+    other = tiny_folder(seed=7)
+    named = recovered(folder, text_file, tmp_path / "named", teacher=str(other))
+    dense = Path(str(same.config.teacher))
+    shutil.rmtree(dense)
+    other.rename(dense)
+    found = recovered(folder, text_file, tmp_path / "other")
+    noted = [any("other weights" in note for note in done.notes) for done in (same, named, found)]
+    assert noted == [False, False, True]
 
 
 def test_consumers_of_experts_are_trained_and_nothing_else_of_them(

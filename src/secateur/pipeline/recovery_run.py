@@ -38,7 +38,7 @@ from ..structure import Plan
 from ..surgery import PrunedWeights
 from . import stages
 from .checks import check_space, idle_recovery_settings, vocabulary
-from .look import bytes_before
+from .look import bytes_before, read_plan
 from .training_data import FEW_TOKENS, TrainingData, read_data, teacher_of
 from .write_recovery import copy_history, write_recovery
 
@@ -101,7 +101,7 @@ class RecoveryRun:
         self.config = config.model_copy(
             update={"device": str(resolve_device(config.device)), "teacher": teacher_of(config)}
         )
-        self._teacher = self._opened_teacher()
+        self._teacher = self._opened_teacher(named=config.teacher is not None)
         self._linears = self._adaptable()
         self._check_adapters()
         for message in idle_recovery_settings(self.config):
@@ -187,10 +187,18 @@ class RecoveryRun:
         found = stages.perplexities(source, text, lengths, _AT_ONCE, self._progress, stage)
         return {one.window: one for one in found}
 
-    def _opened_teacher(self) -> OpenModel | None:
+    def _opened_teacher(self, *, named: bool) -> OpenModel | None:
         if self.config.teacher is None:
             return None
         teacher = open_model(self.config.teacher)
+        plan = self.opened.folder / "plan.json" if self.opened.folder else None
+        # run.toml has the path as it was typed, and something else may stand there by now
+        known = read_plan(plan).weights if not named and plan and plan.is_file() else ""
+        if known not in ("", teacher.structure.weights):
+            self._note(
+                f"{self.config.teacher}, which run.toml names, has other weights than the plan was"
+                " made for; if it is not the model that was pruned, type --teacher MODEL"
+            )
         theirs, ours = vocabulary(teacher), vocabulary(self.opened)
         if theirs != ours:
             raise SecateurError(
