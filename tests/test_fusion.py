@@ -1,6 +1,7 @@
 """Laws of the fusions: where the blend goes, and what must not move it."""
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from secateur.fusion.homoscedastic import variances
 from secateur.fusion.probes import cosine, disagreement_runs, ranks
 from secateur.fusion.regression import fitted_blend, non_negative_minimum
 from secateur.fusion.split_half import reliability
-from secateur.fusion.trained import features, initial
+from secateur.fusion.trained import features, fit, initial
 
 ALL = list(FUSIONS)
 BLENDS = [name for name in ALL if name != "homoscedastic"]
@@ -255,6 +256,55 @@ def test_the_reliable_granularity_gets_the_weight_in_split_half() -> None:
     noisy = replace(scope, coarse=noise.mean(0), coarse_samples=noise)
     assert fuse("split_half", {"a": noisy})["a"].alpha[1] > 0.9
     assert fuse("precision", {"a": noisy})["a"].alpha[1] > 0.5
+
+
+def test_split_half_is_the_mean_over_all_its_splits() -> None:
+    """By hand: the softmax of mean reliabilities, over the orders that the seed draws."""
+    scope = scopes_of(samples=9)["layers.0.mlp"]
+    generator = torch.Generator().manual_seed(5)
+    orders = [torch.randperm(9, generator=generator) for _ in range(4)]
+    agreement = [
+        sum(float(reliability(scores, order)) for order in orders) / len(orders)
+        for scores in scope.sample_pair()
+    ]
+    expected = (torch.tensor(agreement) / 0.3).softmax(dim=0)
+    found = fuse("split_half", {"a": scope}, seed=5, splits=4, tau=0.3)["a"]
+    assert found.alpha.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    one = fuse("split_half", {"a": scope}, seed=5, splits=1, tau=0.3)["a"]
+    assert one.alpha.tolist() != pytest.approx(expected.tolist(), rel=1e-3)
+
+
+def test_the_features_of_a_unit_are_those_of_the_equation() -> None:
+    scope = scopes_of()["layers.0.attention"]
+    scores, samples = scope.coarse, scope.coarse_samples
+    assert scores is not None
+    assert samples is not None
+    size = scores / scores.mean()
+    expected = [
+        size.log(),
+        (size - size.mean()) / (size - size.mean()).square().mean().sqrt(),
+        samples.std(dim=0) / samples.mean(dim=0),
+        scores.argsort().argsort() / (len(scores) - 1) - 0.5,
+    ]
+    found = features(scores.double(), samples.double())
+    assert torch.allclose(found, torch.stack(expected, dim=1).double(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_penalty_keeps_the_projection_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one question says, a free projection follows to one end; the penalty holds it back."""
+    scope = scopes_of()["layers.0.mlp"]
+    pairs = zip(scope.pair(), scope.sample_pair(), strict=True)
+    seen = [torch.stack([features(scores, samples) for scores, samples in pairs])]
+    losses = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    keys = torch.stack([losses, losses.flip(0).sqrt()], dim=1)  # coarse agrees, fine does not
+    start = initial(torch.Generator().manual_seed(0))
+    sizes = []
+    for decay in (0.0, 0.01, 0.1):
+        monkeypatch.setattr(sys.modules["secateur.fusion.trained"], "DECAY", decay)
+        fitted = fit(start, seen, [(losses, keys)], 200)
+        assert float(fitted.alpha(seen[0])[0]) > 0.5
+        sizes.append(float(fitted.outer.norm()))
+    assert sizes[0] > 1.1 * sizes[1] > 1.2 * sizes[2], sizes
 
 
 def test_the_projection_starts_at_the_equal_blend_and_has_56_numbers() -> None:

@@ -52,6 +52,8 @@ def test_fluctuation_does_not_see_scale_and_is_zero_for_identical_samples() -> N
     samples = torch.rand(5, 20, generator=torch.Generator().manual_seed(0))
     plain = fluctuation(samples)
     assert torch.allclose(fluctuation(1e-20 * samples.double()), plain, rtol=1e-5)
+    by_hand = fluctuation(torch.tensor([[1.0], [3.0]]))  # the spread of a sample: sqrt(2) over 2
+    assert float(by_hand) == pytest.approx(0.5**0.5)
     by_unit = torch.linspace(0.01, 100, 20)
     assert torch.allclose(fluctuation(samples * by_unit), plain, rtol=1e-5)
     same = fluctuation(samples[:1].expand(4, 20))

@@ -5,7 +5,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from ..recovery import (
     Lora,
     Objective,
     Outcome,
-    Plain,
     Trainer,
     forget_other,
     next_token,
@@ -39,6 +37,7 @@ from ..surgery import PrunedWeights
 from . import stages
 from .checks import check_space, idle_recovery_settings, vocabulary
 from .look import bytes_before, read_plan
+from .trainable import adaptable, make_trained, trained_tensors
 from .training_data import FEW_TOKENS, TrainingData, read_data, teacher_of
 from .write_recovery import copy_history, write_recovery
 
@@ -102,8 +101,7 @@ class RecoveryRun:
             update={"device": str(resolve_device(config.device)), "teacher": teacher_of(config)}
         )
         self._teacher = self._opened_teacher(named=config.teacher is not None)
-        self._linears = self._adaptable()
-        self._check_adapters()
+        self._linears = adaptable(self.opened, self.config, self._note)
         for message in idle_recovery_settings(self.config):
             self._note(message)
         self._device = torch.device(self.config.device)
@@ -133,7 +131,7 @@ class RecoveryRun:
         before = self._perplexities(self._streamed(), data.text, lengths, "before")
         objective = self._objective(examples)
         model = self._model()
-        trained = self._trained(model)
+        trained = make_trained(model, self.opened, config, self._linears)
         schedule = config.schedule(len(examples) - data.held)
         outcome = Trainer(
             model,
@@ -151,7 +149,7 @@ class RecoveryRun:
         self._explain(outcome, schedule.steps)
         packed = trained.packed() if isinstance(trained, Groupwise) else None
         parameters = dict(trained.parameters)
-        form = self._form(self._merged(trained), own=packed is not None)
+        form = self._form(trained_tensors(trained, self.opened), own=packed is not None)
         if keep_adapter and isinstance(trained, Lora):
             trained.save(folder / "adapter")
         del model, objective, trained  # their memory goes to the passes that follow
@@ -227,78 +225,6 @@ class RecoveryRun:
         """The model in memory, whole: fp32 on a CPU, bf16 where the passes are (trained: fp32)."""
         half = self._autocast is not None and self._device.type != "cpu"
         return self.opened.whole(torch.bfloat16 if half else torch.float32).to(self._device)
-
-    def _adaptable(self) -> list[str]:
-        """The linears that adapters can be put on: those that have a part in some unit.
-
-        Raises:
-            SecateurError: they are to be quantised, and one is no plain linear.
-        """
-        axes = self.opened.structure.axes
-        modules = {m.module for axis in axes for m in axis.members if m.parameter == "weight"}
-        found = []
-        for path, module in self.opened.skeleton.named_modules():
-            kind = type(module).__name__
-            if path not in modules or not (isinstance(module, nn.Linear) or kind == "Conv1D"):
-                continue
-            if self.config.trained == "groupwise" and kind == "Conv1D":
-                raise SecateurError(
-                    f"{path} is a Conv1D, and only plain linears are quantised by group.\n"
-                    "Type --with lora or --with distil."
-                )
-            found.append(path)
-        return found
-
-    def _check_adapters(self) -> None:
-        """Raise what adapters lack; note what they leave out."""
-        if self.config.trained not in ("lora", "groupwise"):
-            return
-        if self.config.trained == "lora" and find_spec("peft") is None:
-            raise SecateurError('LoRA needs the package peft.\nType: pip install "secateur[lora]"')
-        if not self._linears:
-            raise SecateurError(
-                f"{self.config.model} has no plain linear to put adapters on.\nType: --with distil"
-            )
-        axes = self.opened.structure.axes
-        if any(m.parameter != "weight" for axis in axes for m in axis.consumers):
-            self._note(f"experts are left as they are: {self.config.trained} adapts plain linears")
-
-    def _trained(self, model: Any) -> "Plain | Lora | Groupwise":
-        config, linears = self.config, self._linears
-        axes = self.opened.structure.axes
-        if config.trained == "lora":
-            return Lora(
-                model,
-                linears,
-                rank=config.rank,
-                alpha=config.alpha,
-                dropout=config.dropout,
-                seed=config.seed,
-            )
-        if config.trained == "groupwise":
-            return Groupwise(
-                model,
-                linears,
-                self.opened.weights,
-                bits=config.bits,
-                group=config.group,
-                grid=config.grid,
-                rank=config.rank,
-                alpha=config.alpha,
-                seed=config.seed,
-            )
-        names = [name for name, _ in model.named_parameters()]
-        if config.trained == "consumers":
-            consumers = {m.tensor for axis in axes for m in axis.consumers}
-            consumers |= {_bias_of(tensor) for tensor in consumers}
-            names = [name for name in names if name in consumers]
-        return Plain(model, names, self.opened.weights)
-
-    def _merged(self, trained: "Plain | Lora | Groupwise") -> Mapping[str, Tensor]:
-        """The trained tensors by name; LoRA's changes are added to the weights as stored."""
-        return (
-            trained.tensors(self.opened.weights) if isinstance(trained, Lora) else trained.tensors()
-        )
 
     def _form(self, tensors: Mapping[str, Tensor], *, own: bool) -> Form:
         """The folder's form with the trained tensors in place."""
@@ -391,8 +317,3 @@ class RecoveryRun:
         copy_history(folder, self.opened)
         config = self.config.model_copy(update={"model": self.name})
         write_recovery(folder, self.opened, config, numbers, stock=stored.stock)
-
-
-def _bias_of(tensor: str) -> str:
-    """The bias beside a weight: `x.bias` of `x.weight`, `down_proj_bias` of `down_proj`."""
-    return tensor[: -len("weight")] + "bias" if tensor.endswith(".weight") else f"{tensor}_bias"
