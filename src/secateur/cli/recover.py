@@ -23,6 +23,7 @@ Example:
   secateur recover small/ --with distil --data text.txt --out better/
   secateur recover small/ --with lora --data alpaca-cleaned --evaluate wikitext2 --out better/
   secateur recover small/ --with groupwise --bits 4 --data text.txt --out tiny/
+  secateur recover small/ --with distil --train groupwise --data text.txt --out tiny/
 
 \b
 Recipes (--with): {listed(RECIPES, 19)}
