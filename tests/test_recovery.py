@@ -79,10 +79,15 @@ def test_a_model_in_few_bits_is_small_runs_and_can_be_written_back(
     assert rounds[0] == rounds[1]
     # and it can be pruned again, or recovered again
     again = tmp_path / "again"
-    secateur.prune(
+    pruned_again = secateur.prune(
         out, calibration=str(text_file), samples=4, length=16, out=again, evaluate="none"
     )
-    assert torch.isfinite(logits(secateur.load(again), tokens)).all()
+    floats = recovered(out, text_file, tmp_path / "floats")
+    bits = recovered(out, text_file, tmp_path / "bits", train="groupwise", group=16)
+    for done, few in ((pruned_again, False), (floats, False), (bits, True)):
+        assert torch.isfinite(logits(done.load(), tokens)).all()
+        assert any("in few bits" in note for note in done.notes) != few
+        assert open_model(done.out).packed == few
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

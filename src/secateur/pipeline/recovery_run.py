@@ -104,6 +104,11 @@ class RecoveryRun:
         self._linears = adaptable(self.opened, self.config, self._note)
         for message in idle_recovery_settings(self.config):
             self._note(message)
+        if self.opened.packed and self.config.trained != "groupwise":
+            self._note(
+                "the weights are in few bits, and are written in floating point: only"
+                " --train groupwise (or --with groupwise) writes few bits"
+            )
         self._device = torch.device(self.config.device)
         bf16 = config.dtype == "bfloat16" or (
             config.dtype == "auto" and self._device.type == "cuda"

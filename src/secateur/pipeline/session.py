@@ -80,6 +80,11 @@ class Run:
         self.opened = open_model(model)
         for message in idle_settings(config):
             self.note(message)
+        if self.opened.packed:
+            self.note(
+                "the weights are in few bits, and are written in floating point; after the cut,"
+                " secateur recover --with groupwise writes few bits"
+            )
         self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
         if not self.opened.declared:
             prove(self.opened)
