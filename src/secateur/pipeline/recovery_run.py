@@ -15,7 +15,7 @@ from ..checkpoint import OnDemand, Packed
 from ..config import RecoverConfig
 from ..data import Examples
 from ..errors import SecateurError
-from ..evaluation import window_lengths
+from ..evaluation import Perplexity
 from ..export import Form, copy_companions, packed_form, pruned_form, write_model
 from ..models import OpenModel, StreamedModel, load, open_model, resolve_device
 from ..progress import Progress
@@ -34,8 +34,8 @@ from ..recovery import (
 from ..stats import Walk
 from ..structure import Plan
 from ..surgery import PrunedWeights
-from . import stages
 from .checks import check_space, idle_recovery_settings, vocabulary
+from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
 from .trainable import adaptable, make_trained, trained_tensors
 from .training_data import FEW_TOKENS, TrainingData, read_data, teacher_of
@@ -129,11 +129,11 @@ class RecoveryRun:
         if force:
             forget_other(store, fingerprint)
         read_state(store, fingerprint)  # of another run: say so before the long work
-        lengths = [n for n in window_lengths(self.opened.context) if n <= len(data.text)]
-        if not lengths and config.evaluate != "none":
-            what = "too little text" if len(data.text) else "instructions alone, and no text"
+        text = data.text
+        if text is not None and not text.lengths:
+            what = "too little text" if len(text.text) else "instructions alone, and no text"
             self._note(f"there is {what} to take perplexity on; name one: --evaluate FILE.txt")
-        before = self._perplexities(self._streamed(), data.text, lengths, "before")
+        before = self._perplexities(text, self._streamed(), "before")
         objective = self._objective(examples)
         model = self._model()
         trained = make_trained(model, self.opened, config, self._linears)
@@ -158,8 +158,9 @@ class RecoveryRun:
         if keep_adapter and isinstance(trained, Lora):
             trained.save(folder / "adapter")
         del model, objective, trained  # their memory goes to the passes that follow
-        after = self._perplexities(self._read(form), data.text, lengths, "after")
-        numbers = self._numbers(data, outcome, before, after, parameters)
+        cut = streamed(form, self.opened, self._streamed().dtype, self._device)
+        after = self._perplexities(text, cut, "after")
+        numbers = self._numbers(data, outcome, compared(before, after), parameters)
         self._write(folder, form, packed, numbers, data)
         store.unlink(missing_ok=True)
         return Recovery(
@@ -178,17 +179,12 @@ class RecoveryRun:
     def _streamed(self) -> StreamedModel:
         return self.opened.streamed(device=self.config.device, dtype=self.config.dtype)
 
-    def _read(self, form: Form) -> StreamedModel:
-        """The recovered model for the streaming pass."""
-        empty = form.empty(self._streamed().dtype)
-        return StreamedModel(empty, self.opened.family, form.weights, self._device)
-
     def _perplexities(
-        self, source: StreamedModel, text: Tensor, lengths: list[int], when: str
-    ) -> dict[int, Any]:
-        stage = f"perplexity {when}"
-        found = stages.perplexities(source, text, lengths, _AT_ONCE, self._progress, stage)
-        return {one.window: one for one in found}
+        self, text: HeldOut | None, source: StreamedModel, when: str
+    ) -> list[Perplexity]:
+        if text is None:
+            return []
+        return text.perplexities(source, _AT_ONCE, self._progress, when)
 
     def _opened_teacher(self, *, named: bool) -> OpenModel | None:
         if self.config.teacher is None:
@@ -272,8 +268,7 @@ class RecoveryRun:
         self,
         data: TrainingData,
         outcome: Outcome,
-        before: Mapping[int, Any],
-        after: Mapping[int, Any],
+        perplexity: list[dict[str, Any]],
         parameters: Mapping[str, nn.Parameter],
     ) -> dict[str, Any]:
         specs = self.opened.weights.specs.values()
@@ -294,16 +289,8 @@ class RecoveryRun:
                 {key: value for key, value in asdict(check).items() if value is not None}
                 for check in outcome.checks
             ],
-            "perplexity": [
-                {
-                    "window": window,
-                    "tokens": one.tokens,
-                    "before": one.value,
-                    "after": after[window].value,
-                }
-                for window, one in before.items()
-            ],
-            "evaluation": {"text": data.evaluated_on},
+            "perplexity": perplexity,
+            "evaluation": {"text": data.text.name if data.text else "none"},
         }
 
     def _write(

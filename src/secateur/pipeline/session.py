@@ -25,6 +25,7 @@ from . import stages
 from .checks import check_space, idle_settings, known_ids, selected, tokenizer_to_write
 from .choice import kept_units, limits_of
 from .estimate import Estimate, fused_scores, inputs_needed, split_windows, terms_needed
+from .held_out import HeldOut, compared, streamed
 from .look import bytes_before
 from .record import write_record
 from .result import Result
@@ -71,11 +72,11 @@ class Run:
         self._progress = progress or Quiet()
         self._model = model
         self._tokenizer = tokenizer
-        self._text: Tensor | None = None
+        self._held_out: HeldOut | None = None
         self._calibrated: Windows | None = None
         self._gathered: dict[Any, Statistics] = {}
         self._estimated: dict[Any, Estimate] = {}
-        self._before: dict[str, list[Perplexity]] = {}
+        self._before: list[Perplexity] = []
         self._numbers: dict[str, Any] = {}
         self.opened = open_model(model)
         for message in idle_settings(config):
@@ -149,17 +150,22 @@ class Run:
     def read_evaluation_text(self) -> None:
         """Read the text for perplexity before the long work: a slip there should not cost it."""
         config = self.config
+        if config.evaluate == "none":
+            return
         if config.evaluate == "spare":
             spare = self.windows.spare[: config.evaluate_tokens or stages.SPARE_TOKENS]
-            self._text = known_ids(spare, self.opened)
-        elif config.evaluate != "none":
-            self._text = stages.evaluation_text(
+            text = known_ids(spare, self.opened)
+            name = f"a part of {self.config.calibration} that calibration did not use"
+        else:
+            name = config.evaluate
+            text = stages.evaluation_text(
                 self.opened,
                 config.evaluate,
                 tokenizer=self._tokenizer,
                 tokens=config.evaluate_tokens,
                 window=min(window_lengths(self.opened.context)),
             )
+        self._held_out = HeldOut(text, name, self.opened.context)
 
     def gather(
         self, inputs: Iterable[str], terms: Iterable[str], *, everywhere: bool = False
@@ -353,42 +359,22 @@ class Run:
         )
 
     def _evaluated(self, form: Form) -> dict[str, Any]:
-        """Perplexity before and after."""
-        text, config = self._text, self.config
-        if text is None:
+        """Perplexity before and after; the dense model's is taken once for all siblings."""
+        held_out, source, batch = self._held_out, self.source, self.config.batch
+        if held_out is None:
             return {}
-        lengths = [length for length in window_lengths(self.opened.context) if length <= len(text)]
-        if not lengths:
+        if not held_out.lengths:
             self.note("too little text to take perplexity on; name one: --evaluate FILE.txt")
             return {}
-        after = StreamedModel(
-            form.empty(self.source.dtype),
-            self.opened.family,
-            form.weights,
-            self.source.device,
-        )
         with self._timed("perplexity"):
-            if "dense" not in self._before:
-                dense = self._perplexities(self.source, text, lengths, "before")
-                self._before["dense"] = dense
-            found = [self._before["dense"], self._perplexities(after, text, lengths, "after")]
-        spare = f"a part of {config.calibration} that calibration did not use"
+            if not self._before:
+                self._before += held_out.perplexities(source, batch, self._progress, "before")
+            cut = streamed(form, self.opened, source.dtype, source.device)
+            after = held_out.perplexities(cut, batch, self._progress, "after")
         return {
-            "perplexity": [
-                {"window": b.window, "tokens": b.tokens, "before": b.value, "after": a.value}
-                for b, a in zip(*found, strict=True)
-            ],
-            "evaluation": {
-                "text": spare if config.evaluate == "spare" else config.evaluate,
-                "sha256": token_hash(text),
-            },
+            "perplexity": compared(self._before, after),
+            "evaluation": {"text": held_out.name, "sha256": token_hash(held_out.text)},
         }
-
-    def _perplexities(
-        self, source: StreamedModel, text: Tensor, lengths: list[int], when: str
-    ) -> list[Perplexity]:
-        stage = f"perplexity {when}"
-        return stages.perplexities(source, text, lengths, self.config.batch, self._progress, stage)
 
     def share(self, *, tokens: bool) -> None:
         """Make what siblings have in common: the dense model, and the windows if one needs them."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from .. import data
@@ -16,6 +15,7 @@ from ..errors import SecateurError
 from ..evaluation import window_lengths
 from ..models import OpenModel, open_model
 from .checks import known_ids
+from .held_out import HeldOut
 from .stages import DEFAULT_LENGTH, SPARE_TOKENS, evaluation_text
 
 # Below so many tokens, what a training gains is mostly about those tokens.
@@ -26,13 +26,12 @@ _HELD_OUT, _HELD_OUT_MOST = 1 / 10, 256
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Examples of which the last `held` are held out; running text for perplexity (maybe none)."""
+    """Examples of which the last `held` are kept from training; text for perplexity."""
 
     examples: Examples
     held: int
     source: str
-    text: Int64[Tensor, " token"]
-    evaluated_on: str
+    text: HeldOut | None
 
     @property
     def trained_tokens(self) -> int:
@@ -91,8 +90,7 @@ def read_data(
     held = min(max(1, int(len(examples) * _HELD_OUT)), _HELD_OUT_MOST)
     if source == config.evaluate:
         note(f"perplexity is taken on {source}, which is trained on: another text would say more")
-    text, name = _evaluation(opened, config, spare)
-    return TrainingData(examples, held, source, text, name)
+    return TrainingData(examples, held, source, _evaluation(opened, config, spare))
 
 
 def teacher_of(config: RecoverConfig) -> str | None:
@@ -125,15 +123,16 @@ def _documents(
     return data.generated_documents(model, length=length, batch=8, seed=config.seed)
 
 
-def _evaluation(opened: OpenModel, config: RecoverConfig, spare: Tensor) -> tuple[Tensor, str]:
+def _evaluation(opened: OpenModel, config: RecoverConfig, spare: Tensor) -> HeldOut | None:
     if config.evaluate == "none":
-        return spare[:0], "none"
-    if config.evaluate != "spare":
-        text = evaluation_text(
-            opened,
-            config.evaluate,
-            tokens=config.evaluate_tokens,
-            window=min(window_lengths(opened.context)),
-        )
-        return text, config.evaluate
-    return spare, f"a part of {config.data} that nothing was trained on"
+        return None
+    if config.evaluate == "spare":
+        name = f"a part of {config.data} that nothing was trained on"
+        return HeldOut(spare, name, opened.context)
+    text = evaluation_text(
+        opened,
+        config.evaluate,
+        tokens=config.evaluate_tokens,
+        window=min(window_lengths(opened.context)),
+    )
+    return HeldOut(text, config.evaluate, opened.context)

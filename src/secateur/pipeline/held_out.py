@@ -1,0 +1,51 @@
+"""Held-out text, and the perplexities that models have on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..evaluation import Perplexity, window_lengths
+from ..export import Form
+from ..models import OpenModel, StreamedModel
+from ..progress import Progress
+from .stages import perplexities
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Running text that nothing was fitted to; `name` says what it is, `context` the model's."""
+
+    text: Int64[Tensor, " token"]
+    name: str
+    context: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """The usual window lengths that the text is long enough for."""
+        return [length for length in window_lengths(self.context) if length <= len(self.text)]
+
+    def perplexities(
+        self, source: StreamedModel, batch: int, progress: Progress, when: str
+    ) -> list[Perplexity]:
+        """One value a window length; `when` is for the progress bar."""
+        stage = f"perplexity {when}"
+        return perplexities(source, self.text, self.lengths, batch, progress, stage)
+
+
+def streamed(
+    form: Form, opened: OpenModel, dtype: torch.dtype, device: torch.device
+) -> StreamedModel:
+    """What is to be written, for the streaming pass: weights are made when they are asked for."""
+    return StreamedModel(form.empty(dtype), opened.family, form.weights, device)
+
+
+def compared(before: Sequence[Perplexity], after: Sequence[Perplexity]) -> list[dict[str, Any]]:
+    """A row for each window length, as records and cards have it."""
+    return [
+        {"window": one.window, "tokens": one.tokens, "before": one.value, "after": other.value}
+        for one, other in zip(before, after, strict=True)
+    ]
