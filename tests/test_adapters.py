@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from conftest import linears, logits
+from secateur.config import make_recover_config
 from secateur.models import open_model
+from secateur.pipeline.trainable import adaptable
 from secateur.recovery import Groupwise, Lora, Plain
 
 FAMILIES = ["llama-gqa", "qwen2-gqa", "mistral-gqa", "gemma2", "phi", "opt"]
@@ -104,3 +106,20 @@ def test_merged_weights_are_made_one_at_a_time_when_they_are_asked_for(
     assert read == [first]
     with pytest.raises(KeyError):
         merged["lm_head.weight"]
+
+
+@pytest.mark.parametrize("variant", ["llama-mqa", "llama-gqa", "qwen2-gqa"])
+def test_every_linear_of_the_decoder_is_adapted_where_one_kv_group_is_left(
+    variant: str, pruned: Any
+) -> None:
+    opened = open_model(pruned(variant, ratio=0.55, method="magnitude"))
+    groups = [a for a in opened.structures.axes if a.granularity == "kv_group"]
+    assert any(axis.units == 1 for axis in groups)
+    expected = {
+        path
+        for path, module in opened.skeleton.named_modules()
+        if isinstance(module, torch.nn.Linear) and ".layers." in path
+    }
+    for recipe in ("lora", "groupwise"):
+        config = make_recover_config(model="x", recipe=recipe)
+        assert set(adaptable(opened, config, lambda message: None)) == expected

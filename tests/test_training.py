@@ -219,7 +219,7 @@ def test_training_helps_trains_what_it_should_and_keeps_the_best() -> None:
 
 
 def test_training_that_does_harm_gives_back_what_it_was_given() -> None:
-    made, plain = trainer(rate=40.0, warmup=0, patience=2)
+    made, plain = trainer(rate=4e6, warmup=0, patience=2)
     before = {name: p.detach().clone() for name, p in plain.parameters.items()}
     outcome = made.run()
     assert outcome.best_step == 0
@@ -249,15 +249,34 @@ def test_nan_is_named_and_the_last_good_state_kept(where: str) -> None:
     assert all(torch.isfinite(p).all() for p in plain.parameters.values())
 
 
+def test_a_rate_that_is_too_large_is_halved_until_it_helps() -> None:
+    made, _ = trainer(rate=40.0, warmup=0, steps=40, patience=9)
+    outcome = made.run()
+    losses = [check.held_out for check in outcome.checks]
+    assert losses[1] > losses[0]  # it was too large
+    assert made._share < 1
+    assert min(losses) < 0.95 * losses[0]
+    # and where each check is better than the one before, nothing is halved
+    gentle, _ = trainer(rate=0.02, steps=10)
+    losses = [check.held_out for check in gentle.run().checks]
+    assert losses == sorted(losses, reverse=True)
+    assert gentle._share == 1
+
+
+@pytest.mark.parametrize("rate", [0.15, 4.0])
 @pytest.mark.parametrize("step", [1, 4, 7, 11])
-def test_a_training_cut_short_ends_with_the_same_weights(step: int, tmp_path: Path) -> None:
-    whole, plain = trainer(seed=step)
+def test_a_training_cut_short_ends_with_the_same_weights(
+    step: int, rate: float, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"seed": step, "rate": rate, "patience": 9}
+    whole, plain = trainer(**settings)
     expected = whole.run()
+    assert (whole._share < 1) == (rate > 1)  # went back on the way
     store = tmp_path / "state.safetensors"
-    first, _ = trainer(seed=step, progress=Cut(step), store=store)
+    first, _ = trainer(**settings, progress=Cut(step), store=store)
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    again, other = trainer(seed=step, store=store)
+    again, other = trainer(**settings, store=store)
     outcome = again.run()
     assert all(torch.equal(t, other.tensors()[name]) for name, t in plain.tensors().items())
     assert outcome.checks == expected.checks

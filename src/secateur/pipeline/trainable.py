@@ -25,7 +25,9 @@ def adaptable(
         SecateurError: adapters are wanted, and there is no such linear, one that cannot be
             quantised, or no package for them.
     """
-    axes = opened.structure.axes
+    # of all granularities: where one KV group is left, keys and values are in no unit that prune
+    # takes by default
+    axes = [axis for axis in opened.structures.axes if axis.kind in ("attention", "mlp")]
     modules = {m.module for axis in axes for m in axis.members if m.parameter == "weight"}
     kinds = {
         path: type(module).__name__

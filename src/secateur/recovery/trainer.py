@@ -7,7 +7,9 @@ dropout draws. So a run that was cut short goes on from its last checkpoint to t
     the labelled tokens of a batch, clipped to norm 1
 
 The held-out loss is taken before the first step and then ten times on the way. The best state is
-what stays, so that a recovery never ends worse on held-out examples than it began.
+what stays, so that a recovery never ends worse on held-out examples than it began. Where the loss
+is no better than it was, training goes back to the best state and halves its rate: a model that a
+repair has brought near the best it can be takes smaller steps than one that was cut in half.
 """
 
 import math
@@ -147,6 +149,7 @@ class Trainer:
         self._best = self._copy()
         self._best_loss = math.inf
         self._worse = 0
+        self._share = 1.0  # of the schedule's rate: halved at every way back
         self._since: list[tuple[float, int]] = []
 
     def run(self) -> Outcome:
@@ -179,7 +182,7 @@ class Trainer:
     def _step(self, step: int) -> None:
         rows = self._schedule.rows(step, self._train)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self._schedule.factor(step)
+            group["lr"] = rate * self._share * self._schedule.factor(step)
         self._model.eval()  # the model's own dropout is no part of any recipe
         for name, module in self._model.named_modules():
             if "lora_dropout" in name:
@@ -234,6 +237,22 @@ class Trainer:
             self._outcome.stopped = f"the held-out loss after step {done} is NaN or infinite"
         elif self._worse >= self._schedule.patience:
             self._outcome.stopped = f"no better held-out loss in {self._worse} checks"
+        else:
+            self._go_back()
+
+    def _go_back(self) -> None:
+        """Take up the best state again, at half the rate.
+
+        The squared gradients that Adam has seen stay true; the direction does not, and what it
+        builds up anew is a warm-up.
+        """
+        self._share /= 2
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._best[name])
+                moments = self._optimizer.state.get(parameter, {})
+                if "exp_avg" in moments:
+                    moments["exp_avg"].zero_()
 
     def _resume(self) -> int:
         """Take up the state in the file, if there is one; the number of steps done."""
@@ -255,6 +274,7 @@ class Trainer:
         self._best = {name: state.tensors[f"best/{name}"] for name in self._parameters}
         values = dict(state.values)
         self._best_loss, self._worse = values.pop("best_loss"), values.pop("worse")
+        self._share = values.pop("share")
         self._since = [(loss, count) for loss, count in values.pop("since")]
         checks = [Check(**check) for check in values.pop("checks")]
         self._outcome = Outcome(checks=checks, **values)
@@ -285,6 +305,7 @@ class Trainer:
             "seconds": outcome.seconds,
             "best_loss": self._best_loss,
             "worse": self._worse,
+            "share": self._share,
             "since": self._since,
         }
         write_state(self._store, State(tensors, values), self._fingerprint)
