@@ -142,7 +142,7 @@ def run_trials(
         values = measured(given.model, texts, given.tokens)
         dense = {"base": "dense", "ratio": 0.0, "seed": 0, "recipe": "none", "perplexity": values}
         results.add(**dense, **sizes(Path(given.model)))
-    for seed in range(given.seeds):
+    for seed in range(given.first, given.first + given.seeds):
         for base, settings in bases.items():
             for ratio in RATIOS:
                 key = {"base": base, "ratio": ratio, "seed": seed}
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--recipes", default=";".join(RECIPES), help="names, ';' between them")
     parser.add_argument("--tokens", type=int, default=50_000, help="of each held-out text")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first of the seeds")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/recoveries"))
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
