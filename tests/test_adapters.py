@@ -8,6 +8,7 @@ from torch import Tensor
 
 from conftest import linears, logits
 from secateur.config import make_recover_config
+from secateur.modeling_secateur import PackedLinear
 from secateur.models import open_model
 from secateur.pipeline.trainable import adaptable
 from secateur.recovery import Groupwise, Lora, Plain
@@ -123,3 +124,24 @@ def test_every_linear_of_the_decoder_is_adapted_where_one_kv_group_is_left(
     for recipe in ("lora", "groupwise"):
         config = make_recover_config(model="x", recipe=recipe)
         assert set(adaptable(opened, config, lambda message: None)) == expected
+
+
+def test_a_group_larger_than_a_row_is_the_row(pruned: Any, tokens: Tensor) -> None:
+    opened = open_model(pruned())
+    settings: dict[str, Any] = {"bits": 3, "grid": "min-max", "rank": 2, "alpha": 4.0, "seed": 0}
+    models = [opened.whole(torch.float32) for _ in range(2)]
+    # the second would take terabytes, if memory went by the group
+    few = [
+        Groupwise(model, linears(opened), group=group, **settings)
+        for model, group in zip(models, (512, 10**12), strict=True)
+    ]
+    one, other = (logits(model, tokens) for model in models)
+    assert torch.equal(one, other)
+    for path, packed in few[0].packed().items():
+        same = few[1].packed()[path]
+        assert torch.equal(packed.codes, same.codes)
+        assert torch.equal(packed.weight(torch.float32), same.weight(torch.float32))
+        layer = PackedLinear(packed.width, len(packed.codes), packed.bits, 10**12)
+        for part, tensor in same.tensors.items():
+            layer.get_buffer(part).copy_(tensor)
+        assert torch.equal(layer.dequantised(torch.float32), packed.weight(torch.float32))

@@ -20,9 +20,12 @@ from transformers import AutoModelForCausalLM
 
 import secateur
 from conftest import Cut, logits
+from secateur.checkpoint import read_json
 from secateur.cli.main import run
-from secateur.config import RECIPES, make_recover_config
+from secateur.config import RECIPES, make_recover_config, read_toml
+from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
+from secateur.pipeline.training_data import read_data
 
 QUICK = {"steps": 4, "batch": 4, "micro": 2, "length": 16, "samples": 40}
 
@@ -213,6 +216,8 @@ def test_an_interrupt_says_that_the_training_can_go_on(
         (["--teacher", "nowhere"], ["No such model folder: nowhere"]),
         (["--data", "nothing.txt"], ["No such text: nothing.txt"]),
         (["--samples", "1"], ["samples", "greater than or equal to 2"]),
+        (["--with", "lora", "--alpha", "inf"], ["alpha", "finite"]),
+        (["--data", "none/alpaca.json"], ["No such text: none/alpaca.json"]),
     ],
 )
 def test_bad_input_is_told_and_nothing_is_written(
@@ -241,6 +246,109 @@ def test_what_is_missing_is_told(
     convs = pruned("gpt2")
     command = ["recover", convs, "--data", text_file, "--out", out, "--with", "groupwise"]
     assert_refused(*command, "--length", "16", says=["Conv1D", "--with lora"])
+
+
+def test_nothing_that_is_read_is_written_over(
+    pruned: Any, tiny_folder: Any, text_file: Path, tmp_path: Path, assert_refused: Any
+) -> None:
+    folder, dense = pruned(), tiny_folder()
+    command = ["recover", folder, "--data", text_file, "--force"]
+    assert_refused(*command, "--out", folder, says=["holds the model that is read"])
+    named = [*command, "--teacher", dense, "--out", dense]
+    assert_refused(*named, says=["holds the model that is read"])
+    (taught,) = {read_toml(folder / "run.toml")["model"]}
+    assert_refused(*command, "--out", taught, says=["holds the model that is read"])
+    text = dense / "text.txt"
+    text.write_bytes(text_file.read_bytes())
+    inside = ["recover", folder, "--data", text, "--out", dense, "--force"]
+    assert_refused(*inside, says=["text.txt that is read"])
+
+
+def test_a_file_of_settings_has_settings_alone(tmp_path: Path, assert_refused: Any) -> None:
+    record = tmp_path / "own.toml"
+    for name in ("force", "out", "keep_adapter", "progress", "nonsense"):
+        record.write_text(f"[settings]\nmodel = 'small'\n{name} = true\n")
+        for command in ("recover", "prune"):
+            given = [command, "--config", record, "--out", tmp_path / "out"]
+            assert_refused(*given, says=[f"setting that there is not: {name}"])
+
+
+def test_a_teacher_with_a_shorter_context_is_told(
+    pruned: Any, tiny_folder: Any, text_file: Path, tmp_path: Path, assert_refused: Any
+) -> None:
+    short = tiny_folder(max_position_embeddings=16)
+    command = ["recover", pruned(), "--data", text_file, "--out", tmp_path / "better"]
+    given = [*command, "--teacher", short, "--length", "32"]
+    assert_refused(*given, says=["reads 16 tokens at once", "--length 16"])
+
+
+def test_text_that_is_too_short_to_train_on_is_told_before_the_cut(
+    tiny_folder: Any, tmp_path: Path, assert_refused: Any, monkeypatch: Any
+) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("a b c d e f g h i j k l m n o p q r s t u v w x y z " * 2)
+    called: list[Any] = []
+    monkeypatch.setattr("secateur.pipeline.recovery.prune", lambda *_, **__: called.append(1))
+    command = ["prune", tiny_folder(), "--calibration", text, "--length", "60"]
+    given = [*command, "--recover", "distil", "--out", tmp_path / "small"]
+    assert_refused(*given, says=["gives one example"])
+    assert not called
+
+
+def test_an_adapted_checkpoint_keeps_a_tokenizer_that_loads(
+    baichuan: Any, text_file: Path, tmp_path: Path
+) -> None:
+    _, packed = baichuan()
+    out = tmp_path / "better"
+    recovered(packed, text_file, out, recipe="lora")
+    assert read_json(out / "config.json")["model_type"] == "llama"
+    assert all(math.isfinite(one.value) for one in secateur.evaluate(out, str(text_file)))
+
+
+def test_the_adapter_is_written_in_one_order(pruned: Any, text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "better"
+    recovered(pruned(), text_file, out, recipe="lora", keep_adapter=True)
+    adapted = read_json(out / "adapter" / "adapter_config.json")["target_modules"]
+    assert adapted == sorted(adapted)
+    assert len(adapted) == 7
+
+
+def test_a_card_speaks_of_perplexity_where_there_is_one(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = pruned()
+    for evaluate, there in (("none", False), ("spare", True)):
+        out = tmp_path / evaluate
+        recovered(folder, text_file, out, evaluate=evaluate)
+        added = (out / "README.md").read_text().split("## Recovery")[1]
+        assert ("Perplexity on" in added) == there
+
+
+def test_perplexity_on_what_was_trained_on_is_noted_for_files_alone(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = pruned()
+    one = recovered(folder, text_file, tmp_path / "one", evaluate=str(text_file))
+    settings = {**QUICK, "data": "embedded", "evaluate": "embedded"}
+    other = secateur.recover(folder, out=tmp_path / "other", **settings)
+    noted = [any("which is trained on" in note for note in run.notes) for run in (one, other)]
+    assert noted == [True, False]
+
+
+def test_a_model_writes_some_hundred_examples_of_its_own(pruned: Any, monkeypatch: Any) -> None:
+    asked: list[int] = []
+
+    def windows(documents: Any, tokenizer: Any, **options: Any) -> Any:
+        asked.append(options["samples"])
+        raise SecateurError("enough seen")
+
+    opened = open_model(pruned())
+    monkeypatch.setattr("secateur.data.sample_windows", windows)
+    for given in ({}, {"samples": 90}):
+        config = make_recover_config(model="x", recipe="lora", data="self", device="cpu", **given)
+        with pytest.raises(SecateurError, match="enough seen"):
+            read_data(opened, config, lambda message: None)
+    assert asked == [512, 90]
 
 
 def test_the_schedule_follows_the_recipe_and_the_data() -> None:

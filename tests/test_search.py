@@ -139,6 +139,16 @@ def test_the_number_of_attention_units_can_be_given() -> None:
         assert sum(len(removed[a.name]) for a in axes if a.kind == "attention") == wanted
 
 
+@pytest.mark.parametrize("name", ["UL-MM", "uniform"])
+def test_a_number_of_units_goes_by_the_layers_that_have_some_to_lose(name: str) -> None:
+    axes = axes_of()
+    budget = 0.3 * sum(axis.units * axis.cost for axis in axes)
+    limits = Limits(attention_layers=(0, 1))
+    removed = search(name, axes, random_scores(axes), budget, limits=limits, attention_units=2)
+    lost = {a.layer: len(removed.get(a.name, ())) for a in axes if a.kind == "attention"}
+    assert lost == {0: 1, 1: 1, 2: 0}
+
+
 @pytest.mark.parametrize("name", ["AL-MM", "UL-MM", "uniform"])
 def test_attention_loses_its_own_share_and_the_mlps_give_the_rest(name: str) -> None:
     axes = axes_of()

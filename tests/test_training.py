@@ -249,6 +249,15 @@ def test_nan_is_named_and_the_last_good_state_kept(where: str) -> None:
     assert all(torch.isfinite(p).all() for p in plain.parameters.values())
 
 
+def test_where_nothing_is_finite_from_the_start_nothing_is_trained() -> None:
+    def broken(given: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
+        return next_token(given, labels, examples, ids) * torch.nan
+
+    made, _ = trainer(broken)
+    with pytest.raises(SecateurError, match="before the first step"):
+        made.run()
+
+
 def test_a_rate_that_is_too_large_is_halved_until_it_helps() -> None:
     made, _ = trainer(rate=40.0, warmup=0, steps=40, patience=9)
     outcome = made.run()

@@ -141,12 +141,11 @@ class PackedLinear(nn.Module):
 
     def dequantised(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight [out, in] that the codes stand for."""
-        codes = unpacked(self.codes, self.bits, self.in_features)
+        codes, width = unpacked(self.codes, self.bits, self.in_features), self.in_features
         scales, zeros = (
-            part.view(torch.float16).float().repeat_interleave(self.group, dim=1)
+            part.view(torch.float16).float().repeat_interleave(min(self.group, width), dim=1)
             for part in (self.scales, self.zeros)
         )
-        width = self.in_features
         return (codes.float() * scales[:, :width] + zeros[:, :width]).to(dtype)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:

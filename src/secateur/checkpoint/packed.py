@@ -54,8 +54,9 @@ class Packed:
     def weight(self, dtype: torch.dtype) -> Float[Tensor, "out in"]:
         """The floating-point weight that it stands for, computed in fp32."""
         codes = unpacked(self.codes, self.bits, self.width).float()
+        columns = min(self.group, self.width)
         scales, zeros = (
-            part.view(torch.float16).float().repeat_interleave(self.group, dim=1)[:, : self.width]
+            part.view(torch.float16).float().repeat_interleave(columns, dim=1)[:, : self.width]
             for part in (self.scales, self.zeros)
         )
         return (codes * scales + zeros).to(dtype)

@@ -78,6 +78,7 @@ def prune_command(
 ) -> None:
     """Prune a model."""
     settings = given_settings(
+        PruneConfig,
         options,
         model,
         read_toml(config) if config else {},

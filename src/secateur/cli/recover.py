@@ -60,6 +60,7 @@ def recover_command(
 ) -> None:
     """Recover a pruned folder."""
     settings = given_settings(
+        RecoverConfig,
         {**options, "recipe": recipe},
         model,
         read_toml(config) if config else {},

@@ -50,13 +50,24 @@ def listed(names: Iterable[str], indent: int = 13) -> str:
 
 
 def given_settings(
-    options: Mapping[str, Any], model: str | None, recorded: Mapping[str, Any], example: str
+    kind: type[BaseModel],
+    options: Mapping[str, Any],
+    model: str | None,
+    recorded: Mapping[str, Any],
+    example: str,
 ) -> dict[str, Any]:
     """The settings `recorded` in a file, overridden by the options that were given.
 
     Raises:
-        SecateurError: no model in either; `example` is a command that names one.
+        SecateurError: one that `kind` does not know, or no model in either; `example` is a command
+            that names one.
     """
+    unknown = [name for name in recorded if name not in kind.model_fields]
+    if unknown:
+        raise SecateurError(
+            f"The file of --config has a setting that there is not: {unknown[0]}.\nRemove that"
+            " line; what is no setting (--out, --force) is typed."
+        )
     given = {name: value for name, value in options.items() if value is not None}
     settings = {**recorded, **given}
     if model is not None:

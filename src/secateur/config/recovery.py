@@ -100,7 +100,9 @@ class RecoverConfig(BaseModel):
         int, Field(ge=1, description="Checks without a better held-out loss before it stops")
     ] = 3
     rank: Annotated[int, Field(ge=1, description="Rank of lora and groupwise")] = 8
-    alpha: Annotated[float, Field(gt=0, description="Scale of lora and groupwise")] = 16.0
+    alpha: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="Scale of lora and groupwise")
+    ] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout of lora")] = 0.05
     bits: Annotated[int, Field(ge=2, le=8, description="Bits of a groupwise weight")] = 4
     group: Annotated[int, Field(ge=1, description="Input columns that share a zero point")] = 32

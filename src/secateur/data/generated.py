@@ -26,8 +26,8 @@ def generated_documents(model: Any, *, length: int, batch: int, seed: int) -> It
     )
     if start is None:
         raise SecateurError(
-            "The model names no bos_token_id to begin its own text with (--calibration self).\n"
-            "Give a text: --calibration FILE.txt"
+            "The model names no bos_token_id to begin a text of its own with ('self').\n"
+            "Give a text in the place of 'self': a .txt or .jsonl file."
         )
     prompt = torch.full((batch, 1), start, device=model.device)
     for round_ in itertools.count():

@@ -81,7 +81,8 @@ def documents(source: str, *, use: Use, seed: int | None) -> Iterator[str]:
     if source in HUB_SETS:
         yield from hub_documents(HUB_SETS[source], use=use, seed=seed)
         return
-    if path.suffix in _SUFFIXES or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    a_file = path.suffix in (*_SUFFIXES, ".json") or source.startswith((".", "/", "~"))
+    if a_file or source.count("/") != 1:
         # The model writes calibration text of its own ("self"), but is not measured on it.
         names = [*HUB_SETS, *(["self"] if use == "calibration" else []), EMBEDDED]
         nearest = get_close_matches(source.lower(), names, n=1)

@@ -93,13 +93,14 @@ def recovery_card(
     stock: bool,
     data: Mapping[str, Any],
     numbers: Sequence[tuple[str, str, str]],
-    evaluated_on: str,
+    evaluated_on: str | None,
     settings: Mapping[str, Any],
     steps: tuple[int, int],
     trained: tuple[str, int],
 ) -> str:
     """The card after a recovery: the `earlier` one, if the folder had one, and what was trained.
 
+    `evaluated_on` is None if no perplexity was taken;
     `steps` are those made and the one that was kept, `trained` what and how many parameters.
     """
     if earlier is None:
@@ -122,8 +123,7 @@ def recovery_card(
         "|---|---|---|",
         *(f"| {what} | {before} | {after} |" for what, before, after in numbers),
         "",
-        f"Perplexity on {evaluated_on}.",
-        "",
+        *([f"Perplexity on {evaluated_on}.", ""] if evaluated_on else []),
         "| setting | value |",
         "|---|---|",
         *(f"| {key} | {value} |" for key, value in settings.items()),

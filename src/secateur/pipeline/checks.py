@@ -21,22 +21,33 @@ from ..surgery import REPAIRS
 
 
 def target(
-    path: Path | None, force: bool, opened: OpenModel
+    path: Path | None, force: bool, *read: OpenModel | str | None
 ) -> AbstractContextManager[Path | None]:
     """The folder to write into (see `new_folder`), or nothing at all if `path` is None.
 
+    `read` are the models and texts that are read: none of them may lie where is written.
+
     Raises:
-        SecateurError: `path` cannot be written, exists, or holds the model itself.
+        SecateurError: `path` cannot be written, exists, or holds something that is read.
     """
     if path is None:
         return nullcontext(None)
-    source = None if opened.folder is None else opened.folder.resolve()
-    if force and source is not None and path.resolve() in (source, *source.parents):
-        raise SecateurError(
-            f"--out {path} holds the model that is read, which --force would delete."
-            " Choose another --out."
-        )
+    for one in read:
+        place = _place(one.folder if isinstance(one, OpenModel) else one)
+        if force and place is not None and path.resolve() in (place, *place.parents):
+            what = "the model" if isinstance(one, OpenModel) else str(one)
+            raise SecateurError(
+                f"--out {path} holds {what} that is read, which --force would delete."
+                " Choose another --out."
+            )
     return new_folder(path, force=force)
+
+
+def _place(source: str | Path | None) -> Path | None:
+    """Where something lies that was named by its path; None for all other names."""
+    if source is None or not Path(source).expanduser().exists():
+        return None
+    return Path(source).expanduser().resolve()
 
 
 def tokenizer_to_write(opened: OpenModel, given: Any, note: Callable[[str], None]) -> Any:
@@ -140,11 +151,16 @@ def idle_recovery_settings(config: RecoverConfig) -> list[str]:
         "group": config.trained == "groupwise",
         "grid": config.trained == "groupwise",
         "top_k": config.distils,
+        "teacher": config.distils,
         "epochs": config.steps is None,
     }
+    why = {
+        "epochs": "where --steps are given",
+        "teacher": f"with --with {config.recipe}, which learns from the text",
+    }
+    usually = f"with --with {config.recipe}, which trains {config.trained}"
     return [
-        f"--{name.replace('_', '-')} changes nothing with --with {config.recipe}, which trains"
-        f" {config.trained}"
+        f"--{name.replace('_', '-')} changes nothing {why.get(name, usually)}"
         for name, looked_at in asked.items()
         if not looked_at and getattr(config, name) != usual[name]
     ]

@@ -142,7 +142,8 @@ def _blend(folder: Path) -> dict[str, dict[str, float]] | None:
 def bytes_before(opened: OpenModel) -> int:
     """Size of the model's weight files; of its tensors, for a live module."""
     if opened.folder is not None:
-        return sum(file.stat().st_size for file in opened.folder.glob("*.safetensors"))
+        # no hidden files: the state of a training may lie there
+        return sum(file.stat().st_size for file in opened.folder.glob("[!.]*.safetensors"))
     return sum(spec.bytes for spec in opened.weights.specs.values())
 
 

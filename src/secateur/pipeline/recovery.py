@@ -10,13 +10,13 @@ from typing import Any
 from ..config import RECIPES, make_config, make_recover_config
 from ..errors import SecateurError
 from ..methods import METHODS
-from ..models import open_model
 from ..progress import Progress, Quiet
 from . import stages
 from .checks import target
 from .recovery_run import Recovery, RecoveryRun, state_of
 from .result import Result
 from .run import prune
+from .training_data import read_data
 
 # Settings that pruning and recovery have in common.
 _SHARED = ("seed", "device", "evaluate", "evaluate_tokens", "length", "hidden_gib")
@@ -48,9 +48,11 @@ def recover(
             f"--keep-adapter keeps LoRA's, and --with {config.recipe} trains {config.trained}.\n"
             "Type: --with lora --keep-adapter"
         )
-    with _resumable(out), target(out, force, run.opened) as folder:
+    with _resumable(out), target(out, force, *run.read) as folder:
         assert folder is not None  # there is a path
-        return run.carry_out(folder, force, keep_adapter)
+        done = run.carry_out(folder, force, keep_adapter)
+    state_of(out).unlink(missing_ok=True)  # not before `out` is there
+    return done
 
 
 def prune_and_recover(
@@ -80,10 +82,16 @@ def prune_and_recover(
     shared = {name: getattr(pruning, name) for name in _SHARED}
     if pruning.dtype != "float16":  # nothing is trained in it
         shared["dtype"] = pruning.dtype
-    config = make_recover_config(model=str(model), recipe=recipe, teacher=str(model), **shared)
+    if RECIPES[recipe].distils:
+        shared["teacher"] = str(model)
+    config = make_recover_config(model=str(model), recipe=recipe, **shared)
     out = Path(out).expanduser()
-    RecoveryRun(config, out, Quiet())  # what it lacks shows before the pruning
-    with _resumable(out), target(out, force, open_model(model)) as folder:
+    # what it lacks shows before the pruning
+    given = config.model_copy(update={"data": pruning.calibration})
+    first = RecoveryRun(given, out, Quiet())
+    if pruning.calibration not in (None, "self"):
+        read_data(first.opened, given.model_copy(update={"samples": 2}), lambda message: None)
+    with _resumable(out), target(out, force, *first.read) as folder:
         assert folder is not None  # there is a path
         with tempfile.TemporaryDirectory(dir=folder) as place:
             pruned = prune(model, out=Path(place) / "pruned", progress=progress, **settings)
@@ -92,6 +100,7 @@ def prune_and_recover(
             run = RecoveryRun(config.model_copy(update=update), out, progress or Quiet())
             run.name = "what run.toml says was pruned"
             done = run.carry_out(folder, force, keep_adapter=False)
+    state_of(out).unlink(missing_ok=True)
     return replace(pruned, out=out), done
 
 

@@ -20,6 +20,7 @@ from ..export import Form, copy_companions, packed_form, pruned_form, write_mode
 from ..models import OpenModel, StreamedModel, load, open_model, resolve_device
 from ..progress import Progress
 from ..recovery import (
+    STATE_FORMAT,
     CachedDistillation,
     FullDistillation,
     Groupwise,
@@ -34,9 +35,10 @@ from ..recovery import (
 from ..stats import Walk
 from ..structure import Plan
 from ..surgery import PrunedWeights
-from .checks import check_space, idle_recovery_settings, vocabulary
+from .checks import check_space, idle_recovery_settings, tokenizer_to_write, vocabulary
 from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
+from .stages import DEFAULT_LENGTH
 from .trainable import adaptable, make_trained, trained_tensors
 from .training_data import FEW_TOKENS, TrainingData, read_data, teacher_of
 from .write_recovery import copy_history, write_recovery
@@ -115,10 +117,15 @@ class RecoveryRun:
         )
         self._autocast = torch.bfloat16 if bf16 else None
 
+    @property
+    def read(self) -> tuple[OpenModel | str | None, ...]:
+        """The models and texts that are read."""
+        return self.opened, self._teacher, self.config.data, self.config.evaluate
+
     def carry_out(self, folder: Path, force: bool, keep_adapter: bool) -> Recovery:
         """All stages; `force` begins anew where an unfinished training was another one."""
         config = self.config
-        data = read_data(self.opened, config, self._note)
+        data = read_data(self.opened, config, self._note, self._progress)
         examples = data.examples
         if data.trained_tokens < FEW_TOKENS:
             self._note(
@@ -162,9 +169,8 @@ class RecoveryRun:
         after = self._perplexities(text, cut, "after")
         numbers = self._numbers(data, outcome, compared(before, after), parameters)
         self._write(folder, form, packed, numbers, data)
-        store.unlink(missing_ok=True)
         return Recovery(
-            self.config,
+            self.config.model_copy(update={"model": self.name}),
             numbers,
             time.monotonic() - self._started,
             outcome.tokens / max(outcome.seconds, 1e-9),
@@ -197,6 +203,12 @@ class RecoveryRun:
             self._note(
                 f"{self.config.teacher}, which run.toml names, has other weights than the plan was"
                 " made for; if it is not the model that was pruned, type --teacher MODEL"
+            )
+        length = self.config.length or min(DEFAULT_LENGTH, self.opened.context)
+        if teacher.context < length <= self.opened.context:
+            raise SecateurError(
+                f"The teacher {self.config.teacher} reads {teacher.context} tokens at once, and"
+                f" examples have {length}.\nType --length {teacher.context} or less."
             )
         theirs, ours = vocabulary(teacher), vocabulary(self.opened)
         if theirs != ours:
@@ -244,7 +256,9 @@ class RecoveryRun:
         for name in _NOT_IN_WEIGHTS:
             settings.pop(name)
         parts = [
+            STATE_FORMAT,
             json.dumps(settings, sort_keys=True),
+            str(self._autocast),
             data.examples.sha256,
             self.opened.structure.architecture,
             self.opened.structure.weights,
@@ -258,6 +272,8 @@ class RecoveryRun:
                 f"training stopped after step {outcome.steps} of {steps}: {outcome.stopped}; the"
                 f" state after step {outcome.best_step} is kept"
             )
+        elif outcome.best_step == 0:
+            self._note("nothing was gained on held-out examples: the weights are as they were")
         if outcome.overfits:
             self._note(
                 "the loss fell on the training data and rose on held-out examples: more data, or"
@@ -305,7 +321,13 @@ class RecoveryRun:
         check_space(folder, stored)
         size = write_model(folder, stored)
         numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
-        copy_companions(folder, self.opened.folder, tokenizer=None, model=None)
+        copy_companions(
+            folder,
+            self.opened.folder,
+            tokenizer=tokenizer_to_write(self.opened, None, self._note),
+            model=None,
+            adapted=self.opened.adapter is not None,
+        )
         copy_history(folder, self.opened)
         config = self.config.model_copy(update={"model": self.name})
         write_recovery(folder, self.opened, config, numbers, stock=stored.stock)

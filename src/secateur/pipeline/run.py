@@ -41,7 +41,7 @@ def prune(
     """
     run = Run(model, make_config(model=name_of(model), **settings), tokenizer, progress)
     check_ratio(run.structure, run.config)
-    with target(path_of(out), force, run.opened) as folder:
+    with target(path_of(out), force, run.opened, *run.texts) as folder:
         if dry_run:
             plan, _ = run.plan()
             if folder is not None:
@@ -75,7 +75,7 @@ def apply(
     plan.check(run.structure)
     if plan.weights != run.structure.weights:
         run.note("the plan was made for other weights of the same architecture")
-    with target(path_of(out), force, run.opened) as folder:
+    with target(path_of(out), force, run.opened, *run.texts) as folder:
         run.read_evaluation_text()
         # an edited plan may cut layers that the settings did not ask for
         statistics = run.gather(REPAIRS[run.config.repair_name].needs, (), everywhere=True)

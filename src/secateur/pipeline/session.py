@@ -130,6 +130,11 @@ class Run:
         return self._calibrated
 
     @property
+    def texts(self) -> tuple[str | None, str]:
+        """The texts that are read, as they were named."""
+        return self.config.calibration, self.config.evaluate
+
+    @property
     def calibrated(self) -> dict[str, Any] | None:
         """Which calibration windows were read, if any were."""
         if self._calibrated is None:

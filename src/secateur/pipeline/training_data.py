@@ -14,12 +14,15 @@ from ..data import Examples
 from ..errors import SecateurError
 from ..evaluation import window_lengths
 from ..models import OpenModel, open_model
+from ..progress import Progress, Quiet
 from .checks import known_ids
 from .held_out import HeldOut
 from .stages import DEFAULT_LENGTH, SPARE_TOKENS, evaluation_text
 
 # Below so many tokens, what a training gains is mostly about those tokens.
 FEW_TOKENS = 100_000
+# As many examples as a model writes itself, unless told otherwise: they are slow to make.
+OWN_EXAMPLES = 512
 # Of the examples, the share that is held out, and the most that are.
 _HELD_OUT, _HELD_OUT_MOST = 1 / 10, 256
 
@@ -40,9 +43,12 @@ class TrainingData:
 
 
 def read_data(
-    opened: OpenModel, config: RecoverConfig, note: Callable[[str], None]
+    opened: OpenModel,
+    config: RecoverConfig,
+    note: Callable[[str], None],
+    progress: Progress | None = None,
 ) -> TrainingData:
-    """The examples, in an order that the seed decides.
+    """The examples, in an order that the seed decides; `note` is told what the user should know.
 
     Raises:
         SecateurError: no such data, too few of them, or windows longer than the context.
@@ -59,8 +65,11 @@ def read_data(
             f" tokens.\nType --length {opened.context} or less."
         )
     spare = torch.zeros(0, dtype=torch.int64)
+    samples = min(config.samples, config.most_examples + _HELD_OUT_MOST)
+    if source == "self" and "samples" not in config.model_fields_set:
+        samples = min(samples, OWN_EXAMPLES)
     options: dict[str, Any] = {
-        "samples": min(config.samples, config.most_examples + _HELD_OUT_MOST),
+        "samples": samples,
         "length": length,
         "seed": config.seed,
     }
@@ -70,7 +79,7 @@ def read_data(
         )
     else:
         windows = data.sample_windows(
-            _documents(opened, config, length, note),
+            _documents(opened, config, length, samples, note, progress or Quiet()),
             opened.tokenizer,
             source=source,
             choice=1,
@@ -88,7 +97,7 @@ def read_data(
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(config.seed))
     examples = Examples(examples.ids[order], examples.labels[order])
     held = min(max(1, int(len(examples) * _HELD_OUT)), _HELD_OUT_MOST)
-    if source == config.evaluate:
+    if source == config.evaluate and Path(source).expanduser().exists():  # a set has two parts
         note(f"perplexity is taken on {source}, which is trained on: another text would say more")
     return TrainingData(examples, held, source, _evaluation(opened, config, spare))
 
@@ -113,14 +122,25 @@ def teacher_of(config: RecoverConfig) -> str | None:
 
 
 def _documents(
-    opened: OpenModel, config: RecoverConfig, length: int, note: Callable[[str], None]
+    opened: OpenModel,
+    config: RecoverConfig,
+    length: int,
+    samples: int,
+    note: Callable[[str], None],
+    progress: Progress,
 ) -> Iterable[str | Tensor]:
     if config.data != "self":
         return data.documents(str(config.data), use="calibration", seed=config.seed)
     writer = opened if config.teacher is None else open_model(config.teacher)
-    note(f"{writer.source} writes the text to train on; for that it is loaded whole")
-    model = writer.whole(torch.float32).to(config.device)
-    return data.generated_documents(model, length=length, batch=8, seed=config.seed)
+    note(
+        f"{writer.source} writes the text to train on, up to {samples:,} examples (--samples); for"
+        " that it is loaded whole"
+    )
+    on_gpu = config.device.startswith("cuda")
+    dtype = torch.bfloat16 if on_gpu and config.dtype != "float32" else torch.float32
+    model = writer.whole(dtype).to(config.device)
+    documents = data.generated_documents(model, length=length, batch=8, seed=config.seed)
+    return progress.track(documents, "writing text", samples, "document")
 
 
 def _evaluation(opened: OpenModel, config: RecoverConfig, spare: Tensor) -> HeldOut | None:

@@ -43,7 +43,7 @@ def write_recovery(
         stock=stock,
         data=numbers["data"],
         numbers=number_rows({key: numbers[key] for key in ("bytes", "perplexity")}),
-        evaluated_on=numbers["evaluation"]["text"],
+        evaluated_on=numbers["evaluation"]["text"] if numbers["perplexity"] else None,
         settings={key: value for key, value in config.model_dump().items() if value is not None},
         steps=(numbers["steps"], numbers["best_step"]),
         trained=(numbers["trained"], numbers["trained_parameters"]),

@@ -4,12 +4,13 @@ from .grid import GRIDS, Quantised, quantised
 from .groupwise import Groupwise, GroupwiseLinear
 from .lora import Lora
 from .objectives import CachedDistillation, FullDistillation, Objective, next_token
-from .state import forget_other, read_state
+from .state import STATE_FORMAT, forget_other, read_state
 from .trainer import Check, Outcome, Schedule, Trainer
 from .weights import Plain
 
 __all__ = [
     "GRIDS",
+    "STATE_FORMAT",
     "CachedDistillation",
     "Check",
     "FullDistillation",

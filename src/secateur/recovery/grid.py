@@ -40,7 +40,7 @@ class Quantised:
         """Alpha q + beta, fp32."""
         width = self.codes.shape[1]
         scales, zeros = (
-            part.repeat_interleave(self.group, dim=1)[:, :width]
+            part.repeat_interleave(min(self.group, width), dim=1)[:, :width]
             for part in (self.scales, self.zeros)
         )
         return self.codes.float() * scales + zeros

@@ -59,8 +59,9 @@ class GroupwiseLinear(nn.Module):
 
     def pooled(self, inputs: Float[Tensor, "*token in"]) -> Float[Tensor, "*token group"]:
         """Sums over groups of columns; the last group may be shorter."""
-        short = -self.in_features % self.group
-        return nn.functional.pad(inputs, (0, short)).unflatten(-1, (-1, self.group)).sum(dim=-1)
+        columns = min(self.group, self.in_features)
+        short = -self.in_features % columns
+        return nn.functional.pad(inputs, (0, short)).unflatten(-1, (-1, columns)).sum(dim=-1)
 
     def quantised(self, *, merged: bool) -> Quantised:
         """The weight in few bits, with the adapter merged into the zero points or without it."""

@@ -3,6 +3,7 @@
 W + (alpha / rank) B A,   B = 0 at the start
 """
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,5 +80,9 @@ class Lora:
         return OnDemand(factors, merged)
 
     def save(self, folder: Path) -> None:
-        """Write the adapter in PEFT's own layout."""
+        """Write the adapter in PEFT's own layout, its lists in an order of their own."""
         self._model.save_pretrained(folder)
+        file = folder / "adapter_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config["target_modules"] = sorted(config["target_modules"])  # PEFT has a set of them
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ..errors import SecateurError
 
+# Part of every fingerprint: a state of another format is that of another run.
+STATE_FORMAT = "2"
+
 
 @dataclass(frozen=True)
 class State:
@@ -63,14 +66,15 @@ def read_state(path: Path, fingerprint: str) -> State | None:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            names = list(file.keys())
+            values = json.loads(about["values"])
+            own = about.get("fingerprint") == fingerprint
+            names = list(file.keys()) if own else []  # a state is as large as what is trained
             tensors = {name: file.get_tensor(name).clone() for name in names}
-        values = json.loads(about["values"])
     except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise SecateurError(
             f"{path} is no state of a training, or damaged.\nAdd --force to begin anew."
         ) from error
-    if about.get("fingerprint") != fingerprint:
+    if not own:
         raise SecateurError(
             f"{path} is the state of an unfinished training with other settings, data or weights."
             "\nRepeat that command to go on, or add --force to begin anew."

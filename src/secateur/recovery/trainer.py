@@ -6,10 +6,10 @@ dropout draws. So a run that was cut short goes on from its last checkpoint to t
     AdamW (no weight decay), linear warm-up, then linear decay to 0; gradients of the mean loss over
     the labelled tokens of a batch, clipped to norm 1
 
-The held-out loss is taken before the first step and then ten times on the way. The best state is
-what stays, so that a recovery never ends worse on held-out examples than it began. Where the loss
-is no better than it was, training goes back to the best state and halves its rate: a model that a
-repair has brought near the best it can be takes smaller steps than one that was cut in half.
+The held-out loss is taken before the first step and then some ten times on the way. The best state
+is what stays, so that a recovery never ends worse on held-out examples than it began. Where the
+loss is no better than it was, training goes back to the best state and halves its rate: a model
+that a repair has brought near the best it can be takes smaller steps than one that was cut in half.
 """
 
 import math
@@ -25,6 +25,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..data import Examples
+from ..errors import SecateurError
 from ..progress import Progress, Quiet
 from .objectives import Objective
 from .state import State, read_state, write_state
@@ -156,24 +157,25 @@ class Trainer:
         """Train; the parameters hold the best state afterwards.
 
         Raises:
-            SecateurError: the state in the file belongs to another run.
+            SecateurError: the state in the file belongs to another run, or the loss is not finite
+            before anything was trained.
         """
         start = self._resume()
-        started = time.monotonic()
-        before = self._outcome.seconds
+        started = time.monotonic() - self._outcome.seconds
         steps = range(start, self._schedule.steps)
         for step in self._progress.track(steps, "training", len(steps), "step"):
             if self._outcome.stopped is not None:
                 break
             self._step(step)
-            self._outcome.seconds = before + time.monotonic() - started
+            self._outcome.seconds = time.monotonic() - started
+            self._say()
             done = step + 1
             checked = done % self._schedule.check_every == 0 or done == self._schedule.steps
             if checked and self._outcome.stopped is None:
                 self._check(done)
             if checked or done % self._schedule.save_every == 0:
                 self._save()
-        self._outcome.seconds = before + time.monotonic() - started
+        self._outcome.seconds = time.monotonic() - started
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._best[name])
@@ -205,8 +207,13 @@ class Trainer:
         self._outcome.steps = step + 1
         self._outcome.tokens += tokens
         self._since.append((total, tokens))
-        rate = self._outcome.tokens / max(self._outcome.seconds, 1e-3)
-        self._progress.status(f"loss {total / tokens:.3f}, {rate:,.0f} tokens/s")
+
+    def _say(self) -> None:
+        """Show the last step's loss and the speed so far."""
+        if self._since:
+            total, tokens = self._since[-1]
+            rate = self._outcome.tokens / max(self._outcome.seconds, 1e-3)
+            self._progress.status(f"loss {total / tokens:.3f}, {rate:,.0f} tokens/s")
 
     def _loss(self, rows: Int64[Tensor, " example"]) -> Tensor:
         part = self._data[rows]
@@ -259,6 +266,11 @@ class Trainer:
         state = read_state(self._store, self._fingerprint) if self._store else None
         if state is None:
             self._check(0)
+            if not math.isfinite(self._best_loss):
+                raise SecateurError(
+                    "The held-out loss is NaN or infinite before the first step: there is no good"
+                    " state to start from.\nTry --dtype float32, or another recipe."
+                )
             return 0
         with torch.no_grad():
             for name, parameter in self._parameters.items():

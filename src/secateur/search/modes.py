@@ -299,12 +299,13 @@ def _per_layer(
 ) -> dict[str, int]:
     steps: dict[str, int] = {}
     layers = sorted({axis.layer for axis in axes})
+    attending = len({axis.layer for axis in axes if axis.kind == "attention"})
     for layer in layers:
         here = [axis for axis in axes if axis.layer == layer]
         left = request.share * sum(axis.units * removals[axis.name].cost for axis in here)
         for axis in (axis for axis in here if axis.kind == "attention"):
             if request.attention_units is not None:
-                wanted = request.attention_units // len(layers)
+                wanted = request.attention_units // attending
             else:
                 exact = request.attention_share * axis.units
                 step = removals[axis.name].first  # heads of grouped queries go one from each group
