@@ -116,7 +116,7 @@ class RecoverConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, le=2**40, description="Seed of every draw")] = 0
     device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
     dtype: Annotated[
-        str, Field(description="Arithmetic; auto: bfloat16 on a GPU, float32 on a CPU")
+        str, Field(description="Arithmetic of training; auto: bfloat16 on a GPU, else float32")
     ] = "auto"
     hidden_gib: Annotated[
         float,
