@@ -98,7 +98,7 @@ class RecoverConfig(BaseModel):
     warmup: Annotated[int | None, Field(ge=0, description="Steps of warm-up")] = None
     patience: Annotated[
         int, Field(ge=1, description="Checks without a better held-out loss before it stops")
-    ] = 3
+    ] = 4
     rank: Annotated[int, Field(ge=1, description="Rank of lora and groupwise")] = 8
     alpha: Annotated[
         float, Field(gt=0, allow_inf_nan=False, description="Scale of lora and groupwise")

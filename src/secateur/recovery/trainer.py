@@ -50,7 +50,7 @@ class Schedule:
     relative: bool
     warmup: int
     seed: int
-    patience: int = 3
+    patience: int = 4
     clip: float = 1.0
     save_every: int = 25
 
