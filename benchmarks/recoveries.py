@@ -175,13 +175,15 @@ def sizes(folder: Path) -> dict[str, int]:
 def markdown(trials: Sequence[Mapping[str, Any]]) -> str:
     """A line for each base, ratio and recipe; mean and spread over the seeds."""
     texts = list(trials[0]["perplexity"])
-    heads = ["base", "ratio", "recovery", *texts, "CPU minutes", "peak, MB", "linears, kB"]
+    heads = ["base", "ratio", "recovery", *texts]
+    heads += ["seeds", "CPU minutes", "peak, MB", "linears, kB"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     kinds = dict.fromkeys((t["base"], t["ratio"], t["recipe"]) for t in trials)
     order = ["none", "distil", "lora", ROUNDED, *(name for name in RECIPES if "group" in name)]
     for kind in sorted(kinds, key=lambda kind: (kind[1], kind[0], order.index(kind[2]))):
         here = [t for t in trials if (t["base"], t["ratio"], t["recipe"]) == kind]
         cells = [spread([t["perplexity"][text] for t in here]) for text in texts]
+        cells.append(str(len(here)))
         for name, scale in (("minutes", 1), ("peak_mb", 1), ("linear_bytes", 1e-3)):
             values = [t[name] * scale for t in here if name in t]
             cells.append(f"{sum(values) / len(values):,.1f}" if values else "")
