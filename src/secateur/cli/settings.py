@@ -9,6 +9,7 @@ import click
 from pydantic import BaseModel
 
 from ..errors import SecateurError
+from ..registry import choose
 
 
 def settings_options(
@@ -62,12 +63,8 @@ def given_settings(
         SecateurError: one that `kind` does not know, or no model in either; `example` is a command
             that names one.
     """
-    unknown = [name for name in recorded if name not in kind.model_fields]
-    if unknown:
-        raise SecateurError(
-            f"The file of --config has a setting that there is not: {unknown[0]}.\nRemove that"
-            " line; what is no setting (--out, --force) is typed."
-        )
+    for name in recorded:  # --force and the like are no settings
+        choose("setting", name, kind.model_fields)
     given = {name: value for name, value in options.items() if value is not None}
     settings = {**recorded, **given}
     if model is not None:

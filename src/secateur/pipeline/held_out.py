@@ -12,7 +12,7 @@ from ..evaluation import Perplexity, window_lengths
 from ..export import Form
 from ..models import OpenModel, StreamedModel
 from ..progress import Progress
-from .stages import perplexities
+from . import stages
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class HeldOut:
     ) -> list[Perplexity]:
         """One value a window length; `when` is for the progress bar."""
         stage = f"perplexity {when}"
-        return perplexities(source, self.text, self.lengths, batch, progress, stage)
+        return stages.perplexities(source, self.text, self.lengths, batch, progress, stage)
 
 
 def streamed(
