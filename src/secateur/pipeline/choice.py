@@ -1,6 +1,6 @@
 """The search stage: settings become limits and a budget, a search says which units stay."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -57,30 +57,40 @@ def kept_units(
     if weights is None:
         return keep
 
-    def counted(keep: Kept) -> tuple[int, int]:
-        """Parameters that go: each once, and as the sum of the units' costs."""
+    def lost(keep: Kept) -> int:
         plan = Plan(keep, structure.architecture, structure.weights)
-        return removed_parameters(weights, structure, plan), plan.removed_cost(structure)
+        return removed_parameters(weights, structure, plan)
 
-    once, sum_of_costs = counted(keep)
-    if once == sum_of_costs:
+    plan = Plan(keep, structure.architecture, structure.weights)
+    if lost(keep) == plan.removed_cost(structure):
         return keep
-    low, high = wanted, float(removable(structure.axes, limits))
-    best, least = keep, abs(once - wanted)
+    most = float(removable(structure.axes, limits))
+    keep = _nearest(choose, lost, wanted, most)
+    step = max(axis.cost * max(limits.grid(axis), axis.groups) for axis in structure.axes)
+    if abs(lost(keep) - wanted) > step:
+        raise SecateurError(
+            f"The ratio asks for {wanted:,.0f} parameters, and the search comes no nearer than"
+            f" {lost(keep):,}: units of --granularity {config.granularity} overlap.\n"
+            "Change --ratio, or name fewer granularities."
+        )
+    return keep
+
+
+def _nearest(
+    choose: Callable[[float], Kept], lost: Callable[[Kept], int], wanted: float, most: float
+) -> Kept:
+    """Of the choices for budgets from `wanted` to `most`, the one that loses nearest to `wanted`.
+
+    By bisection: a larger budget never loses less.
+    """
+    low, high = wanted, most
+    best = choose(wanted)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         keep = choose(middle)
-        once, _ = counted(keep)
-        if abs(once - wanted) < least:
-            best, least = keep, abs(once - wanted)
-        low, high = (middle, high) if once < wanted else (low, middle)
-    step = max(axis.cost * max(limits.grid(axis), axis.groups) for axis in structure.axes)
-    if least > step:
-        raise SecateurError(
-            f"The ratio asks for {wanted:,.0f} parameters, and the search comes no nearer than"
-            f" {least:,.0f}: units of --granularity {config.granularity} overlap.\n"
-            "Change --ratio, or name fewer granularities."
-        )
+        if abs(lost(keep) - wanted) < abs(lost(best) - wanted):
+            best = keep
+        low, high = (middle, high) if lost(keep) < wanted else (low, middle)
     return best
 
 

@@ -1,7 +1,6 @@
 """Looking without cutting: perplexity of a model, plans, what a folder holds."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,6 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
     """
     folder = Path(folder).expanduser()
     plan = read_plan(folder) if (folder / "plan.json").is_file() or folder.is_file() else None
-    sizes = _sizes(folder) if plan is not None else {}
     facts: dict[str, Any] = {}
     layers: list[dict[str, Any]] = []
     if (folder / "config.json").is_file() or plan is None:
@@ -90,7 +88,7 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
         if plan is None or against is None:
             layers = [
                 {"layer": layer, "attention heads (KV)": heads, "MLP width": width}
-                for layer, heads, width in layer_rows(*_before(structure, plan, sizes))
+                for layer, heads, width in layer_rows(*_before(structure, plan))
             ]
     if plan is not None:
         facts |= {key: value for key, value in plan.settings.items() if value is not None}
@@ -101,22 +99,13 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
         layers = plan_difference(plan, read_plan(against))
     elif not layers and plan is not None:
         layers = [
-            {"axis": name, "kept": len(units), "of": sizes[name]}
+            {"axis": name, "kept": len(units), "of": plan.units[name]}
             for name, units in plan.keep.items()
         ]
     return {"facts": facts, "layers": layers, "blend": _blend(folder)}
 
 
-def _sizes(path: Path) -> dict[str, int]:
-    """How many units each axis of a plan had, by name."""
-    file = path / "plan.json" if path.is_dir() else path
-    axes = json.loads(file.read_text(encoding="utf-8"))["axes"]
-    return {axis["name"]: axis["units"] for axis in axes}
-
-
-def _before(
-    structure: Structure, plan: Plan | None, sizes: Mapping[str, int]
-) -> tuple[Structure, Plan]:
+def _before(structure: Structure, plan: Plan | None) -> tuple[Structure, Plan]:
     """A pruned model's axes as long as they were, and the plan that made them what they are.
 
     The structure alone, and nothing removed, if there is no plan or it is not of this model.
@@ -126,7 +115,7 @@ def _before(
     fits = all(name in known and known[name].units == count for name, count in kept.items())
     if plan is None or not fits:
         return structure, Plan({}, structure.architecture, structure.weights)
-    axes = (replace(axis, units=sizes.get(axis.name, axis.units)) for axis in structure.axes)
+    axes = (replace(axis, units=plan.units.get(axis.name, axis.units)) for axis in structure.axes)
     return replace(structure, axes=tuple(axes)), plan
 
 

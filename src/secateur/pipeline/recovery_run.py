@@ -38,7 +38,7 @@ from ..surgery import PrunedWeights
 from .checks import check_space, idle_recovery_settings, tokenizer_to_write, vocabulary
 from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
-from .stages import DEFAULT_LENGTH
+from .stages import window_length
 from .trainable import adaptable, make_trained, trained_tensors
 from .training_data import FEW_TOKENS, TrainingData, read_data, teacher_of
 from .write_recovery import copy_history, write_recovery
@@ -204,8 +204,8 @@ class RecoveryRun:
                 f"{self.config.teacher}, which run.toml names, has other weights than the plan was"
                 " made for; if it is not the model that was pruned, type --teacher MODEL"
             )
-        length = self.config.length or min(DEFAULT_LENGTH, self.opened.context)
-        if teacher.context < length <= self.opened.context:
+        length = window_length(self.config.length, self.opened)
+        if teacher.context < length:
             raise SecateurError(
                 f"The teacher {self.config.teacher} reads {teacher.context} tokens at once, and"
                 f" examples have {length}.\nType --length {teacher.context} or less."

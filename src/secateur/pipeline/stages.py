@@ -31,6 +31,21 @@ DEFAULT_CALIBRATION = "c4"
 SPARE_TOKENS = 16384
 
 
+def window_length(length: int | None, opened: OpenModel) -> int:
+    """Tokens of a window (or of an example at most): `length`, or what suits the model.
+
+    Raises:
+        SecateurError: it is longer than the context.
+    """
+    length = length or min(DEFAULT_LENGTH, opened.context)
+    if length > opened.context:
+        raise SecateurError(
+            f"--length {length} is longer than the context of the model, {opened.context} tokens."
+            f"\nType --length {opened.context} or less."
+        )
+    return length
+
+
 def calibration_windows(
     opened: OpenModel,
     config: PruneConfig,
@@ -43,12 +58,7 @@ def calibration_windows(
     Raises:
         SecateurError: no such text, too little of it, or windows longer than the context.
     """
-    length = config.length or min(DEFAULT_LENGTH, opened.context)
-    if length > opened.context:
-        raise SecateurError(
-            f"--length {length} is longer than the context of the model, {opened.context} tokens."
-            f"\nType --length {opened.context} or less."
-        )
+    length = window_length(config.length, opened)
     tokenizer = tokenizer or opened.tokenizer
     if config.calibration == "self":
         if note is not None:

@@ -17,7 +17,7 @@ from ..models import OpenModel, open_model
 from ..progress import Progress, Quiet
 from .checks import known_ids
 from .held_out import HeldOut
-from .stages import DEFAULT_LENGTH, SPARE_TOKENS, evaluation_text
+from .stages import SPARE_TOKENS, evaluation_text, window_length
 
 # Below so many tokens, what a training gains is mostly about those tokens.
 FEW_TOKENS = 100_000
@@ -58,12 +58,7 @@ def read_data(
         raise SecateurError(
             "No data to train on. Add --data FILE.txt (or .jsonl, alpaca-cleaned, c4, self)."
         )
-    length = config.length or min(DEFAULT_LENGTH, opened.context)
-    if length > opened.context:
-        raise SecateurError(
-            f"--length {length} is longer than the context of the model, {opened.context}"
-            f" tokens.\nType --length {opened.context} or less."
-        )
+    length = window_length(config.length, opened)
     spare = torch.zeros(0, dtype=torch.int64)
     samples = min(config.samples, config.most_examples + _HELD_OUT_MOST)
     if source == "self" and "samples" not in config.model_fields_set:

@@ -55,7 +55,7 @@ class Plan:
     """Which units stay, for each axis by name; axes not named stay whole.
 
     `repair` and `calibration` are what applying the plan again needs; `settings` records how the
-    plan came about and changes nothing.
+    plan came about and changes nothing. A plan that was read knows the `units` that each axis had.
     """
 
     keep: Mapping[str, tuple[int, ...]]
@@ -64,6 +64,7 @@ class Plan:
     repair: str = "none"
     calibration: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    units: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def kept(self, axis: Axis) -> tuple[int, ...]:
         """Units of `axis` that stay, ascending."""
@@ -173,12 +174,14 @@ class Plan:
             )
         axes = _part(raw, "axes", list)
         keep: dict[str, tuple[int, ...]] = {}
+        sizes: dict[str, int] = {}
         for axis in axes:
             name = _part(axis, "name", str)
             if name in keep:
                 raise SecateurError(f"The plan names {name} twice; remove one of the two lines.")
             units, text = _part(axis, "units", int, name), _part(axis, "keep", str, name)
             keep[name] = parse_ranges(text, what=name, size=units)
+            sizes[name] = units
         return cls(
             keep=keep,
             architecture=_part(raw, "architecture", str),
@@ -186,6 +189,7 @@ class Plan:
             repair=_part(raw, "repair", str),
             calibration=_part(raw, "calibration", dict),
             settings=_part(raw, "settings", dict),
+            units=sizes,
         )
 
 
