@@ -139,6 +139,15 @@ def test_the_number_of_attention_units_can_be_given() -> None:
         assert sum(len(removed[a.name]) for a in axes if a.kind == "attention") == wanted
 
 
+def test_a_share_that_is_a_whole_number_of_units_takes_that_number() -> None:
+    """Rounded down, a share may lose a unit to the last bit of a division."""
+    axes = tuple(axis for axis in axes_of() if axis.kind == "mlp")
+    units, total = axes[0].units, sum(axis.units * axis.cost for axis in axes)
+    for count in range(1, units):
+        removed = search("UL-UM", axes, random_scores(axes), count / units * total)
+        assert {len(gone) for gone in removed.values()} == {count}
+
+
 @pytest.mark.parametrize("name", ["UL-MM", "uniform"])
 def test_a_number_of_units_goes_by_the_layers_that_have_some_to_lose(name: str) -> None:
     axes = axes_of()
