@@ -256,7 +256,9 @@ def test_the_windows_that_ask_the_loss_score_nothing() -> None:
 @pytest.mark.parametrize(
     "granularity", ["channel,layer", "kv_group,query_head", "channel,mlp_block"]
 )
-def test_parameters_of_units_that_overlap_count_once(granularity: str, text_file: Path) -> None:
+def test_parameters_of_units_that_overlap_count_once(
+    granularity: str, text_file: Path, tmp_path: Path
+) -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
     result = secateur.prune(
         model,
@@ -271,10 +273,13 @@ def test_parameters_of_units_that_overlap_count_once(granularity: str, text_file
         evaluate="none",
         samples=4,
         length=16,
+        out=tmp_path / "small",
     )
     kinds = {a.granularity for a in result.structure.axes if result.plan.removed(a)}
     assert kinds == set(granularity.split(","))  # both go, or nothing would overlap
     before, after = (result.numbers["parameters"][when] for when in ("before", "after"))
+    record = json.loads((tmp_path / "small" / "plan.json").read_text())
+    assert record["removed_parameters"] == before - after
     wanted = 0.4 * result.structure.prunable
     assert before - after < result.plan.removed_cost(result.structure)
     largest = max(axis.cost for axis in result.structure.axes)
