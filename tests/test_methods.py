@@ -17,6 +17,7 @@ from conftest import EVERY_FAMILY_SLOWLY, tiny_model, tiny_tokenizer
 from secateur.cli.main import run
 from secateur.config import make_config
 from secateur.errors import SecateurError
+from secateur.fusion import FUSIONS
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
 from secateur.models import open_model
@@ -301,3 +302,18 @@ def test_what_comes_back_from_a_live_model_is_a_copy(text_file: Path) -> None:
     for parameter in small.parameters():
         parameter.data.zero_()
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [n for n, f in FUSIONS.items() if "probe" in f.asks])
+def test_a_fusion_says_how_many_windows_it_needs_the_asking_ones_included(name: str) -> None:
+    needed = max(FUSIONS[name].samples, 1)
+    for count in range(1, 12):
+        ids = torch.zeros(count, 8, dtype=torch.int64)
+        if count > needed:
+            scored, asking = split_windows(ids, name)
+            assert len(scored) >= needed
+            assert len(scored) + len(asking) == count
+            assert len(asking)
+        else:
+            with pytest.raises(SecateurError, match=f"at least {needed + 1} calibration windows"):
+                split_windows(ids, name)

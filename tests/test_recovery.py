@@ -25,7 +25,10 @@ from secateur.cli.main import run
 from secateur.config import RECIPES, make_recover_config, read_toml
 from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
+from secateur.pipeline.look import bytes_before
+from secateur.pipeline.recovery_run import RecoveryRun
 from secateur.pipeline.training_data import read_data
+from secateur.progress import Quiet
 
 QUICK = {"steps": 4, "batch": 4, "micro": 2, "length": 16, "samples": 40}
 
@@ -349,6 +352,38 @@ def test_a_model_writes_some_hundred_examples_of_its_own(pruned: Any, monkeypatc
         with pytest.raises(SecateurError, match="enough seen"):
             read_data(opened, config, lambda message: None)
     assert asked == [512, 90]
+
+
+def test_a_training_that_gains_nothing_says_so(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = pruned()
+    said = []
+    for rate in (1e6, 0.1):
+        done = recovered(folder, text_file, tmp_path / str(rate), rate=rate, patience=99)
+        said.append(any("nothing was gained" in note for note in done.notes))
+        assert (done.numbers["best_step"] == 0) == said[-1]
+    assert said == [True, False]
+
+
+def test_another_arithmetic_is_another_training(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """Where it is chosen by the device, the settings are the same."""
+    config = make_recover_config(model=str(pruned()), data=str(text_file), **QUICK)
+    one, other = (RecoveryRun(config, tmp_path / "out", Quiet()) for _ in range(2))
+    other._autocast = torch.bfloat16
+    data = read_data(one.opened, one.config, lambda message: None)
+    assert one._fingerprint(data) == one._fingerprint(data) != other._fingerprint(data)
+
+
+def test_the_state_of_a_training_is_no_weight_of_the_model(pruned: Any) -> None:
+    folder = pruned()
+    before = bytes_before(open_model(folder))
+    (folder / ".better.training.safetensors").write_bytes(b"x" * 1000)
+    assert (
+        bytes_before(open_model(folder)) == before == (folder / "model.safetensors").stat().st_size
+    )
 
 
 def test_the_schedule_follows_the_recipe_and_the_data() -> None:

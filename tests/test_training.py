@@ -140,6 +140,18 @@ def test_the_rest_of_a_cached_teacher_counts_as_one_more_token(tokens: Tensor) -
     assert float((parts[0] * (parts[0] / parts[1]).log())[:, -1].sum().abs()) > 0.1 * expected
 
 
+def test_a_cached_teacher_takes_no_more_memory_than_it_may(tokens: Tensor) -> None:
+    source = open_model(tiny_model()).streamed(device="cpu")
+    whole = tokens.shape[0] * (tokens.shape[1] - 1) * 20 * 6  # bytes
+    in_memory = []
+    for limit in (whole // 3, whole // 2, whole - 1, whole, 2 * whole):
+        cached = CachedDistillation(Walk(source, tokens, batch=4, limit=limit), 20)
+        parts = [part for part in (cached._tokens, cached._logs) if not part.mapped]
+        in_memory.append(sum(part.tensor.nbytes for part in parts))
+        assert in_memory[-1] <= limit
+    assert in_memory[-1] == whole
+
+
 def test_the_loss_on_the_next_token_is_the_models_own(tokens: Tensor) -> None:
     model = tiny_model()
     labels = tokens.clone()
