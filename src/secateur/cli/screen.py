@@ -2,6 +2,7 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 T = TypeVar("T")
+
+# Texts of no more characters are names.
+_NAME = 16
 
 
 class Screen:
@@ -92,11 +96,23 @@ def table(
     texts: Collection[int] = (0,),
     lines: bool = False,
 ) -> None:
-    """Print a table on standard output; all columns but the `texts` are numbers."""
+    """Print a table on standard output; all columns but the `texts` are numbers.
+
+    Names are not broken, and headings only between words: they take as many lines as keep a column
+    no wider than its cells.
+    """
     console = Console(highlight=False)
+    cells = [[str(cell) for cell in row] for row in rows]
     shown = Table(title=title, title_justify="left", show_lines=lines)
     for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index in texts else "right", overflow="fold")
-    for row in rows:
-        shown.add_row(*(str(cell) for cell in row))
+        longest = max((len(row[index]) for row in cells), default=0)
+        words = max((len(word) for word in column.split()), default=0)
+        shown.add_column(
+            "\n".join(textwrap.wrap(column, max(longest, words, 1))),
+            justify="left" if index in texts else "right",
+            overflow="fold",
+            no_wrap=index in texts and longest <= _NAME,
+        )
+    for row in cells:
+        shown.add_row(*row)
     console.print(shown)
