@@ -21,7 +21,7 @@ import secateur
 from conftest import EVERY_FAMILY_SLOWLY, tiny_model
 from secateur import data
 from secateur.cli.main import cli, run
-from secateur.cli.screen import print_json
+from secateur.cli.screen import print_json, table
 from secateur.config import PruneConfig
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
@@ -272,6 +272,25 @@ def test_evaluate_prints_one_row_for_each_window(model: Path, text_file: Path, s
     for entry in found:
         assert math.isfinite(entry["perplexity"])
         assert re.search(rf"│ {entry['window']} +│ +{entry['perplexity']:.3f} │", out)
+
+
+@pytest.mark.parametrize(("width", "lines"), [(80, 2), (120, 1)])
+def test_a_narrow_terminal_breaks_headings_between_words_and_nothing_else(
+    width: int, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    heads = ("method", "linears removed", "perplexity, window 128", "perplexity, window 512",
+             "weights, MB", "time, s")  # fmt: skip
+    table("Compared", heads, [("magnitude-l1", "20.0%", "1,143.3", "47.9", "15,435.66", "13.6")])
+    out = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= width for line in out)
+    assert sum("┃" in line for line in out) == lines
+    (row,) = (line for line in out if line.startswith("│"))
+    assert row.replace("│", " ").split() == [
+        "magnitude-l1", "20.0%", "1,143.3", "47.9", "15,435.66", "13.6",
+    ]  # fmt: skip
+    words = {word for line in out if "┃" in line for word in line.replace("┃", " ").split()}
+    assert words == {word for head in heads for word in head.split()}
 
 
 def test_what_is_not_finite_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,21 +98,32 @@ def table(
 ) -> None:
     """Print a table on standard output; all columns but the `texts` are numbers.
 
-    Names are not broken, and headings only between words: they take as many lines as keep a column
-    no wider than its cells.
+    Names are not broken. Where the terminal is too narrow, headings are, between words, to keep
+    columns no wider than their cells.
     """
     console = Console(highlight=False)
-    cells = [[str(cell) for cell in row] for row in rows]
-    shown = Table(title=title, title_justify="left", show_lines=lines)
-    for index, column in enumerate(columns):
-        longest = max((len(row[index]) for row in cells), default=0)
-        words = max((len(word) for word in column.split()), default=0)
-        shown.add_column(
-            "\n".join(textwrap.wrap(column, max(longest, words, 1))),
-            justify="left" if index in texts else "right",
-            overflow="fold",
-            no_wrap=index in texts and longest <= _NAME,
-        )
-    for row in cells:
-        shown.add_row(*row)
-    console.print(shown)
+    heads, cells = list(columns), [[str(cell) for cell in row] for row in rows]
+    longest = [max((len(row[i]) for row in cells), default=0) for i in range(len(heads))]
+    broken = [
+        "\n".join(textwrap.wrap(head, max([width, 1, *map(len, head.split())])))
+        for head, width in zip(heads, longest, strict=True)
+    ]
+
+    def made(heads: Iterable[str]) -> Table:
+        made = Table(title=title, title_justify="left", show_lines=lines)
+        for index, head in enumerate(heads):
+            text = index in texts
+            made.add_column(
+                head,
+                justify="left" if text else "right",
+                overflow="fold",
+                no_wrap=text and longest[index] <= _NAME,
+            )
+        for row in cells:
+            made.add_row(*row)
+        return made
+
+    wide = made(heads)
+    unbounded = console.options.update(max_width=10_000)  # a measure stops at the console's width
+    fits = console.measure(wide, options=unbounded).maximum <= console.width
+    console.print(wide if fits else made(broken))
