@@ -41,8 +41,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "groupwise, L = 16": {"recipe": "groupwise", "group": 16},
     "groupwise, L = 32": {"recipe": "groupwise", "group": 32},
     "groupwise, L = 64": {"recipe": "groupwise", "group": 64},
-    "distil, groupwise, L = 32": {"recipe": "distil", "train": "groupwise", "group": 32},
-}
+    "groupwise by next token, L = 32": {
+        "recipe": "groupwise", "group": 32, "loss": "next-token",
+    },
+}  # fmt: skip
 ROUNDED = "lora, then 4 bits, L = 32"
 
 

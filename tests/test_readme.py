@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from secateur.cli.main import cli, run
-from secateur.config import RECIPES
+from secateur.config import LOSSES
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
 
@@ -44,8 +44,8 @@ def desk(
     (folder / "my_score.py").write_text(re.findall(r"```python\n(.*?)```", example, re.DOTALL)[0])
     rows = [{"instruction": f"Add {n} and 1.", "output": str(n + 1)} for n in range(20)]
     (folder / "alpaca.json").write_text(json.dumps(rows))
-    for name, recipe in RECIPES.items():  # as many steps as a toy can take
-        monkeypatch.setitem(RECIPES, name, replace(recipe, steps=2))
+    for name, loss in LOSSES.items():  # as many steps as a toy can take
+        monkeypatch.setitem(LOSSES, name, replace(loss, steps=2))
     monkeypatch.chdir(folder)
     yield folder
     for known in (IMPORTANCE, METHODS):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
 from conftest import Cut, logits
@@ -154,6 +154,56 @@ def test_distillation_trains_what_it_is_told_to(
         else:
             assert any("q_proj" in name for name in changed)
         assert ("model.embed_tokens.weight" in changed) == (train == "all")
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("train", ["lora", "groupwise"])
+def test_a_recipe_and_a_loss_are_what_a_distillation_of_the_same_is(
+    train: str, pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = pruned()
+    losses = {None: "usual", "kl": "kl", "next-token": "next"}
+    for loss, name in losses.items():
+        done = recovered(folder, text_file, tmp_path / name, recipe=train, loss=loss)
+        assert read_toml(done.out / "recovery.toml")["loss"] == (
+            loss or {"lora": "next-token", "groupwise": "kl"}[train]
+        )
+    recovered(folder, text_file, tmp_path / "distilled", train=train)
+    usual, kl, following, distilled = (
+        weights(tmp_path / name) for name in ("usual", "kl", "next", "distilled")
+    )
+    assert kl == distilled != following
+    assert usual == (kl if train == "groupwise" else following)
+
+
+def test_few_bits_are_tuned_on_the_next_token_where_no_dense_model_is_known(
+    pruned: Any, tiny_folder: Any, text_file: Path, tmp_path: Path, assert_refused: Any
+) -> None:
+    dense, live = tiny_folder(), tmp_path / "live"
+    secateur.prune(
+        secateur.load(dense), tokenizer=AutoTokenizer.from_pretrained(dense), out=live,
+        calibration=str(text_file), samples=4, length=16, evaluate="none",
+    )  # fmt: skip
+    for folder in (dense, live):
+        out, same = tmp_path / f"{folder.name}-few", tmp_path / f"{folder.name}-same"
+        done = recovered(folder, text_file, out, recipe="groupwise", group=16)
+        assert any("no dense model is known" in note for note in done.notes)
+        assert (done.config.loss, done.config.teacher) == ("next-token", None)
+        said = recovered(folder, text_file, same, recipe="groupwise", group=16, loss="next-token")
+        assert not any("no dense model" in note for note in said.notes)
+        assert weights(out) == weights(same)
+    # where one is known, it does not depend on what else is on the disk
+    folder = pruned()
+    shutil.rmtree(read_toml(folder / "run.toml")["model"])
+    command = ["recover", folder, "--data", text_file, "--out", tmp_path / "out"]
+    for more in ([], ["--loss", "kl"]):
+        few = [*command, "--with", "groupwise", *more]
+        assert_refused(*few, says=["--teacher MODEL, or --loss next-token"])
+    assert_refused(*command, "--loss", "next-token", says=["--with distil learns from"])
+    recovered(folder, text_file, tmp_path / "out", recipe="groupwise", group=16, loss="next-token")
 
 
 def test_the_adapter_alone_can_be_kept(
@@ -393,6 +443,9 @@ def test_the_schedule_follows_the_recipe_and_the_data() -> None:
     assert (distil.steps, distil.batch, distil.relative) == (200, 16, True)
     adapters = make_recover_config(model="x", train="lora").schedule(6400)
     assert (adapters.rate, adapters.relative) == (1e-4, False)
+    assert adapters == make_recover_config(model="x", recipe="lora", loss="kl").schedule(6400)
+    few = make_recover_config(model="x", recipe="groupwise", loss="next-token").schedule(6400)
+    assert (few.steps, few.batch, few.rate, few.warmup) == (200, 64, 1e-3, 20)
     assert make_recover_config(model="x", epochs=3).schedule(160).steps == 30
     assert make_recover_config(model="x", batch=99).schedule(7).batch == 7
 

@@ -23,7 +23,7 @@ Example:
   secateur recover small/ --with distil --data text.txt --out better/
   secateur recover small/ --with lora --data alpaca-cleaned --evaluate wikitext2 --out better/
   secateur recover small/ --with groupwise --bits 4 --data text.txt --out tiny/
-  secateur recover small/ --with distil --train groupwise --data text.txt --out tiny/
+  secateur recover small/ --with distil --train all --data text.txt --out better/
 
 \b
 Recipes (--with): {listed(RECIPES, 19)}
@@ -31,6 +31,8 @@ Recipes (--with): {listed(RECIPES, 19)}
   lora       {RECIPES["lora"].summary}
   groupwise  {RECIPES["groupwise"].summary}
 distil trains (--train): {listed(TRAINED, 26)}
+Losses (--loss): kl to the dense model's predictions, or on the next token. distil takes kl, lora
+      next-token, groupwise kl unless no dense model is known
 Grids of groupwise: {listed(GRIDS, 21)}
 Data: a .json or .jsonl file of instructions (Alpaca's fields), alpaca-cleaned, or text:
       a .txt or .jsonl file, a folder of them, wikitext2, c4, owner/name on the hub, self

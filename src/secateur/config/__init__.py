@@ -2,9 +2,10 @@
 
 from .files import read_record, read_toml, to_toml
 from .pruning import PruneConfig, make_config
-from .recovery import RECIPES, TRAINED, Recipe, RecoverConfig, make_recover_config
+from .recovery import LOSSES, RECIPES, TRAINED, Recipe, RecoverConfig, make_recover_config
 
 __all__ = [
+    "LOSSES",
     "RECIPES",
     "TRAINED",
     "PruneConfig",

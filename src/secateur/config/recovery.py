@@ -10,49 +10,83 @@ from ..errors import SecateurError
 from ..recovery import GRIDS, Schedule
 from .explain import explained, known_name
 
-TRAINED = {
-    "consumers": "the linears that read heads and channels (o_proj, down_proj), and their biases",
-    "lora": "low-rank changes of every linear, merged",
-    "groupwise": "low-rank changes of the zero points of linears in few bits, merged",
-    "all": "every weight",
-}
 RECOVERY_DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """What is trained, towards what, and how fast unless the settings say so.
+class Loss:
+    """What training makes smaller, and for how long unless the settings say so.
 
-    Without `steps`, `epochs` over the data. A `relative` rate is multiplied with what suits each
-    tensor's size (`secateur.recovery.weights.relative_rate`).
+    Without `steps`, `epochs` over the data.
     """
 
     summary: str
-    train: str
-    distils: bool
     batch: int
-    rate: float
-    relative: bool
     epochs: int
     steps: int | None
     warmup: int
 
 
+LOSSES = {
+    # Steps and not epochs: the dense model runs over no more examples than these see.
+    "kl": Loss("KL divergence from the dense model's predictions", 16, 2, 200, 10),
+    # LLM-Pruner's recipe (2305.11627), as are rate, rank, alpha and dropout of LoRA.
+    "next-token": Loss("cross-entropy of the text's next token", 64, 2, None, 100),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What changes in training, and how fast unless the settings say so.
+
+    A `relative` rate is multiplied with what suits each tensor's size
+    (`secateur.recovery.weights.relative_rate`); adapters start from nothing, so that a share of
+    their size is no measure.
+    """
+
+    summary: str
+    rate: float
+    relative: bool
+
+
+TRAINED = {
+    "consumers": Trained(
+        "the linears that read heads and channels (o_proj, down_proj), and their biases", 0.4, True
+    ),
+    "lora": Trained("low-rank changes of every linear, merged", 1e-4, False),
+    "groupwise": Trained(
+        "low-rank changes of the zero points of linears in few bits, merged", 1e-3, False
+    ),
+    "all": Trained("every weight", 0.4, True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is trained (a name in `TRAINED`), and towards what (a name in `LOSSES`)."""
+
+    summary: str
+    train: str
+    loss: str
+
+
 RECIPES = {
-    # LLM-Pruner's recipe (2305.11627), rank, alpha and dropout included.
+    "distil": Recipe(
+        "The dense model's predictions as target; consumers alone, shapes stay as they are.",
+        "consumers",
+        "kl",
+    ),
     "lora": Recipe(
         "Low-rank changes of every linear, merged; the loss on the next token (LLM-Pruner).",
-        "lora", False, 64, 1e-4, False, 2, None, 100,
+        "lora",
+        "next-token",
     ),
     "groupwise": Recipe(
         "Linears in few bits, their zero points tuned and merged (SAAP, QA-LoRA).",
-        "groupwise", False, 64, 1e-3, False, 2, None, 100,
+        "groupwise",
+        "kl",
     ),
-    "distil": Recipe(
-        "The dense model's predictions as target; consumers alone, shapes stay as they are.",
-        "consumers", True, 16, 0.4, True, 2, 200, 10,
-    ),
-}  # fmt: skip
+}
 
 
 class RecoverConfig(BaseModel):
@@ -66,8 +100,12 @@ class RecoverConfig(BaseModel):
     train: Annotated[
         str | None, Field(description="What distil trains: consumers, lora, groupwise, all")
     ] = None
+    loss: Annotated[
+        str | None,
+        Field(description="kl (to the dense model) or next-token; default: the recipe's"),
+    ] = None
     teacher: Annotated[
-        str | None, Field(description="Dense model for distil; default: the one in run.toml")
+        str | None, Field(description="Dense model for kl; default: the one in run.toml")
     ] = None
     top_k: Annotated[
         int, Field(ge=0, description="Likeliest tokens kept of the teacher; 0: all, anew each time")
@@ -125,12 +163,13 @@ class RecoverConfig(BaseModel):
         ),
     ] = 4.0
 
-    @field_validator("recipe", "train", "grid", "dtype")
+    @field_validator("recipe", "train", "loss", "grid", "dtype")
     @classmethod
     def _known(cls, name: str | None, info: Any) -> str | None:
         known: dict[str, dict[str, Any]] = {
             "recipe": RECIPES,
             "train": TRAINED,
+            "loss": LOSSES,
             "grid": GRIDS,
             "dtype": dict.fromkeys(RECOVERY_DTYPES),
         }
@@ -139,7 +178,12 @@ class RecoverConfig(BaseModel):
     @property
     def distils(self) -> bool:
         """Whether a teacher is the target."""
-        return RECIPES[self.recipe].distils
+        return self.loss_name == "kl"
+
+    @property
+    def loss_name(self) -> str:
+        """What is made smaller: a name in `LOSSES`."""
+        return self.loss or RECIPES[self.recipe].loss
 
     @property
     def trained(self) -> str:
@@ -149,28 +193,24 @@ class RecoverConfig(BaseModel):
     @property
     def most_examples(self) -> int:
         """How many examples the steps can see, if these do not follow from the data."""
-        recipe = RECIPES[self.recipe]
-        steps = self.steps or (None if self.epochs else recipe.steps)
-        return self.samples if steps is None else steps * (self.batch or recipe.batch)
+        loss = LOSSES[self.loss_name]
+        steps = self.steps or (None if self.epochs else loss.steps)
+        return self.samples if steps is None else steps * (self.batch or loss.batch)
 
     def schedule(self, examples: int) -> Schedule:
         """Steps and rates for so many examples to train on."""
-        recipe = RECIPES[self.recipe]
-        # Adapters start from nothing, so that a share of their size is no measure.
-        own = self.trained in ("consumers", "all")
-        rates = {"lora": RECIPES["lora"].rate, "groupwise": RECIPES["groupwise"].rate}
-        rate = recipe.rate if own or not recipe.distils else rates[self.trained]
-        batch = min(self.batch or recipe.batch, examples)
-        steps = self.steps or (None if self.epochs else recipe.steps)
+        loss, trained = LOSSES[self.loss_name], TRAINED[self.trained]
+        batch = min(self.batch or loss.batch, examples)
+        steps = self.steps or (None if self.epochs else loss.steps)
         if steps is None:
-            steps = max(1, math.ceil((self.epochs or recipe.epochs) * examples / batch))
-        warmup = min(recipe.warmup, steps // 10) if self.warmup is None else self.warmup
+            steps = max(1, math.ceil((self.epochs or loss.epochs) * examples / batch))
+        warmup = min(loss.warmup, steps // 10) if self.warmup is None else self.warmup
         return Schedule(
             steps=steps,
             batch=batch,
             micro=min(self.micro, batch),
-            rate=self.rate or rate,
-            relative=recipe.relative and own,
+            rate=self.rate or trained.rate,
+            relative=trained.relative,
             warmup=warmup,
             seed=self.seed,
             patience=self.patience,
@@ -190,7 +230,12 @@ def make_recover_config(**settings: Any) -> RecoverConfig:
         example = "secateur recover DIR --with distil --data text.txt --out DIR2"
         raise SecateurError(explained(error, RecoverConfig, example)) from error
     own = RECIPES[config.recipe].train
-    if not config.distils and config.trained != own:
+    if config.recipe == "distil" and not config.distils:
+        raise SecateurError(
+            "--with distil learns from the dense model, not from the next token.\n"
+            "Type: --with lora, or --with groupwise --loss next-token"
+        )
+    if config.recipe != "distil" and config.trained != own:
         raise SecateurError(
             f"--with {config.recipe} trains {own}, not {config.train}.\n"
             f"Type: --with distil --train {config.train}"

@@ -2,13 +2,14 @@
 
 from .conversion import converted, reverted
 from .families import FAMILIES, Family, Part, layout_for
-from .opening import OpenModel, load, open_config, open_model, resolve_device, resolve_dtype
+from .opening import LIVE, OpenModel, load, open_config, open_model, resolve_device, resolve_dtype
 from .registration import register
 from .streamed import StreamedModel, empty_model, filled
 from .structures import layer_sizes, structure_of
 
 __all__ = [
     "FAMILIES",
+    "LIVE",
     "Family",
     "OpenModel",
     "Part",

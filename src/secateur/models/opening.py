@@ -30,6 +30,9 @@ from .registration import register, register_classes, register_form
 from .streamed import StreamedModel, empty_model, filled
 from .structures import structure_of
 
+# The source of a model that was never in a folder.
+LIVE = "live module"
+
 
 @dataclass(frozen=True)
 class OpenModel:
@@ -137,7 +140,7 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     if isinstance(model, nn.Module):
         config: Any = getattr(model, "config", None)
         raw = config.to_dict() if config is not None else {}
-        source = "live module"
+        source = LIVE
         _check_decoder(raw, source)
         weights = ModuleWeights(model)
     else:

@@ -82,7 +82,7 @@ def prune_and_recover(
     shared = {name: getattr(pruning, name) for name in _SHARED}
     if pruning.dtype != "float16":  # nothing is trained in it
         shared["dtype"] = pruning.dtype
-    if RECIPES[recipe].distils:
+    if RECIPES[recipe].loss == "kl":
         shared["teacher"] = str(model)
     config = make_recover_config(model=str(model), recipe=recipe, **shared)
     out = Path(out).expanduser()

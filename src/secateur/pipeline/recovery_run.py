@@ -40,7 +40,7 @@ from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
 from .stages import window_length
 from .trainable import adaptable, make_trained, trained_tensors
-from .training_data import FEW_TOKENS, TrainingData, read_data, teacher_of
+from .training_data import FEW_TOKENS, TrainingData, read_data, with_target
 from .write_recovery import copy_history, write_recovery
 
 # Settings that do not decide what the trained weights are, once data and models are known.
@@ -99,10 +99,10 @@ class RecoveryRun:
         self.opened = open_model(config.model)
         if self.opened.folder is None:
             raise SecateurError("Recovery reads a folder; write the live model to one first.")
-        self.config = config.model_copy(
-            update={"device": str(resolve_device(config.device)), "teacher": teacher_of(config)}
-        )
-        self._teacher = self._opened_teacher(named=config.teacher is not None)
+        named = config.teacher is not None
+        config = with_target(config, self._note)
+        self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
+        self._teacher = self._opened_teacher(named=named)
         self._linears = adaptable(self.opened, self.config, self._note)
         for message in idle_recovery_settings(self.config):
             self._note(message)

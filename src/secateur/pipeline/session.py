@@ -15,7 +15,7 @@ from ..config import PruneConfig
 from ..data import Windows, token_hash
 from ..evaluation import Perplexity, window_lengths
 from ..export import Form, copy_companions, prove, pruned_form, write_model
-from ..models import StreamedModel, open_model, resolve_device
+from ..models import LIVE, StreamedModel, open_model, resolve_device
 from ..progress import Progress, Quiet
 from ..search import Limits
 from ..stats import Statistics, collect_gradients
@@ -410,7 +410,7 @@ class Run:
 
 def name_of(model: str | Path | nn.Module) -> str:
     """The model's name in the settings."""
-    return "live module" if isinstance(model, nn.Module) else str(model)
+    return LIVE if isinstance(model, nn.Module) else str(model)
 
 
 def path_of(out: str | Path | None) -> Path | None:

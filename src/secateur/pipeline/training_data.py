@@ -13,7 +13,7 @@ from ..config import RecoverConfig, read_toml
 from ..data import Examples
 from ..errors import SecateurError
 from ..evaluation import window_lengths
-from ..models import OpenModel, open_model
+from ..models import LIVE, OpenModel, open_model
 from ..progress import Progress, Quiet
 from .checks import known_ids
 from .held_out import HeldOut
@@ -97,23 +97,31 @@ def read_data(
     return TrainingData(examples, held, source, _evaluation(opened, config, spare))
 
 
-def teacher_of(config: RecoverConfig) -> str | None:
-    """The dense model that a distillation learns from: the one that was pruned, unless named.
+def with_target(config: RecoverConfig, note: Callable[[str], None]) -> RecoverConfig:
+    """The settings with `loss` said and, where it is kl, the dense model: the one that was pruned.
+
+    A recipe that can do without a dense model does so, and `note` is told, where none is known.
 
     Raises:
-        SecateurError: a distillation without a teacher.
+        SecateurError: there is to be a dense model, and there is none.
     """
+    optional = config.recipe != "distil" and config.loss is None
+    config = config.model_copy(update={"loss": config.loss_name})
     if not config.distils or config.teacher is not None:
-        return config.teacher
+        return config
     record = Path(config.model).expanduser() / "run.toml"
-    if record.is_file():
-        model = read_toml(record).get("model")
-        if isinstance(model, str) and (Path(model).expanduser().exists() or model.count("/") == 1):
-            return model
-    raise SecateurError(
-        "A distillation needs the dense model, and run.toml names none that is there.\n"
-        "Type: --teacher MODEL"
-    )
+    model = read_toml(record).get("model") if record.is_file() else None
+    known = isinstance(model, str) and model != LIVE
+    if known and (Path(str(model)).expanduser().exists() or str(model).count("/") == 1):
+        return config.model_copy(update={"teacher": model})
+    if known or not optional:
+        other = "" if config.recipe == "distil" else ", or --loss next-token"
+        raise SecateurError(
+            "A distillation needs the dense model, and run.toml names none that is there.\n"
+            f"Type: --teacher MODEL{other}"
+        )
+    note("no dense model is known (--teacher MODEL): the loss is on the next token")
+    return config.model_copy(update={"loss": "next-token"})
 
 
 def _documents(
