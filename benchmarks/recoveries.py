@@ -35,17 +35,22 @@ from small_models import WINDOW, halves, spread
 
 RATIOS = (0.2, 0.5)
 EXAMPLES = 1_600
-RECIPES: dict[str, dict[str, Any]] = {
-    "distil": {"recipe": "distil"},
-    "lora": {"recipe": "lora"},
-    "groupwise, L = 16": {"recipe": "groupwise", "group": 16},
-    "groupwise, L = 32": {"recipe": "groupwise", "group": 32},
-    "groupwise, L = 64": {"recipe": "groupwise", "group": 64},
-    "groupwise by next token, L = 32": {
-        "recipe": "groupwise", "group": 32, "loss": "next-token",
-    },
-}  # fmt: skip
-ROUNDED = "lora, then 4 bits, L = 32"
+RECIPES: dict[str, tuple[dict[str, Any], ...]] = {
+    "distil": ({"recipe": "distil"},),
+    "lora": ({"recipe": "lora"},),
+    "groupwise, L = 16": ({"recipe": "groupwise", "group": 16},),
+    "groupwise, L = 32": ({"recipe": "groupwise", "group": 32},),
+    "groupwise, L = 64": ({"recipe": "groupwise", "group": 64},),
+    "groupwise by next token, L = 32": (
+        {"recipe": "groupwise", "group": 32, "loss": "next-token"},
+    ),
+    "distil, then groupwise, L = 32": (
+        {"recipe": "distil"},
+        {"recipe": "groupwise", "group": 32},
+    ),
+}
+# What is rounded, too, without training in few bits.
+ROUNDED = {name: f"{name}, then 4 bits, L = 32" for name in ("distil", "lora")}
 
 
 def linear_bytes(folder: Path) -> int:
@@ -76,14 +81,21 @@ def pruned(model: str, out: Path, data: str, seed: int, **settings: Any) -> None
     secateur.prune(model, calibration=data, out=out, **given, **settings)
 
 
-def recovered(base: Path, out: Path, **settings: Any) -> dict[str, float]:
-    """One recovery: processor minutes, and the peak of memory above the loaded model in MB."""
+def recovered(
+    base: Path, out: Path, recipes: Sequence[Mapping[str, Any]], **settings: Any
+) -> dict[str, Any]:
+    """Recoveries one after the other: processor minutes, peak above the loaded model in MB."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     open_model(base).whole(torch.float32)  # what any use of the model takes
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
-    done = secateur.recover(base, out=out, evaluate="none", **settings)
+    with tempfile.TemporaryDirectory(dir=out.parent) as between:
+        for number, recipe in enumerate(recipes, 1):
+            to = out if number == len(recipes) else Path(between) / str(number)
+            options = {"evaluate": "none", "force": True, **settings, **recipe}
+            done = secateur.recover(base, out=to, **options)
+            base = to
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "minutes": (time.process_time() - started) / 60,
@@ -148,7 +160,13 @@ def run_trials(
         for base, settings in bases.items():
             for ratio in RATIOS:
                 key = {"base": base, "ratio": ratio, "seed": seed}
-                wanted = [n for n in ("none", *names) if not results.has(**key, recipe=n)]
+                wanted = [
+                    name
+                    for name in ("none", *names)
+                    if any(
+                        not results.has(**key, recipe=n) for n in (name, ROUNDED.get(name, name))
+                    )
+                ]
                 if not wanted:
                     continue
                 folder = work / "base"
@@ -157,15 +175,16 @@ def run_trials(
                     values = measured(folder, texts, given.tokens)
                     results.add(**key, recipe="none", perplexity=values, **sizes(folder))
                 for name in (n for n in wanted if n != "none"):
-                    out = work / "out"
-                    options = {"data": data, "teacher": given.model, "seed": seed, "force": True}
+                    out = work / name
+                    options = {"data": data, "teacher": given.model, "seed": seed}
                     options |= {"samples": EXAMPLES, "length": WINDOW}
-                    taken = alone(recovered, folder, out, **RECIPES[name], **options)
-                    values = measured(out, texts, given.tokens)
-                    results.add(**key, recipe=name, perplexity=values, **taken, **sizes(out))
-                    if name == "lora":
+                    taken = alone(recovered, folder, out, RECIPES[name], **options)
+                    if not results.has(**key, recipe=name):
+                        values = measured(out, texts, given.tokens)
+                        results.add(**key, recipe=name, perplexity=values, **taken, **sizes(out))
+                    if name in ROUNDED and not results.has(**key, recipe=ROUNDED[name]):
                         values = rounded(out, texts, given.tokens)
-                        results.add(**key, recipe=ROUNDED, perplexity=values)
+                        results.add(**key, recipe=ROUNDED[name], perplexity=values)
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -181,7 +200,7 @@ def markdown(trials: Sequence[Mapping[str, Any]]) -> str:
     heads += ["seeds", "CPU minutes", "peak, MB", "linears, kB"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     kinds = dict.fromkeys((t["base"], t["ratio"], t["recipe"]) for t in trials)
-    order = ["none", "distil", "lora", ROUNDED, *(name for name in RECIPES if "group" in name)]
+    order = ["none", "distil", "lora", *ROUNDED.values(), *(n for n in RECIPES if "group" in n)]
     for kind in sorted(kinds, key=lambda kind: (kind[1], kind[0], order.index(kind[2]))):
         here = [t for t in trials if (t["base"], t["ratio"], t["recipe"]) == kind]
         cells = [spread([t["perplexity"][text] for t in here]) for text in texts]

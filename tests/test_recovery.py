@@ -190,20 +190,50 @@ def test_few_bits_are_tuned_on_the_next_token_where_no_dense_model_is_known(
     for folder in (dense, live):
         out, same = tmp_path / f"{folder.name}-few", tmp_path / f"{folder.name}-same"
         done = recovered(folder, text_file, out, recipe="groupwise", group=16)
-        assert any("no dense model is known" in note for note in done.notes)
+        assert any("names no dense model" in note for note in done.notes)
         assert (done.config.loss, done.config.teacher) == ("next-token", None)
         said = recovered(folder, text_file, same, recipe="groupwise", group=16, loss="next-token")
-        assert not any("no dense model" in note for note in said.notes)
+        assert not any("names no dense model" in note for note in said.notes)
         assert weights(out) == weights(same)
     # where one is known, it does not depend on what else is on the disk
     folder = pruned()
     shutil.rmtree(read_toml(folder / "run.toml")["model"])
     command = ["recover", folder, "--data", text_file, "--out", tmp_path / "out"]
+    record = (folder / "run.toml").read_text()
+    named = read_toml(folder / "run.toml")["model"]
+    for gone in ("models/gone", "gone", "../gone"):  # the first may be a name on the hub
+        (folder / "run.toml").write_text(record.replace(named, gone))
+        few = [*command, "--with", "groupwise"]
+        assert_refused(*few, says=[f"{gone}, which run.toml names", "or --loss next-token"])
     for more in ([], ["--loss", "kl"]):
         few = [*command, "--with", "groupwise", *more]
         assert_refused(*few, says=["--teacher MODEL, or --loss next-token"])
     assert_refused(*command, "--loss", "next-token", says=["--with distil learns from"])
     recovered(folder, text_file, tmp_path / "out", recipe="groupwise", group=16, loss="next-token")
+
+
+def test_another_recipe_than_the_one_recorded_has_its_own_loss(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = pruned()
+    lora, distil = tmp_path / "lora", tmp_path / "distil"
+    recovered(folder, text_file, lora, recipe="lora")
+    recovered(folder, text_file, distil)
+    for record, other in ((lora, distil), (distil, lora)):
+        out = tmp_path / f"{other.name}-again"
+        command = ["recover", "--config", str(record / "recovery.toml"), "--with", other.name]
+        assert run([*command, "--out", str(out)]) == 0
+        assert weights(out) == weights(other)
+
+
+def test_a_teacher_that_nothing_is_learned_from_is_not_opened(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = pruned()
+    plain = recovered(folder, text_file, tmp_path / "plain", recipe="lora")
+    idle = recovered(folder, text_file, tmp_path / "idle", recipe="lora", teacher="nowhere")
+    assert weights(plain.out) == weights(idle.out)
+    assert any(note.startswith("--teacher changes nothing") for note in idle.notes)
 
 
 def test_the_adapter_alone_can_be_kept(

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..config import RECIPES, TRAINED, RecoverConfig, read_toml
+from ..config import LOSSES, RECIPES, TRAINED, RecoverConfig, read_toml
 from ..errors import SecateurError
 from ..recovery import GRIDS
 from .options import FORCE, JSON, OUT, quiet_transformers
@@ -31,8 +31,13 @@ Recipes (--with): {listed(RECIPES, 19)}
   lora       {RECIPES["lora"].summary}
   groupwise  {RECIPES["groupwise"].summary}
 distil trains (--train): {listed(TRAINED, 26)}
-Losses (--loss): kl to the dense model's predictions, or on the next token. distil takes kl, lora
-      next-token, groupwise kl unless no dense model is known
+Losses (--loss):
+  kl          {LOSSES["kl"].summary};
+              {LOSSES["kl"].steps} steps of {LOSSES["kl"].batch}.
+              distil has no other; groupwise takes it where a dense model is named
+  next-token  {LOSSES["next-token"].summary};
+              {LOSSES["next-token"].epochs} epochs in steps of {LOSSES["next-token"].batch}.
+              lora takes it, and groupwise where no dense model is named
 Grids of groupwise: {listed(GRIDS, 21)}
 Data: a .json or .jsonl file of instructions (Alpaca's fields), alpaca-cleaned, or text:
       a .txt or .jsonl file, a folder of them, wikitext2, c4, owner/name on the hub, self
@@ -61,11 +66,14 @@ def recover_command(
     **options: Any,
 ) -> None:
     """Recover a pruned folder."""
+    recorded = read_toml(config) if config else {}
+    if recipe not in (None, recorded.get("recipe")):  # these belong to the recipe recorded
+        recorded = {key: value for key, value in recorded.items() if key not in ("loss", "train")}
     settings = given_settings(
         RecoverConfig,
         {**options, "recipe": recipe},
         model,
-        read_toml(config) if config else {},
+        recorded,
         "secateur recover DIR --with distil --data text.txt --out better/",
     )
     if out is None:

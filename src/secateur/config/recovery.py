@@ -119,7 +119,7 @@ class RecoverConfig(BaseModel):
     on_prompts: Annotated[
         bool, Field(description="Take the loss on instructions too, not on responses alone")
     ] = False
-    steps: Annotated[int | None, Field(ge=1, description="Steps; default: the recipe's")] = None
+    steps: Annotated[int | None, Field(ge=1, description="Steps; default: the loss's")] = None
     epochs: Annotated[
         int | None, Field(ge=1, description="Passes over the data where steps are not given")
     ] = None
@@ -130,7 +130,7 @@ class RecoverConfig(BaseModel):
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="Learning rate; relative to the weights for distil",
+            description="Learning rate; relative to the weights for consumers and all",
         ),
     ] = None
     warmup: Annotated[int | None, Field(ge=0, description="Steps of warm-up")] = None
@@ -233,11 +233,11 @@ def make_recover_config(**settings: Any) -> RecoverConfig:
     if config.recipe == "distil" and not config.distils:
         raise SecateurError(
             "--with distil learns from the dense model, not from the next token.\n"
-            "Type: --with lora, or --with groupwise --loss next-token"
+            "Type: --loss kl, or --with lora, or --with groupwise --loss next-token"
         )
     if config.recipe != "distil" and config.trained != own:
         raise SecateurError(
             f"--with {config.recipe} trains {own}, not {config.train}.\n"
-            f"Type: --with distil --train {config.train}"
+            f"Type: --with {'' if config.train in RECIPES else 'distil --train '}{config.train}"
         )
     return config

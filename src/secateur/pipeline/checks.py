@@ -151,12 +151,13 @@ def idle_recovery_settings(config: RecoverConfig) -> list[str]:
         "group": config.trained == "groupwise",
         "grid": config.trained == "groupwise",
         "top_k": config.distils,
-        "teacher": config.distils,
+        "teacher": config.distils or config.data == "self",
         "epochs": config.steps is None,
     }
     why = {
         "epochs": "where --steps are given",
-        "teacher": f"with --with {config.recipe}, which learns from the text",
+        "teacher": "with --loss next-token; --loss kl learns from it",
+        "top_k": "with --loss next-token, which learns from the text",
     }
     usually = f"with --with {config.recipe}, which trains {config.trained}"
     return [

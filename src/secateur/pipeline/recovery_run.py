@@ -40,7 +40,7 @@ from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
 from .stages import window_length
 from .trainable import adaptable, make_trained, trained_tensors
-from .training_data import FEW_TOKENS, TrainingData, read_data, with_target
+from .training_data import FEW_TOKENS, TrainingData, no_dense_model, read_data, with_target
 from .write_recovery import copy_history, write_recovery
 
 # Settings that do not decide what the trained weights are, once data and models are known.
@@ -100,7 +100,7 @@ class RecoveryRun:
         if self.opened.folder is None:
             raise SecateurError("Recovery reads a folder; write the live model to one first.")
         named = config.teacher is not None
-        config = with_target(config, self._note)
+        config = with_target(config, self.opened.folder, self._note)
         self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
         self._teacher = self._opened_teacher(named=named)
         self._linears = adaptable(self.opened, self.config, self._note)
@@ -193,9 +193,15 @@ class RecoveryRun:
         return text.perplexities(source, _AT_ONCE, self._progress, when)
 
     def _opened_teacher(self, *, named: bool) -> OpenModel | None:
-        if self.config.teacher is None:
+        if self.config.teacher is None or not self.config.distils:
             return None
-        teacher = open_model(self.config.teacher)
+        try:
+            teacher = open_model(self.config.teacher)
+        except SecateurError as error:
+            if named:
+                raise
+            why = f"{self.config.teacher}, which run.toml names, cannot be opened from here"
+            raise no_dense_model(self.config, why) from error
         plan = self.opened.folder / "plan.json" if self.opened.folder else None
         # run.toml has the path as it was typed, and something else may stand there by now
         known = read_plan(plan).weights if not named and plan and plan.is_file() else ""

@@ -97,31 +97,37 @@ def read_data(
     return TrainingData(examples, held, source, _evaluation(opened, config, spare))
 
 
-def with_target(config: RecoverConfig, note: Callable[[str], None]) -> RecoverConfig:
+def with_target(
+    config: RecoverConfig, folder: Path | None, note: Callable[[str], None]
+) -> RecoverConfig:
     """The settings with `loss` said and, where it is kl, the dense model: the one that was pruned.
 
-    A recipe that can do without a dense model does so, and `note` is told, where none is known.
+    A recipe that can do without a dense model does so, and `note` is told, where the run.toml in
+    `folder` names none.
 
     Raises:
-        SecateurError: there is to be a dense model, and there is none.
+        SecateurError: there is to be a dense model, and none is named.
     """
     optional = config.recipe != "distil" and config.loss is None
     config = config.model_copy(update={"loss": config.loss_name})
     if not config.distils or config.teacher is not None:
         return config
-    record = Path(config.model).expanduser() / "run.toml"
-    model = read_toml(record).get("model") if record.is_file() else None
-    known = isinstance(model, str) and model != LIVE
-    if known and (Path(str(model)).expanduser().exists() or str(model).count("/") == 1):
+    record = None if folder is None else folder / "run.toml"
+    model = read_toml(record).get("model") if record is not None and record.is_file() else None
+    if isinstance(model, str) and model != LIVE:
         return config.model_copy(update={"teacher": model})
-    if known or not optional:
-        other = "" if config.recipe == "distil" else ", or --loss next-token"
-        raise SecateurError(
-            "A distillation needs the dense model, and run.toml names none that is there.\n"
-            f"Type: --teacher MODEL{other}"
-        )
-    note("no dense model is known (--teacher MODEL): the loss is on the next token")
+    if not optional:
+        raise no_dense_model(config, "run.toml names none")
+    note("run.toml names no dense model, nor does --teacher: the loss is on the next token")
     return config.model_copy(update={"loss": "next-token"})
+
+
+def no_dense_model(config: RecoverConfig, why: str) -> SecateurError:
+    """What to say where the loss is kl to a dense model that there is not."""
+    other = "" if config.recipe == "distil" else ", or --loss next-token"
+    return SecateurError(
+        f"The dense model is to be learned from, and {why}.\nType: --teacher MODEL{other}"
+    )
 
 
 def _documents(
