@@ -341,6 +341,8 @@ def test_nothing_that_is_read_is_written_over(
     assert_refused(*named, says=["holds the model that is read"])
     (taught,) = {read_toml(folder / "run.toml")["model"]}
     assert_refused(*command, "--out", taught, says=["holds the model that is read"])
+    writes = ["recover", folder, "--data", "self", "--with", "lora", "--teacher", dense]
+    assert_refused(*writes, "--out", dense, "--force", says=["that is read"])
     text = dense / "text.txt"
     text.write_bytes(text_file.read_bytes())
     inside = ["recover", folder, "--data", text, "--out", dense, "--force"]

@@ -120,7 +120,8 @@ class RecoveryRun:
     @property
     def read(self) -> tuple[OpenModel | str | None, ...]:
         """The models and texts that are read."""
-        return self.opened, self._teacher, self.config.data, self.config.evaluate
+        teacher = self._teacher or self.config.teacher  # it may write the text and teach nothing
+        return self.opened, teacher, self.config.data, self.config.evaluate
 
     def carry_out(self, folder: Path, force: bool, keep_adapter: bool) -> Recovery:
         """All stages; `force` begins anew where an unfinished training was another one."""
