@@ -25,9 +25,10 @@ from secateur.cli.main import run
 from secateur.config import RECIPES, make_recover_config, read_toml
 from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
+from secateur.pipeline.checks import idle_recovery_settings
 from secateur.pipeline.look import bytes_before
 from secateur.pipeline.recovery_run import RecoveryRun
-from secateur.pipeline.training_data import read_data
+from secateur.pipeline.training_data import read_data, with_target
 from secateur.progress import Quiet
 
 QUICK = {"steps": 4, "batch": 4, "micro": 2, "length": 16, "samples": 40}
@@ -234,6 +235,26 @@ def test_a_teacher_that_nothing_is_learned_from_is_not_opened(
     idle = recovered(folder, text_file, tmp_path / "idle", recipe="lora", teacher="nowhere")
     assert weights(plain.out) == weights(idle.out)
     assert any(note.startswith("--teacher changes nothing") for note in idle.notes)
+
+
+def test_the_dense_model_is_the_one_that_the_opened_folder_names(pruned: Any) -> None:
+    folder, notes = pruned(), []
+    config = make_recover_config(model="owner/name", recipe="groupwise")  # cached from the hub
+    found = with_target(config, folder, notes.append)
+    assert (found.teacher, found.loss) == (read_toml(folder / "run.toml")["model"], "kl")
+    assert (with_target(config, None, notes.append).loss, len(notes)) == ("next-token", 1)
+
+
+def test_a_teacher_is_idle_where_it_neither_teaches_nor_writes() -> None:
+    for settings, idle in (
+        ({"recipe": "lora"}, True),
+        ({"recipe": "lora", "data": "self"}, False),
+        ({"recipe": "lora", "loss": "kl"}, False),
+        ({"recipe": "groupwise", "loss": "next-token"}, True),
+    ):
+        config = make_recover_config(model="x", teacher="dense", **settings)
+        noted = [note for note in idle_recovery_settings(config) if note.startswith("--teacher")]
+        assert bool(noted) == idle
 
 
 def test_the_adapter_alone_can_be_kept(

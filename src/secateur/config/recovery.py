@@ -36,7 +36,7 @@ LOSSES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class Trainable:
     """What changes in training, and how fast unless the settings say so.
 
     A `relative` rate is multiplied with what suits each tensor's size
@@ -50,14 +50,14 @@ class Trained:
 
 
 TRAINED = {
-    "consumers": Trained(
+    "consumers": Trainable(
         "the linears that read heads and channels (o_proj, down_proj), and their biases", 0.4, True
     ),
-    "lora": Trained("low-rank changes of every linear, merged", 1e-4, False),
-    "groupwise": Trained(
+    "lora": Trainable("low-rank changes of every linear, merged", 1e-4, False),
+    "groupwise": Trainable(
         "low-rank changes of the zero points of linears in few bits, merged", 1e-3, False
     ),
-    "all": Trained("every weight", 0.4, True),
+    "all": Trainable("every weight", 0.4, True),
 }
 
 
