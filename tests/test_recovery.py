@@ -243,6 +243,9 @@ def test_the_dense_model_is_the_one_that_the_opened_folder_names(pruned: Any) ->
     found = with_target(config, folder, notes.append)
     assert (found.teacher, found.loss) == (read_toml(folder / "run.toml")["model"], "kl")
     assert (with_target(config, None, notes.append).loss, len(notes)) == ("next-token", 1)
+    for asked in ({"recipe": "groupwise", "loss": "kl"}, {"recipe": "distil"}):  # never in silence
+        with pytest.raises(SecateurError, match="names none"):
+            with_target(make_recover_config(model="x", **asked), None, notes.append)
 
 
 def test_a_teacher_is_idle_where_it_neither_teaches_nor_writes() -> None:
