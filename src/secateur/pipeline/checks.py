@@ -17,7 +17,7 @@ from ..models import OpenModel
 from ..registry import choose
 from ..search import COMPARING, check_division
 from ..structure import GRANULARITIES, Structure, parse_ranges
-from ..surgery import REPAIRS
+from ..surgery import COARSE, REPAIRS
 
 
 def target(
@@ -197,12 +197,28 @@ def check_settings(structure: Structure, config: PruneConfig) -> None:
             f"Units of --granularity {config.granularity} overlap, and --repair"
             f" {config.repair_name} mends each linear for one kind.\nType --repair none."
         )
+    _check_repair_of_coarse(structure, config)
+
+
+def _check_repair_of_coarse(structure: Structure, config: PruneConfig) -> None:
+    """What whole layers and blocks leave is mended by a refit to the residual stream alone."""
     coarse = [axis for axis in structure.axes if axis.of or axis.layer < 0]
-    if coarse and config.repair_name != "none":
+    repair = config.repair_name
+    if not coarse or repair == "none":
+        return
+    whole = all(axis.granularity in COARSE for axis in coarse)
+    if whole and repair == "refit" and config.target == "residual":
+        return
+    if whole:
         raise SecateurError(
-            f"--repair {config.repair_name} mends the linears that read KV groups and channels, and"
-            f" {coarse[0].granularity} units are read by others.\nType --repair none."
+            f"--repair {repair} --target {config.target} does not mend what a whole"
+            f" {coarse[0].granularity} leaves.\nType --repair refit --target residual, or --repair"
+            " none."
         )
+    raise SecateurError(
+        f"--repair {repair} mends the linears that read KV groups and channels, and"
+        f" {coarse[0].granularity} units are read by others.\nType --repair none."
+    )
 
 
 def check_space(folder: Path, form: Form) -> None:

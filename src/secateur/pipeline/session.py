@@ -350,7 +350,13 @@ class Run:
         if REPAIRS[config.repair_name].fit is not None:
             with self._timed("repair"):
                 repaired = stages.fitted_tensors(
-                    self.source, structure, plan, self.windows, config, progress=self._progress
+                    self.source,
+                    structure,
+                    opened.structures,
+                    plan,
+                    self.windows,
+                    config,
+                    progress=self._progress,
                 )
             replaced = repaired.tensors
             self._numbers["repair"] = [dataclasses.asdict(one) for one in repaired.reports]

@@ -22,7 +22,7 @@ from ..progress import Progress, Quiet
 from ..search import Limits
 from ..stats import Statistics, Walk, collect
 from ..structure import Axis, Plan, Structure
-from ..surgery import REPAIRS, Repaired, sequential_repair
+from ..surgery import REPAIRS, Repaired, sequential_repair, with_consumers
 from .checks import known_ids
 
 # Windows shorter than this say little about attention; longer ones cost more than they add.
@@ -250,18 +250,23 @@ def added_biases(
 def fitted_tensors(
     source: StreamedModel,
     structure: Structure,
+    whole: Structure,
     plan: Plan,
     windows: data.Windows,
     config: PruneConfig,
     *,
     progress: Progress | None = None,
 ) -> Repaired:
-    """The repair stage where consumers are fitted in sequence: their new tensors, and reports."""
+    """The repair stage where consumers are fitted in sequence: their new tensors, and reports.
+
+    `whole` has the axes of all granularities: where `structure` has layers alone, the linears in
+    those that stay are fitted.
+    """
     fit = REPAIRS[config.repair_name].fit
     assert fit is not None, "a repair that fits says what"
     return sequential_repair(
         walk(source, windows.ids, config),
-        structure,
+        with_consumers(structure, whole),
         plan,
         fit=fit,
         target=config.target,

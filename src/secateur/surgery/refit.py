@@ -3,12 +3,15 @@
 With Z the student's inputs (kept channels), R = T - Z W^T - b what the kept weights leave of the
 target T, and Z_c, R_c the same about their means over tokens:
 
-    dW^T = (Z_c^T Z_c + mu I)^-1 Z_c^T R_c,   mu = lambda trace(Z^T Z) / in
+    dW^T = (Z_c^T Z_c + lambda D)^-1 Z_c^T R_c,   D = diag(Z^T Z)
     db   = mean(R) - dW mean(Z)
 
-which minimises |R - Z dW^T - 1 db^T|^2 + mu |dW|^2: the constant column is not damped. At infinite
-lambda only db is left, and with the dense model's output as target that is FLAP's bias. Layer-wise
-least squares after HyWIA (2403.10799); the ridge toward the kept weights is this project's.
+which minimises |R - Z dW^T - 1 db^T|^2 + lambda |dW D^1/2|^2: the constant column is not damped,
+and every other by what it gives. So the fit does not see the units that a channel is measured in,
+and a channel a thousand times the others (real models have some, in the first token of a window)
+does not damp away the rest, as a multiple of the identity would. At infinite lambda only db is
+left, and with the dense model's output as target that is FLAP's bias. Layer-wise least squares
+after HyWIA (2403.10799); the ridge toward the kept weights is this project's.
 """
 
 import math
@@ -23,8 +26,8 @@ from ..errors import SecateurError
 from .normal import Normal
 from .solve import factor
 
-# From a light touch to one that only moves weights that many tokens speak for.
-DAMPINGS = (0.001, 0.01, 0.1, 1.0)
+# From a light touch to the bias alone.
+DAMPINGS = (0.001, 0.01, 0.1, 1.0, math.inf)
 DAMPING = 0.01
 
 
@@ -60,13 +63,18 @@ def refit(normal: Normal, damping: float = DAMPING, *, affine: bool = True, wher
     if affine:
         products = products - normal.count * torch.outer(mean, mean)
         cross = cross - normal.count * torch.outer(mean, left)
-    size = float(normal.inputs.diagonal().mean())
-    factored = factor(products, damping * size, where=where)
-    change = factored.solve(cross).T
+    scale = _scales(normal)
+    factored = factor(products * torch.outer(scale, scale), damping, where=where)
+    change = (factored.solve(cross * scale[:, None]) * scale[:, None]).T
     added = left - change @ mean if affine else torch.zeros_like(left)
-    used = factored.damping / size if factored.warning and size > 0 else damping
     warnings = () if factored.warning is None else (factored.warning,)
-    return Fit(change, added, used, factored.condition, warnings)
+    return Fit(change, added, factored.damping, factored.condition, warnings)
+
+
+def _scales(normal: Normal) -> Float[Tensor, " in"]:
+    """What brings the power of every channel to one; a channel that gives nothing stays."""
+    power = normal.inputs.diagonal()
+    return torch.where(power > 0, power, torch.ones_like(power)).rsqrt()
 
 
 def refit_on_held_out(
@@ -79,10 +87,15 @@ def refit_on_held_out(
 ) -> Fit:
     """The refit to `normal` whose error on other tokens is least, of those with `dampings`.
 
-    Where two are alike the stronger damping wins.
+    No change at all is among them, so that this error never rises. Where two are alike the
+    stronger damping wins, and no change against every fit.
 
     Raises:
         SecateurError: as `refit`.
     """
     fits = [refit(normal, damping, affine=affine, where=where) for damping in dampings]
-    return min(fits, key=lambda fit: (held_out.error(fit.change, fit.added), -fit.damping))
+    still = Fit(
+        torch.zeros_like(normal.cross.T), torch.zeros_like(normal.residual_sum), math.inf, 1.0
+    )
+    best = min(fits, key=lambda fit: (held_out.error(fit.change, fit.added), -fit.damping))
+    return best if held_out.error(best.change, best.added) < held_out.error() else still

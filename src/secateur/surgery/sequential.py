@@ -16,30 +16,33 @@ consumers called before i in the layer, h the layer's input, ' the student's and
 
     T = y_i + (h + m sum_j y_j - h' - m sum_j y'_j) / m
 
-That holds for sequential and parallel sub-blocks, where the layer's output is h + m sum y. So it is
-asked of the numbers, not of the family: where a layer does otherwise (a norm after the consumer, a
-branch that is no axis), what is missing from the stream cannot be added to the consumer's output,
-and the layer falls back to `dense_output`.
+That holds for sequential and parallel sub-blocks, where the layer's output is h + m sum y, and for
+attention before a mixture of experts, where h + m y is what comes next. It is asked of the numbers,
+not of the family: where a consumer's output is normed before it is added (Gemma 2 and 3, OLMo 2),
+what is missing from the stream cannot be added to it, and it is fitted to `dense_output`.
+
+Whole layers and blocks that go are skipped by the student; what is fitted for them, `depth` says.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..progress import Progress
 from ..registry import choose
 from ..stats import Activations, LayerStep, Walk
 from ..stats.collect import find
-from ..stats.stream import Call, hidden_of, not_finite
+from ..stats.stream import not_finite
 from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan, Structure
+from .depth import COARSE, Depth, Place, streams_after
 from .mask_tuning import DAMPING as MASK_DAMPING
 from .mask_tuning import mask_tuning, sane
 from .normal import Normal
+from .observe import Consumer, Seen, see, stream_multipliers
 from .refit import DAMPING, Fit, refit, refit_on_held_out
 
 TARGETS = {
@@ -54,8 +57,6 @@ FITS = {
 }
 # Of the windows, the share that only chooses the damping.
 HELD_OUT = 1 / 8
-# Distance from 1 at which a measured multiplier is 1: in bf16 it cannot be told more exactly.
-_NEARLY_ONE = 0.01
 _TINY = 1e-30
 
 
@@ -64,7 +65,9 @@ class ConsumerReport:
     """How well one consumer could be repaired.
 
     `before` and `after` are squared errors as shares of the target's squares, on held-out tokens if
-    there were any; `damping` is the lambda in force, `condition` that of the damped system.
+    there were any; `damping` is the lambda in force (infinite: the bias alone was fitted),
+    `condition` that of the damped system. `fitted` is False where everything tried made the
+    held-out error worse, so that the consumer is only cut.
     """
 
     module: str
@@ -74,6 +77,7 @@ class ConsumerReport:
     before: float
     after: float
     warnings: tuple[str, ...] = ()
+    fitted: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,25 +101,33 @@ def sequential_repair(
 ) -> Repaired:
     """Repair the consumers of all axes that `plan` cuts, by the calibration tokens of `walk`.
 
+    `structure` has the fine axes of all layers, and the coarse ones that `plan` may remove.
     `damping` None is chosen for each consumer on the last eighth of the windows, which then fit
-    nothing. With `every`, consumers that lose nothing but come after some that do repay the error
-    that they inherit.
+    nothing, so that their error never rises. With `every`, consumers that lose nothing but come
+    after some that do repay the error that they inherit.
 
     Raises:
         SecateurError: no such fit or target, activations that are not finite.
     """
     choose("fit", fit, FITS)
     choose("target", target, TARGETS)
-    surgeon = _Surgeon(walk, plan, fit, target, damping, every)
+    fine = [axis for axis in structure.axes if axis.granularity not in COARSE]
+    depth = Depth.of(structure.axes, plan)
+    ahead = streams_after(walk, fine, depth, progress=progress) if target == "residual" else {}
+    surgeon = _Surgeon(walk, plan, fit, target, damping, every, depth, ahead)
     dense = walk.embed()
     student: Activations | None = None
     for step in walk.layers(progress=progress, stage="repair"):
-        axes = [axis for axis in structure.axes if axis.layer == step.index]
-        if student is None and not any(plan.removed(axis) for axis in axes):
+        axes = [axis for axis in fine if axis.layer == step.index]
+        touched = depth.starts_in(step.index) or any(plan.removed(axis) for axis in axes)
+        if student is None and not touched:
             step.run(dense)
             continue
         if student is None:
             student = dense if target == "one_shot" else dense.clone(limit=walk.limit)
+        if step.index in depth.layers:
+            step.run(dense)
+            continue
         student_has = surgeon.repair_layer(step, axes, dense, student)
         step.run(dense)
         if student is not dense:
@@ -125,133 +137,42 @@ def sequential_repair(
 
 
 @dataclass(frozen=True)
-class _Consumer:
-    """A consumer in its layer: its module and which channels it keeps."""
-
-    name: str
-    dim: int
-    module: nn.Module
-    kept: Int64[Tensor, " in"]
-    owner: Int64[Tensor, " in"]
-
-    @classmethod
-    def of(cls, axis: Axis, plan: Plan, layer: nn.Module) -> "_Consumer":
-        member = axis.consumer
-        module = layer.get_submodule(member.module.partition(f".{axis.layer}.")[2])
-        size = module._parameters["weight"].shape[member.dim]  # type: ignore[union-attr]
-        owner = torch.full((size,), -1)
-        kept = member.blocks.indices(plan.kept_tensor(axis))
-        owner[kept] = torch.arange(len(kept))[:, None]
-        stays = torch.ones(size, dtype=torch.bool)
-        stays[member.blocks.indices(plan.removed_tensor(axis)).flatten()] = False
-        return cls(member.module, member.dim, module, stays.nonzero().flatten(), owner[stays])
-
-    @property
-    def weight(self) -> Float[Tensor, "out in"]:
-        """The weights that stay, as the module holds them now."""
-        whole = self.module._parameters["weight"]
-        assert whole is not None
-        return whole.detach().movedim(self.dim, 0)[self.kept.to(whole.device)].T
-
-    @property
-    def bias(self) -> Float[Tensor, " out"] | None:
-        """The bias as the module holds it now."""
-        bias = self.module._parameters.get("bias")
-        return None if bias is None else bias.detach()
-
-    def edit(self, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Substitutes:
-        """Parameters of the dense shape that compute what the cut consumer does."""
-        whole = self.module._parameters["weight"]
-        assert whole is not None
-        wide = torch.zeros_like(whole.detach().movedim(self.dim, 0))
-        wide[self.kept.to(whole.device)] = weight.T.to(whole.dtype)
-        added = None if bias is None else nn.Parameter(bias.to(whole.dtype), requires_grad=False)
-        return {
-            (self.module, "weight"): nn.Parameter(wide.movedim(0, self.dim), requires_grad=False),
-            (self.module, "bias"): added,
-        }
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One batch through a layer: its input and output, and each consumer's, in calling order."""
-
-    before: Tensor
-    after: Tensor
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
-
-
-def _see(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[_Consumer]) -> _Seen:
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            # some families flatten windows and tokens before the MLP
-            shape = hidden.shape[:-1]
-            inputs[name] = args[0].detach().view(*shape, -1)
-            outputs[name] = output.detach().view(*shape, -1)
-
-        return hook
-
-    hooks = [c.module.register_forward_hook(record(c.name)) for c in consumers]
-    try:
-        with torch.no_grad():
-            after = hidden_of(layer(hidden, *call[0], **call[1]))
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return _Seen(hidden, after, inputs, outputs)
-
-
-def residual_multiplier(
-    before: Float[Tensor, "*token hidden"],
-    after: Float[Tensor, "*token hidden"],
-    outputs: Sequence[Float[Tensor, "*token hidden"]],
-) -> float | None:
-    """The scalar m of a layer that computes after = before + m sum(outputs); None if it does not.
-
-    An element tells something where the outputs exceed the rounding of the stream; 99% of those
-    must agree.
-    """
-    total = torch.stack([output.float() for output in outputs]).sum(dim=0)
-    size = torch.stack([output.float().abs() for output in outputs]).sum(dim=0)
-    rounding = torch.finfo(after.dtype).eps
-    delta = after.float() - before.float()
-    power = float(total.square().sum())
-    multiplier = float((delta * total).sum()) / power if power > 0 else 0.0
-    if abs(multiplier - 1) < _NEARLY_ONE:
-        multiplier = 1.0
-    tolerance = 2 * rounding * (before.float().abs() + after.float().abs() + size)
-    telling = (multiplier * total).abs() > 4 * tolerance
-    agrees = (delta - multiplier * total).abs() <= tolerance
-    if telling.float().mean() < 0.01 or agrees[telling].float().mean() < 0.99:
-        return None
-    return multiplier
-
-
-@dataclass(frozen=True)
 class _Layer:
-    """One layer on the way, and the states before it; `multiplier` is None where none fits."""
+    """One layer on the way, and the states before it; `multipliers` by consumer, None: a norm.
+
+    `ahead` has the dense stream after the gap that follows a consumer.
+    """
 
     step: LayerStep
-    consumers: Sequence[_Consumer]
+    consumers: Sequence[Consumer]
     dense: Activations
     student: Activations
-    multiplier: float | None
+    multipliers: Mapping[str, float | None]
+    ahead: Mapping[str, Activations]
+
+    def target(self, name: str, asked: str) -> str:
+        """The target that consumer `name` can have."""
+        return "dense_output" if asked == "residual" and not self.multipliers[name] else asked
 
 
 class _Surgeon:
     """Repairs layer after layer and keeps what it has found."""
 
     def __init__(
-        self, walk: Walk, plan: Plan, fit: str, target: str, damping: float | None, every: bool
+        self,
+        walk: Walk,
+        plan: Plan,
+        fit: str,
+        target: str,
+        damping: float | None,
+        every: bool,
+        depth: Depth,
+        ahead: Mapping[Place, Activations],
     ) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.reports: list[ConsumerReport] = []
         self._plan, self._fit, self._target, self._every = plan, fit, target, every
-        self._damping = damping
+        self._damping, self._depth, self._ahead = damping, depth, ahead
         windows = len(walk.tokens)
         self._held = fit == "refit" and damping is None and windows > 1
         self._fitted = windows - max(1, int(windows * HELD_OUT)) if self._held else windows
@@ -262,24 +183,53 @@ class _Surgeon:
     ) -> Substitutes:
         """Find the new tensors of one layer; give the parameters that make it the student's."""
         linears = [axis for axis in axes if axis.consumer.parameter == "weight"]
-        consumers = [_Consumer.of(axis, self._plan, step.module) for axis in linears]
-        edits = self._cut_experts(step, axes)
+        consumers = [Consumer.of(axis, self._plan, step.module) for axis in linears]
+        edits = {**self._cut_experts(step, axes), **self._cut_blocks(step)}
         if not consumers:
             return edits
         cut = {axis.consumer.module for axis in axes if self._plan.removed(axis)}
+        gone = {a.consumer.module for a in linears if (a.layer, a.kind) in self._depth.blocks}
         _, inputs, call = next(step.batches(dense))
-        seen = _see(step.module, inputs, call, consumers)
-        multiplier = residual_multiplier(seen.before, seen.after, list(seen.outputs.values()))
-        layer = _Layer(step, consumers, dense, student, multiplier)
+        multipliers = stream_multipliers(step.module, inputs, call, consumers)
+        ahead = self._ahead_of(axes, list(multipliers))
+        layer = _Layer(step, consumers, dense, student, multipliers, ahead)
         by_name = {consumer.name: consumer for consumer in consumers}
-        for consumer in (by_name[name] for name in seen.outputs):
-            if consumer.name not in cut and not self._every:
+        for consumer in (by_name[name] for name in multipliers if name not in gone):
+            if consumer.name not in cut and consumer.name not in ahead and not self._every:
                 continue
             only_cut = consumer.edit(consumer.weight, consumer.bias)
             edits = {**edits, **only_cut}
             if not self._stopped:
                 before = only_cut if self._target == "one_shot" else edits
                 edits = {**edits, **self._repair(layer, consumer, before)}
+        return edits
+
+    def _ahead_of(self, axes: Sequence[Axis], called: Sequence[str]) -> dict[str, Activations]:
+        """By consumer, the dense stream after the gap that it is the last linear before.
+
+        Experts after it would change the stream that it is fitted to, and so it is left to those
+        after the gap to repay.
+        """
+        found: dict[str, Activations] = {}
+        for axis in axes:
+            states = self._ahead.get((axis.layer, axis.kind))
+            own = [a.consumer.module for a in axes if a.kind == axis.kind]
+            linear = all(a.consumer.parameter == "weight" for a in axes if a.kind == axis.kind)
+            if states is not None and linear:
+                found[max(own, key=called.index)] = states
+        return found
+
+    def _cut_blocks(self, step: LayerStep) -> Substitutes:
+        """Blocks that go add nothing: what they write with is zero."""
+        edits: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
+        for (layer, _), axis in self._depth.blocks.items():
+            for member in axis.consumers if layer == step.index else ():
+                module = find(step.module, member.module, layer)
+                whole = module.get_parameter(member.parameter).detach()
+                edits[module, member.parameter] = _frozen(torch.zeros_like(whole))
+                bias = "bias" if member.parameter == "weight" else f"{member.parameter}_bias"
+                if module._parameters.get(bias) is not None:
+                    edits[module, bias] = _frozen(torch.zeros_like(module.get_parameter(bias)))
         return edits
 
     def _cut_experts(self, step: LayerStep, axes: Sequence[Axis]) -> Substitutes:
@@ -290,34 +240,37 @@ class _Surgeon:
             if member.parameter != "weight" and len(removed):
                 module = find(step.module, member.module, axis.layer)
                 whole = module.get_parameter(member.parameter).detach()
-                masked = member.masked(whole, removed)
-                edits[module, member.parameter] = nn.Parameter(masked, requires_grad=False)
+                edits[module, member.parameter] = _frozen(member.masked(whole, removed))
         return edits
 
-    def _repair(self, layer: _Layer, consumer: _Consumer, edits: Substitutes) -> Substitutes:
+    def _repair(self, layer: _Layer, consumer: Consumer, edits: Substitutes) -> Substitutes:
         """Fit one consumer, note and report it; nothing if it is to stay cut as it is."""
         normal, held, power = self._gather(layer, consumer, edits)
         scored = held or normal
         before = scored.error() / max(power, _TINY)
         found = self._fit_to(consumer, normal, held)
-        target = self._target
-        if target == "residual" and layer.multiplier is None:
-            target = "dense_output"
+        after = scored.error(found.change, found.added) / max(power, _TINY)
+        warnings = found.warnings
         if self._stopped:
             why = f"{consumer.name}: a scale left [-10, 10]; nothing from here on is tuned"
-            warnings = (*found.warnings, why)
-            self.reports.append(
-                ConsumerReport(
-                    consumer.name, target, 0.0, found.condition, before, before, warnings
-                )
-            )
-            return {}
-        after = scored.error(found.change, found.added) / max(power, _TINY)
+            warnings, after = (*warnings, why), before
+        moved = bool(found.change.any() or found.added.any())
         self.reports.append(
             ConsumerReport(
-                consumer.name, target, found.damping, found.condition, before, after, found.warnings
+                consumer.name,
+                layer.target(consumer.name, self._target),
+                0.0 if self._stopped else found.damping,
+                found.condition,
+                before,
+                after,
+                warnings,
+                fitted=moved and not self._stopped,
             )
         )
+        return {} if self._stopped else self._kept(consumer, found)
+
+    def _kept(self, consumer: Consumer, found: Fit) -> Substitutes:
+        """Note the new tensors of a consumer."""
         weight = consumer.weight.to(found.change.dtype) + found.change
         bias = consumer.bias
         if bias is not None or found.added.any():
@@ -326,7 +279,7 @@ class _Surgeon:
         self.tensors[f"{consumer.name}.weight"] = weight.float().T.movedim(0, consumer.dim).cpu()
         return consumer.edit(weight, bias)
 
-    def _fit_to(self, consumer: _Consumer, normal: Normal, held: Normal | None) -> Fit:
+    def _fit_to(self, consumer: Consumer, normal: Normal, held: Normal | None) -> Fit:
         """The fit that was asked for; a scale out of bounds stops all that follow."""
         where = consumer.name
         if self._fit == "mask_tuning":
@@ -341,7 +294,7 @@ class _Surgeon:
         return refit(normal, DAMPING if self._damping is None else self._damping, where=where)
 
     def _gather(
-        self, layer: _Layer, consumer: _Consumer, edits: Substitutes
+        self, layer: _Layer, consumer: Consumer, edits: Substitutes
     ) -> tuple[Normal, Normal | None, float]:
         """Normal matrices of one consumer on fitted and on held-out windows; squares of its target.
 
@@ -355,10 +308,10 @@ class _Surgeon:
         power = 0.0
         pairs = zip(layer.step.batches(layer.dense), layer.step.batches(layer.student), strict=True)
         for (windows, hidden, call), (_, other, _) in pairs:
-            teacher = _see(layer.step.module, hidden, call, layer.consumers)
+            teacher = see(layer.step.module, hidden, call, layer.consumers)
             with substituted(edits):
-                pupil = _see(layer.step.module, other, call, layer.consumers)
-            goal = self._goal(consumer, teacher, pupil, layer.multiplier)
+                pupil = see(layer.step.module, other, call, layer.consumers)
+            goal = self._goal(layer, consumer, teacher, pupil, windows)
             residual = goal - pupil.outputs[consumer.name].float()
             if not torch.isfinite(residual).all():
                 raise not_finite(f"the output of {consumer.name}", other.dtype)
@@ -372,7 +325,7 @@ class _Surgeon:
         return normal, held, power
 
     def _goal(
-        self, consumer: _Consumer, teacher: _Seen, pupil: _Seen, multiplier: float | None
+        self, layer: _Layer, consumer: Consumer, teacher: Seen, pupil: Seen, windows: slice
     ) -> Float[Tensor, "*token out"]:
         """The target of one consumer for one batch, fp32."""
         if self._target == "own_output":
@@ -380,11 +333,30 @@ class _Surgeon:
                 own: Tensor = consumer.module(pupil.inputs[consumer.name])
             return own.float()
         goal = teacher.outputs[consumer.name].float()
-        if self._target != "residual" or multiplier is None:
+        multiplier = layer.multipliers[consumer.name]
+        if layer.target(consumer.name, self._target) != "residual" or multiplier is None:
             return goal
         gap = teacher.before.float() - pupil.before.float()
         for name in teacher.outputs:
             if name == consumer.name:
                 break
             gap += multiplier * (teacher.outputs[name].float() - pupil.outputs[name].float())
+        if consumer.name in layer.ahead:
+            gap += self._missing(layer, consumer, teacher, windows)
         return goal + gap / multiplier
+
+    def _missing(
+        self, layer: _Layer, consumer: Consumer, teacher: Seen, windows: slice
+    ) -> Float[Tensor, "*token out"]:
+        """What the gap after `consumer` adds to the dense stream."""
+        multiplier = layer.multipliers[consumer.name]
+        stream = teacher.before.float()
+        for name in teacher.outputs:
+            stream = stream + (multiplier or 0.0) * teacher.outputs[name].float()
+            if name == consumer.name:
+                break
+        return layer.ahead[consumer.name][windows].to(stream.device).float() - stream
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)

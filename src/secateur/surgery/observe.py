@@ -1,0 +1,177 @@
+"""What a layer does while it runs: what passes its consumers, and what it adds to the stream.
+
+That a layer adds the outputs of its consumers to the residual stream, perhaps times a scalar, is
+asked of the numbers and not of the family: see `stream_multipliers`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from ..stats.stream import Call, hidden_of
+from ..stats.substitute import Substitutes
+from ..structure import Axis, Plan
+
+# Distance from 1 at which a measured multiplier is 1: in bf16 it cannot be told more exactly.
+_NEARLY_ONE = 0.01
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A consumer in its layer: its module and which channels it keeps."""
+
+    name: str
+    dim: int
+    module: nn.Module
+    kept: Int64[Tensor, " in"]
+    owner: Int64[Tensor, " in"]
+
+    @classmethod
+    def of(cls, axis: Axis, plan: Plan, layer: nn.Module) -> "Consumer":
+        """The consumer of `axis` in `layer`, cut by `plan`."""
+        member = axis.consumer
+        module = layer.get_submodule(member.module.partition(f".{axis.layer}.")[2])
+        size = module._parameters["weight"].shape[member.dim]  # type: ignore[union-attr]
+        owner = torch.full((size,), -1)
+        kept = member.blocks.indices(plan.kept_tensor(axis))
+        owner[kept] = torch.arange(len(kept))[:, None]
+        stays = torch.ones(size, dtype=torch.bool)
+        stays[member.blocks.indices(plan.removed_tensor(axis)).flatten()] = False
+        return cls(member.module, member.dim, module, stays.nonzero().flatten(), owner[stays])
+
+    @property
+    def weight(self) -> Float[Tensor, "out in"]:
+        """The weights that stay, as the module holds them now."""
+        whole = self.module._parameters["weight"]
+        assert whole is not None
+        return whole.detach().movedim(self.dim, 0)[self.kept.to(whole.device)].T
+
+    @property
+    def bias(self) -> Float[Tensor, " out"] | None:
+        """The bias as the module holds it now."""
+        bias = self.module._parameters.get("bias")
+        return None if bias is None else bias.detach()
+
+    def edit(self, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Substitutes:
+        """Parameters of the dense shape that compute what the cut consumer does."""
+        whole = self.module._parameters["weight"]
+        assert whole is not None
+        wide = torch.zeros_like(whole.detach().movedim(self.dim, 0))
+        wide[self.kept.to(whole.device)] = weight.T.to(whole.dtype)
+        added = None if bias is None else nn.Parameter(bias.to(whole.dtype), requires_grad=False)
+        return {
+            (self.module, "weight"): nn.Parameter(wide.movedim(0, self.dim), requires_grad=False),
+            (self.module, "bias"): added,
+        }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One batch through a layer: its input and output, and each consumer's, in calling order."""
+
+    before: Tensor
+    after: Tensor
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+
+
+def see(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Consumer]) -> Seen:
+    """Run `layer` on `hidden` [window, token, hidden] and keep what passes its consumers."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            # some families flatten windows and tokens before the MLP
+            shape = hidden.shape[:-1]
+            inputs[name] = args[0].detach().view(*shape, -1)
+            # a copy: Falcon adds its attention to what its MLP gave, in place
+            outputs[name] = output.detach().clone().view(*shape, -1)
+
+        return hook
+
+    with _hooks(c.module.register_forward_hook(record(c.name)) for c in consumers):
+        with torch.no_grad():
+            after = hidden_of(layer(hidden, *call[0], **call[1]))
+    return Seen(hidden, after, inputs, outputs)
+
+
+def stream_multipliers(
+    layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Consumer]
+) -> dict[str, float | None]:
+    """For each consumer, in calling order, the scalar m with which its output joins the stream.
+
+    Either the layer's output is its input plus m times the sum of all outputs; or some module of
+    the layer is given the input plus m times the outputs so far (attention, before a mixture of
+    experts). None where neither holds: a norm stands between.
+    """
+    streams: list[tuple[int, Tensor]] = []
+    called: list[str] = []
+
+    def passed(module: nn.Module, args: tuple[Any, ...]) -> None:
+        first = args[0] if args else None
+        if called and isinstance(first, Tensor) and first.shape == hidden.shape:
+            streams.append((len(called), first.detach().clone()))
+
+    marks = (
+        c.module.register_forward_hook(lambda *_, name=c.name: called.append(name))
+        for c in consumers
+    )
+    inner = [module for path, module in layer.named_modules() if path]
+    with _hooks(marks), _hooks(m.register_forward_pre_hook(passed) for m in inner):
+        seen = see(layer, hidden, call, consumers)
+    outputs = list(seen.outputs.values())
+    whole = residual_multiplier(seen.before, seen.after, outputs)
+    if whole is not None:
+        return dict.fromkeys(seen.outputs, whole)
+    found: dict[str, float | None] = {}
+    for count, name in enumerate(seen.outputs, start=1):
+        tried = (
+            residual_multiplier(seen.before, stream, outputs[:count])
+            for after, stream in streams
+            if after == count
+        )
+        found[name] = next((m for m in tried if m is not None), None)
+    return found
+
+
+@contextmanager
+def _hooks(handles: Iterable[Any]) -> Iterator[None]:
+    """Hooks that are gone afterwards, on errors too."""
+    placed = list(handles)
+    try:
+        yield
+    finally:
+        for handle in placed:
+            handle.remove()
+
+
+def residual_multiplier(
+    before: Float[Tensor, "*token hidden"],
+    after: Float[Tensor, "*token hidden"],
+    outputs: Sequence[Float[Tensor, "*token hidden"]],
+) -> float | None:
+    """The scalar m of a layer that computes after = before + m sum(outputs); None if it does not.
+
+    An element tells something where the outputs exceed the rounding of the stream; 99% of those
+    must agree.
+    """
+    total = torch.stack([output.float() for output in outputs]).sum(dim=0)
+    size = torch.stack([output.float().abs() for output in outputs]).sum(dim=0)
+    rounding = torch.finfo(after.dtype).eps
+    delta = after.float() - before.float()
+    power = float(total.square().sum())
+    multiplier = float((delta * total).sum()) / power if power > 0 else 0.0
+    if abs(multiplier - 1) < _NEARLY_ONE:
+        multiplier = 1.0
+    tolerance = 2 * rounding * (before.float().abs() + after.float().abs() + size)
+    telling = (multiplier * total).abs() > 4 * tolerance
+    agrees = (delta - multiplier * total).abs() <= tolerance
+    if telling.float().mean() < 0.01 or agrees[telling].float().mean() < 0.99:
+        return None
+    return multiplier

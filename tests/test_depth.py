@@ -1,0 +1,156 @@
+"""What whole layers and blocks leave behind, and the fit before the gap."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import secateur
+from conftest import tiny_model
+from secateur.models import OpenModel, open_model
+from secateur.stats import Walk
+from secateur.structure import Plan, Structure
+from secateur.surgery import Repaired, sequential_repair, with_consumers
+from secateur.surgery.depth import Depth
+
+# The part of the residual stream that the MLP of layer 1 alone writes to.
+OWN = slice(40, 48)
+
+
+def without(structure: Structure, *names: str) -> Plan:
+    return Plan(dict.fromkeys(names, ()), structure.architecture, structure.weights)
+
+
+def repaired(opened: OpenModel, plan: Plan, tokens: Tensor, **options: Any) -> Repaired:
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
+    names = ("layer", "attention_block", "mlp_block")
+    chosen = with_consumers(opened.structures.select(names), opened.structures)
+    return sequential_repair(walk, chosen, plan, **options)
+
+
+def with_a_stream_of_its_own() -> Any:
+    """Only layer 1's MLP writes to OWN, and it writes nowhere else."""
+    model = tiny_model("llama-gqa")
+    model.model.embed_tokens.weight.data[:, OWN] = 0
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.o_proj.weight.data[OWN] = 0
+        layer.mlp.down_proj.weight.data[OWN] = 0 if index != 1 else layer.mlp.down_proj.weight[OWN]
+    others = torch.ones(48, dtype=torch.bool)
+    others[OWN] = False
+    model.model.layers[1].mlp.down_proj.weight.data[others] = 0
+    return model
+
+
+def test_a_layer_that_was_a_linear_map_of_the_mlp_before_it_is_repaired_exactly(
+    tokens: Tensor,
+) -> None:
+    model = with_a_stream_of_its_own()
+    opened = open_model(model)
+    linear = torch.randn(8, 48, generator=torch.Generator().manual_seed(0)) / 4
+    source = opened.streamed(device="cpu")
+
+    def instead(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return args[0] + args[0][..., OWN] @ linear
+
+    source._layers[2].register_forward_hook(instead)
+    whole = with_consumers(opened.structures.select(["layer"]), opened.structures)
+    plan = without(opened.structures, "layers.2.layer")
+    found = sequential_repair(Walk(source, tokens, batch=4), whole, plan, damping=0.0)
+    (report,) = [r for r in found.reports if r.module == "model.layers.1.mlp.down_proj"]
+    assert report.before > 0.01
+    assert report.after < 1e-9
+    weight = model.model.layers[1].mlp.down_proj.weight.data
+    expected = weight + linear.T @ weight[OWN]
+    assert torch.allclose(found.tensors["model.layers.1.mlp.down_proj.weight"], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "name"),
+    [
+        ("llama-gqa", "layers.1.layer"),
+        ("llama-gqa", "layers.1.mlp_block"),
+        ("granite", "layers.2.attention_block"),
+        ("falcon", "layers.1.layer"),
+        ("mixtral", "layers.1.layer"),  # experts before it: attention after it repays
+    ],
+)
+def test_what_goes_is_missed_less_after_the_refit(
+    variant: str, name: str, tokens: Tensor, tmp_path: Path, tiny_folder: Callable[..., Path]
+) -> None:
+    """By the logits of the written folder, against leaving the gap as it is."""
+    folder, dense = tiny_folder(variant), tiny_model(variant)
+    opened = open_model(folder)
+    if name not in opened.structures.by_name:
+        raise AssertionError(f"{variant} has no {name}")
+    plan = without(opened.structures, name)
+    errors = {}
+    with torch.no_grad():
+        expected = dense(tokens).logits
+        for repair in ("none", "refit"):
+            out = tmp_path / repair
+            secateur.apply(
+                plan,
+                folder,
+                out=out,
+                granularity=name.rpartition(".")[2],
+                repair=repair,
+                calibration=str(text(tmp_path)),
+                samples=64,
+                length=24,
+                evaluate="none",
+            )
+            errors[repair] = float((secateur.load(out)(tokens).logits - expected).square().mean())
+    assert errors["refit"] < errors["none"]
+
+
+def text(folder: Path) -> Path:
+    file = folder / "text.txt"
+    drawn = torch.randint(32, 127, (8000,), generator=torch.Generator().manual_seed(3))
+    file.write_text("".join(map(chr, drawn.tolist())), encoding="utf-8")
+    return file
+
+
+def test_gaps_are_found_between_the_sub_blocks_that_stay() -> None:
+    opened = open_model(tiny_model("llama-gqa"))
+    axes = with_consumers(opened.structures.select(["layer", "mlp_block"]), opened.structures).axes
+    layers = without(opened.structures, "layers.1.layer", "layers.2.layer")
+    assert Depth.of(axes, layers).gaps == {(0, "mlp"): (2, "mlp")}
+    both = without(opened.structures, "layers.0.mlp_block", "layers.1.layer")
+    assert Depth.of(axes, both).gaps == {(0, "attention"): (1, "mlp")}
+    first = Depth.of(axes, without(opened.structures, "layers.0.mlp_block"))
+    assert first.gaps == {(0, "attention"): (0, "mlp")}
+
+
+def test_who_is_fitted_where_a_layer_goes(tokens: Tensor) -> None:
+    opened = open_model(tiny_model("llama-gqa"))
+    plan = without(opened.structures, "layers.1.layer")
+    found = repaired(opened, plan, tokens, damping=0.01)
+    assert {report.target for report in found.reports} == {"residual"}
+    modules = [report.module for report in found.reports]
+    assert not [module for module in modules if ".layers.1." in module]
+    assert "model.layers.0.mlp.down_proj" in modules
+    assert "model.layers.2.self_attn.o_proj" in modules
+
+
+@pytest.mark.parametrize(
+    ("granularity", "options", "message"),
+    [
+        ("layer", {"repair": "bias"}, "Type --repair refit --target residual"),
+        ("layer", {"repair": "refit", "target": "own_output"}, "--target residual"),
+        ("hidden", {"repair": "refit", "method": "magnitude"}, "Type --repair none"),
+    ],
+)
+def test_repairs_that_do_not_mend_depth_are_refused(
+    granularity: str, options: dict[str, Any], message: str, tiny_folder: Callable[..., Path]
+) -> None:
+    with pytest.raises(secateur.SecateurError, match=message):
+        secateur.prune(
+            tiny_folder(),
+            ratio=0.2,
+            granularity=granularity,
+            calibration="embedded",
+            **options,
+        )
