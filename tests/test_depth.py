@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import secateur
 from conftest import tiny_model
 from secateur.models import OpenModel, open_model
-from secateur.stats import Walk
+from secateur.search import one_by_one
+from secateur.stats import Walk, collect, collect_gradients
 from secateur.structure import Plan, Structure
 from secateur.surgery import Repaired, sequential_repair, with_consumers
 from secateur.surgery.depth import Depth
@@ -154,3 +155,66 @@ def test_repairs_that_do_not_mend_depth_are_refused(
             calibration="embedded",
             **options,
         )
+
+
+def test_scores_are_taken_anew_between_layers() -> None:
+    """Of two layers that do the same either can go, and not both."""
+    opened = open_model(tiny_model("llama-gqa", num_hidden_layers=5))
+    axes = [axis for axis in opened.structures.axes if axis.granularity == "layer"]
+    asked: list[frozenset[int]] = []
+
+    def scores(gone: frozenset[int]) -> dict[str, Tensor]:
+        asked.append(gone)
+        worth = {1: 1.0, 2: 2.0, 3: 5.0, 4: 3.0} | ({2: 9.0} if 1 in gone else {})
+        return {axis.name: torch.tensor([[worth[axis.layer]]]) for axis in axes}
+
+    gone = one_by_one(axes, 2 * axes[0].cost, scores)
+    assert [axis.layer for axis in gone] == [1, 4]
+    assert asked == [frozenset(), frozenset({1}), frozenset({1, 4})]
+
+
+def test_a_walk_without_layers_is_the_walk_of_the_shorter_model(tokens: Tensor) -> None:
+    model = tiny_model("llama-gqa")
+    opened = open_model(model)
+    axes = [axis for axis in opened.structure.axes if axis.layer != 1]
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=3, without=[1])
+    needs = ("input_norm", "batch_first")
+    found = collect(walk, axes, needs[:1])
+    found.include(collect_gradients(walk, axes, needs[1:]))
+    short = tiny_model("llama-gqa")
+    del short.model.layers[1]
+    short.config.num_hidden_layers = 2
+    other = open_model(short)
+    walk = Walk(other.streamed(device="cpu"), tokens, batch=3)
+    expected = collect(walk, other.structure.axes, needs[:1])
+    expected.include(collect_gradients(walk, other.structure.axes, needs[1:]))
+    for axis, like in zip(axes, other.structure.axes, strict=True):
+        for need in needs:
+            assert torch.allclose(found[axis.name][need], expected[like.name][need], rtol=1e-4)
+
+
+def test_rescored_layers_go_and_the_plan_says_so(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"samples": 8, "length": 16, "evaluate": "none"}
+    result = secateur.prune(
+        tiny_folder(num_hidden_layers=5),
+        importance="wifv",
+        search="AL-AM",
+        repair="refit",
+        granularity="layer",
+        rescore=True,
+        ratio=0.4,
+        calibration=str(text(tmp_path)),
+        out=tmp_path / "small",
+        **options,
+    )
+    assert sum(not units for units in result.plan.keep.values()) == 2
+    assert result.plan.settings["rescore"] is True
+    assert secateur.load(tmp_path / "small").config.num_hidden_layers == 3
+
+
+def test_what_nothing_can_be_fitted_to_is_told(tokens: Tensor) -> None:
+    opened = open_model(tiny_model("gemma2"))
+    found = repaired(opened, without(opened.structures, "layers.2.layer"), tokens, damping=0.01)
+    assert "no linear before it is fitted" in found.notes[0]

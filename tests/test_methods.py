@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,54 @@ def test_a_fusion_says_how_many_windows_it_needs_the_asking_ones_included(name: 
         else:
             with pytest.raises(SecateurError, match=f"at least {needed + 1} calibration windows"):
                 split_windows(ids, name)
+
+
+@pytest.mark.parametrize("method", ["hywia", "saap"])
+def test_the_fine_score_of_a_fusion_can_be_chosen(
+    method: str, tiny_folder: Callable[..., Path], text_file: Path
+) -> None:
+    """`first` is the default; Fisher and mixed scores give other plans' blends."""
+    folder = tiny_folder()
+    options: dict[str, Any] = {"ratio": 0.3, "samples": 16, "length": 16}
+    if method == "saap":  # fitted to one scope, its shares are equal by construction
+        options["scope"] = "global"
+    blends = {
+        fine: secateur.prune(
+            folder,
+            method=method,
+            repair="none",
+            calibration=str(text_file),
+            evaluate="none",
+            **options,
+            **({"fine": fine} if fine else {}),
+        ).numbers["blend"]
+        for fine in ("", "first", "second", "mixed")
+    }
+    assert blends[""] == blends["first"]
+    assert blends["first"] != blends["second"] != blends["mixed"] != blends["first"]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "settings"),
+    [
+        ("evidence", {"tau": 5.0}),
+        ("evidence", {"probes": 3}),
+        ("split_half", {"splits": 1}),
+        ("regression", {"shrinkage": 0.0}),
+        ("homoscedastic", {"scope": "global"}),
+    ],
+)
+def test_settings_of_fusions_reach_them_and_are_recorded(
+    fusion: str, settings: dict[str, Any], tiny_folder: Callable[..., Path], text_file: Path
+) -> None:
+    folder = tiny_folder()
+    options = {"ratio": 0.3, "samples": 16, "length": 16, "evaluate": "none", "repair": "none"}
+    usual, other = (
+        secateur.prune(folder, fusion=fusion, calibration=str(text_file), **options, **given)
+        for given in ({}, settings)
+    )
+    assert usual.numbers["blend"] != other.numbers["blend"]
+    for name, value in settings.items():
+        assert other.plan.settings[name] == value
+    idle = secateur.prune(folder, method="magnitude", evaluate="none", ratio=0.3, **settings)
+    assert any(f"--{name} changes nothing" in note for note in idle.notes for name in settings)

@@ -31,10 +31,33 @@ class PruneConfig(BaseModel):
     fusion: Annotated[
         str | None, Field(description="Fusion of coarse and fine gradient scores, for a score")
     ] = None
+    fine: Annotated[
+        Literal["first", "second", "mixed"],
+        Field(description="Fine score of a fusion: first order, Fisher, both"),
+    ] = "first"
+    tau: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="Temperature of the blend")
+    ] = None
+    probes: Annotated[
+        int | None, Field(ge=2, le=1024, description="Probes of the loss for each scope")
+    ] = None
+    splits: Annotated[
+        int | None, Field(ge=1, le=10_000, description="Splits of the samples into halves")
+    ] = None
+    shrinkage: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, description="How far blends are drawn to the equal one"),
+    ] = None
+    scope: Annotated[
+        Literal["layer_kind", "global"] | None, Field(description="What shares one noise (SAAP)")
+    ] = None
     members: Annotated[str, Field(description="How members of a unit make one gradient score")] = (
         "sum"
     )
     search: Annotated[str | None, Field(description="Search; default: the method's")] = None
+    rescore: Annotated[
+        bool, Field(description="Take scores anew after each layer that goes (granularity layer)")
+    ] = False
     repair: Annotated[str | None, Field(description="Repair; default: the method's")] = None
     scale: Annotated[
         str | None, Field(description="Scale on which layers compare; default: the search's")
@@ -112,6 +135,12 @@ class PruneConfig(BaseModel):
     def fusion_name(self) -> str | None:
         """The fusion in force; None if a score is."""
         return self.fusion or (None if self.importance else METHODS[self.method].fusion)
+
+    @property
+    def fusion_settings(self) -> dict[str, Any]:
+        """The settings given that the fusion in force takes."""
+        taken = FUSIONS[self.fusion_name].settings if self.fusion_name else ()
+        return {name: value for name in taken if (value := getattr(self, name, None)) is not None}
 
     @property
     def importance_name(self) -> str | None:

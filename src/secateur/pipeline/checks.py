@@ -125,6 +125,11 @@ def idle_settings(config: PruneConfig) -> list[str]:
     score = config.importance_name
     gradient = score is not None and bool(gradients_needed(IMPORTANCE[score]))
     idle = {
+        "--fine": config.fine != "first" and config.fusion_name is None,
+        **{
+            f"--{name}": getattr(config, name) is not None and name not in config.fusion_settings
+            for name in ("tau", "probes", "splits", "shrinkage", "scope")
+        },
         "--members": config.members != "sum" and not gradient,
         "--target": config.target != "residual" and not fits,
         "--damping": config.damping is not None and not fits,
@@ -175,6 +180,7 @@ def check_settings(structure: Structure, config: PruneConfig) -> None:
     """
     if config.importance is not None and config.fusion is not None:
         raise SecateurError("--importance and --fusion both say what the scores are; give one.")
+    _check_rescore(structure, config)
     divided = config.attention_units is not None or config.attention_ratio is not None
     check_division(config.search_name, divided)
     if config.attention_units is not None and config.attention_ratio is not None:
@@ -198,6 +204,19 @@ def check_settings(structure: Structure, config: PruneConfig) -> None:
             f" {config.repair_name} mends each linear for one kind.\nType --repair none."
         )
     _check_repair_of_coarse(structure, config)
+
+
+def _check_rescore(structure: Structure, config: PruneConfig) -> None:
+    """Scores are taken anew between whole layers, and those of one score."""
+    if not config.rescore:
+        return
+    if any(axis.granularity != "layer" for axis in structure.axes):
+        raise SecateurError("--rescore goes layer by layer.\nType --granularity layer with it.")
+    if config.fusion_name is not None:
+        raise SecateurError(
+            f"--rescore takes one score, and {config.fusion_name!r} makes one of two.\n"
+            "Type --importance taylor (or wifv, magnitude-l2)."
+        )
 
 
 def _check_repair_of_coarse(structure: Structure, config: PruneConfig) -> None:

@@ -72,7 +72,7 @@ def _sees_tokens(config: PruneConfig) -> bool:
     """Whether anything in the method looks at calibration tokens."""
     repair = REPAIRS[config.repair_name]
     inputs = inputs_needed(config.importance_name)
-    terms = terms_needed(config.importance_name, config.fusion_name)
+    terms = terms_needed(config)
     return bool(inputs or terms or repair.needs or repair.fit)
 
 
@@ -88,7 +88,7 @@ def _gather(first: Run, configs: Sequence[PruneConfig]) -> None:
     }
     for asking in (False, True):
         alike = [c for c in configs if stages.asks_loss(c.fusion_name) is asking]
-        terms = {name for c in alike for name in terms_needed(c.importance_name, c.fusion_name)}
+        terms = {name for c in alike for name in terms_needed(c)}
         if alike:
             first.sibling(alike[0]).gather(inputs, terms, everywhere=True)
 

@@ -1,8 +1,8 @@
 """Scores by fusion: what a coarse and a fine score say together, and what the loss says to it.
 
 The coarse score of a unit is one sum over its weights times gradients, the fine one the sum of the
-magnitudes; both are taken window by window (see `secateur.stats.taylor`), and so they come for each
-calibration window too.
+magnitudes (or the term that `fine` names). Both are taken window by window (`stats.taylor`), and so
+they come for each calibration window too.
 """
 
 import itertools
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from ..config import PruneConfig
 from ..errors import SecateurError
 from ..evaluation import summed_loss
 from ..fusion import FUSIONS, Scope, fuse
@@ -26,8 +27,8 @@ from ..stats.stream import hidden_of
 from ..stats.substitute import substituted
 from ..structure import Axis
 
-# What each granularity of a fusion is made of.
-_COARSE, _FINE = ("per_sample_coarse", "samples_coarse"), ("per_sample_first", "samples_first")
+# What the coarse score of a fusion is made of.
+_COARSE = ("per_sample_coarse", "samples_coarse")
 # Of the calibration windows, the share that only asks what the loss is.
 _PROBE_SHARE = 1 / 8
 
@@ -46,12 +47,16 @@ def inputs_needed(importance: str | None) -> tuple[str, ...]:
     return () if importance is None else statistics_needed(IMPORTANCE[importance])
 
 
-def terms_needed(importance: str | None, fusion: str | None) -> tuple[str, ...]:
-    """Gradient terms that a score or a fusion asks for."""
-    if fusion is not None:
-        return (*_COARSE, *_FINE)
-    assert importance is not None, "there is a score or a fusion"
-    return gradients_needed(IMPORTANCE[importance])
+def terms_needed(config: PruneConfig) -> tuple[str, ...]:
+    """Gradient terms that the score or the fusion in force asks for."""
+    if config.fusion_name is not None:
+        return (*_COARSE, *_fine(config.fine))
+    assert config.importance_name is not None, "there is a score or a fusion"
+    return gradients_needed(IMPORTANCE[config.importance_name])
+
+
+def _fine(term: str) -> tuple[str, str]:
+    return f"per_sample_{term}", f"samples_{term}"
 
 
 def split_windows(
@@ -82,21 +87,25 @@ def fused_scores(
     asking: Walk,
     *,
     seed: int,
+    fine: str = "first",
+    settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Estimate:
     """The fused scores of `axes`, comparable across them; `asking` has the windows for probes.
 
+    `fine` is the Taylor term that the fine score sums up, `settings` are the fusion's own.
+
     Raises:
         SecateurError: too few windows for the fusion.
     """
-    scopes = {axis.name: _scope(statistics[axis.name]) for axis in axes}
+    scopes = {axis.name: _scope(statistics[axis.name], fine) for axis in axes}
     by_name = {axis.name: axis for axis in axes}
 
     def probe(masks: Mapping[str, Bool[Tensor, "probe _"]]) -> Float[Tensor, " probe"]:
         by_axis = {by_name[name]: mask for name, mask in masks.items()}
         return masked_losses(asking, by_axis, progress=progress)
 
-    fused = fuse(fusion, scopes, probe=probe, seed=seed)
+    fused = fuse(fusion, scopes, probe=probe, seed=seed, **(settings or {}))
     samples = {
         name: one.samples * one.scale for name, one in fused.items() if one.samples is not None
     }
@@ -110,13 +119,13 @@ def fused_scores(
     )
 
 
-def _scope(tally: Any) -> Scope:
-    coarse, fine = tally[_COARSE[0]], tally[_FINE[0]]
+def _scope(tally: Any, fine: str) -> Scope:
+    mean, by_sample = _fine(fine)
     return Scope(
-        coarse=coarse.sum(dim=(0, 2)),
-        fine=fine.sum(dim=(0, 2)),
+        coarse=tally[_COARSE[0]].sum(dim=(0, 2)),
+        fine=tally[mean].sum(dim=(0, 2)),
         coarse_samples=tally[_COARSE[1]],
-        fine_samples=tally[_FINE[1]],
+        fine_samples=tally[by_sample],
     )
 
 
@@ -145,7 +154,7 @@ def masked_losses(
                 continue
             with _masked(step, here, probe), torch.no_grad():
                 states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
-    losses = torch.zeros(1 + len(first))
+    losses = torch.zeros(1 + len(first), dtype=torch.float64)
     with walk.source.back() as logits_of:
         for windows in several.batches:
             hidden = states[windows][:, :-1].flatten(0, 1)
@@ -162,7 +171,7 @@ def _masked(
     parameters: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
     for axis, mask in masks.items() if probe >= 0 else ():
         units = mask[probe].nonzero().flatten()
-        for member in axis.consumers:
+        for member in axis.consumers if len(units) else ():
             module = find(step.module, member.module, axis.layer)
             own = module.get_parameter(member.parameter).detach()
             masked = member.masked(own, units)

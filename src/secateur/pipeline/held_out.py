@@ -29,11 +29,13 @@ class HeldOut:
         return [length for length in window_lengths(self.context) if length <= len(self.text)]
 
     def perplexities(
-        self, source: StreamedModel, batch: int, progress: Progress, when: str
+        self, source: StreamedModel, batch: int, progress: Progress, when: str, *, limit: int
     ) -> list[Perplexity]:
-        """One value a window length; `when` is for the progress bar."""
+        """One value a window length; `when` is for the progress bar, `limit` bytes of states."""
         stage = f"perplexity {when}"
-        return stages.perplexities(source, self.text, self.lengths, batch, progress, stage)
+        return stages.perplexities(
+            source, self.text, self.lengths, batch, progress, stage, limit=limit
+        )
 
 
 def streamed(

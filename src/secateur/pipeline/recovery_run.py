@@ -38,7 +38,7 @@ from ..surgery import PrunedWeights
 from .checks import check_space, idle_recovery_settings, tokenizer_to_write, vocabulary
 from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
-from .stages import window_length
+from .stages import hidden_bytes, window_length
 from .trainable import adaptable, make_trained, trained_tensors
 from .training_data import FEW_TOKENS, TrainingData, no_dense_model, read_data, with_target
 from .write_recovery import copy_history, write_recovery
@@ -191,7 +191,8 @@ class RecoveryRun:
     ) -> list[Perplexity]:
         if text is None:
             return []
-        return text.perplexities(source, _AT_ONCE, self._progress, when)
+        limit = hidden_bytes(self.config.hidden_gib)
+        return text.perplexities(source, _AT_ONCE, self._progress, when, limit=limit)
 
     def _opened_teacher(self, *, named: bool) -> OpenModel | None:
         if self.config.teacher is None or not self.config.distils:
@@ -234,7 +235,7 @@ class RecoveryRun:
         if self.config.top_k == 0:
             dtype = self._autocast or torch.float32
             return FullDistillation(teacher.whole(dtype).to(self._device))
-        limit = int(self.config.hidden_gib * 2**30) // 2  # the states and the cache share it
+        limit = hidden_bytes(self.config.hidden_gib) // 2  # the states and the cache share it
         source = teacher.streamed(device=self.config.device, dtype=self.config.dtype)
         walk = Walk(source, examples.ids, batch=_AT_ONCE, limit=limit)
         return CachedDistillation(

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,13 @@ from ..evaluation import Perplexity, window_lengths
 from ..export import Form, copy_companions, prove, pruned_form, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
 from ..progress import Progress, Quiet
-from ..search import Limits
-from ..stats import Statistics, collect_gradients
+from ..search import Limits, one_by_one
+from ..stats import Statistics, collect, collect_gradients
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
 from .checks import check_space, idle_settings, known_ids, selected, tokenizer_to_write
-from .choice import kept_units, limits_of
+from .choice import budget_of, kept_units, limits_of
 from .estimate import Estimate, fused_scores, inputs_needed, split_windows, terms_needed
 from .held_out import HeldOut, compared, streamed
 from .look import bytes_before
@@ -44,16 +44,35 @@ RECORDED = (
     "seed",
     "importance",
     "fusion",
+    "fine",
+    "tau",
+    "probes",
+    "splits",
+    "shrinkage",
+    "scope",
     "members",
     "scale",
     "search",
+    "rescore",
     "granularity",
     "target",
     "damping",
 )
 
 # Settings that decide what the scores of given axes are.
-_SCORED = ("importance_name", "fusion_name", "members", "square_attention", "seed")
+_SCORED = (
+    "importance_name",
+    "fusion_name",
+    "fine",
+    "tau",
+    "probes",
+    "splits",
+    "shrinkage",
+    "scope",
+    "members",
+    "square_attention",
+    "seed",
+)
 
 
 class Run:
@@ -74,7 +93,8 @@ class Run:
         self._tokenizer = tokenizer
         self._held_out: HeldOut | None = None
         self._calibrated: Windows | None = None
-        self._gathered: dict[Any, Statistics] = {}
+        # by kind of pass, names of its axes, and what was asked for
+        self._gathered: dict[tuple[str, frozenset[str], frozenset[str]], Statistics] = {}
         self._estimated: dict[Any, Estimate] = {}
         self._before: list[Perplexity] = []
         self._numbers: dict[str, Any] = {}
@@ -183,22 +203,53 @@ class Run:
         axes = axes if everywhere else self.fine
         inputs, terms = set(inputs), set(terms)
         asking = stages.asks_loss(self.config.fusion_name)
-        if inputs and "inputs" not in self._gathered:
+        found = Statistics()
+        if inputs:
+            found.include(self._gathered_inputs(axes, inputs))
+        if terms:
+            found.include(self._gathered_terms(axes, terms, asking))
+        return found
+
+    def _gathered_inputs(self, axes: Sequence[Axis], needs: set[str]) -> Statistics:
+        missing = self._missing("inputs", axes, needs)
+        if missing:
             windows = self.windows
             with self._timed("statistics"):
-                self._gathered["inputs"] = stages.statistics(
-                    self.source, axes, windows, inputs, self.config, progress=self._progress
+                self._gathered["inputs", *missing] = stages.statistics(
+                    self.source, axes, windows, missing[1], self.config, progress=self._progress
                 )
-        if terms and ("terms", asking) not in self._gathered:
+        return self._collected("inputs")
+
+    def _gathered_terms(self, axes: Sequence[Axis], needs: set[str], asking: bool) -> Statistics:
+        missing = self._missing(f"terms {asking}", axes, needs)
+        if missing:
             scored, _ = split_windows(self.windows.ids, self.config.fusion_name)
             with self._timed("gradients"):
                 walk = stages.walk(self.source, scored, self.config)
-                self._gathered["terms", asking] = collect_gradients(
-                    walk, axes, terms, progress=self._progress
+                self._gathered[f"terms {asking}", *missing] = collect_gradients(
+                    walk, axes, missing[1], progress=self._progress
                 )
+        return self._collected(f"terms {asking}")
+
+    def _missing(
+        self, kind: str, axes: Sequence[Axis], needs: set[str]
+    ) -> tuple[frozenset[str], frozenset[str]] | None:
+        """The axes and needs of a pass that still has to be made; None if there are all."""
+        names = frozenset(axis.name for axis in axes)
+        have = {
+            need
+            for (made, of, needed) in self._gathered
+            if made == kind and names <= of
+            for need in needed
+        }
+        return (names, frozenset(needs)) if needs - have else None
+
+    def _collected(self, kind: str) -> Statistics:
+        """All that passes of one kind have found."""
         found = Statistics()
-        found.include(self._gathered.get("inputs", Statistics()))
-        found.include(self._gathered.get(("terms", asking), Statistics()))
+        for (made, _, _), statistics in self._gathered.items():
+            if made == kind:
+                found.include(statistics)
         return found
 
     def estimate(self, statistics: Statistics) -> Estimate:
@@ -231,6 +282,8 @@ class Run:
             statistics,
             stages.walk(self.source, asking, config),
             seed=config.seed,
+            fine=config.fine,
+            settings=config.fusion_settings,
             progress=self._progress,
         )
 
@@ -240,9 +293,11 @@ class Run:
         repair = REPAIRS[config.repair_name]
         if repair.fit is not None:
             _ = self.windows  # the plan says which
+        if config.rescore:
+            return self._recorded(self._rescored()), Statistics()
         statistics = self.gather(
             {*inputs_needed(config.importance_name), *repair.needs},
-            terms_needed(config.importance_name, config.fusion_name),
+            terms_needed(config),
         )
         with self._timed("scores and search"):
             found = self.estimate(statistics)
@@ -255,6 +310,30 @@ class Run:
         if config.ratio > 0 and not any(plan.removed(axis) for axis in self.structure.axes):
             self.note("nothing is removed: the ratio asks for less than one unit")
         return plan, statistics
+
+    def _rescored(self) -> dict[str, tuple[int, ...]]:
+        """Whole layers go one by one; scores are those of the model without the ones before."""
+        config, axes, name = self.config, self.fine, self.config.importance_name
+        assert name is not None, "checked before the work"
+
+        def scores(gone: frozenset[int]) -> Mapping[str, Tensor]:
+            left = [axis for axis in axes if axis.layer not in gone]
+            found = Statistics()
+            if inputs := inputs_needed(name):
+                walk = stages.walk(self.source, self.windows.ids, config, gone)
+                found.include(collect(walk, left, inputs, progress=self._progress))
+            if terms := terms_needed(config):
+                walk = stages.walk(self.source, self.windows.ids, config, gone)
+                found.include(collect_gradients(walk, left, terms, progress=self._progress))
+            fine = stages.scores(
+                left, name, self.opened.weights, found, seed=config.seed, members=config.members
+            )
+            return stages.coarse_scores(self.structure, fine)
+
+        with self._timed("scores and search"):
+            chosen = limits_of(self.structure, config).selected(self.structure.axes)
+            budget = budget_of(self.structure, config)
+            return {axis.name: () for axis in one_by_one(chosen, budget, scores)}
 
     def carry_out(
         self, plan: Plan, statistics: Statistics, folder: Path | None, out: Path | None
@@ -360,6 +439,8 @@ class Run:
                 )
             replaced = repaired.tensors
             self._numbers["repair"] = [dataclasses.asdict(one) for one in repaired.reports]
+            for message in repaired.notes:
+                self.note(message)
             for report in repaired.reports:
                 for warning in report.warnings:
                     self.note(warning)
@@ -372,6 +453,7 @@ class Run:
     def _evaluated(self, form: Form) -> dict[str, Any]:
         """Perplexity before and after; the dense model's is taken once for all siblings."""
         held_out, source, batch = self._held_out, self.source, self.config.batch
+        limit = stages.hidden_bytes(self.config.hidden_gib)
         if held_out is None:
             return {}
         if not held_out.lengths:
@@ -379,9 +461,11 @@ class Run:
             return {}
         with self._timed("perplexity"):
             if not self._before:
-                self._before += held_out.perplexities(source, batch, self._progress, "before")
+                self._before += held_out.perplexities(
+                    source, batch, self._progress, "before", limit=limit
+                )
             cut = streamed(form, self.opened, source.dtype, source.device)
-            after = held_out.perplexities(cut, batch, self._progress, "after")
+            after = held_out.perplexities(cut, batch, self._progress, "after", limit=limit)
         return {
             "perplexity": compared(self._before, after),
             "evaluation": {"text": held_out.name, "sha256": token_hash(held_out.text)},

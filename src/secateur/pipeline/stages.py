@@ -3,7 +3,7 @@
 calibration -> statistics -> scores -> kept units -> added biases -> perplexity
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..models import OpenModel, StreamedModel, load
 from ..progress import Progress, Quiet
 from ..search import Limits
 from ..stats import Statistics, Walk, collect
+from ..stats.activations import MEMORY_LIMIT
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, Repaired, sequential_repair, with_consumers
 from .checks import known_ids
@@ -144,10 +145,17 @@ def statistics(
     return collect(walk(source, windows.ids, config), axes, needs, progress=progress)
 
 
-def walk(source: StreamedModel, tokens: Tensor, config: PruneConfig) -> Walk:
+def walk(
+    source: StreamedModel, tokens: Tensor, config: PruneConfig, without: Collection[int] = ()
+) -> Walk:
     """The way through the layers that the settings ask for."""
-    limit = int(config.hidden_gib * 2**30)
-    return Walk(source, tokens, batch=config.batch, limit=limit)
+    limit = hidden_bytes(config.hidden_gib)
+    return Walk(source, tokens, batch=config.batch, limit=limit, without=without)
+
+
+def hidden_bytes(gib: float) -> int:
+    """How many bytes of hidden states may stay in memory."""
+    return int(min(gib, 2**20) * 2**30)
 
 
 def asks_loss(fusion: str | None) -> bool:
@@ -282,6 +290,8 @@ def perplexities(
     batch: int,
     progress: Progress,
     stage: str,
+    *,
+    limit: int = MEMORY_LIMIT,
 ) -> list[Perplexity]:
     """One value a window length; batches of long windows are smaller, so that memory stays even."""
     found = []
@@ -292,6 +302,7 @@ def perplexities(
                 source,
                 data.cut(text, length),
                 batch=windows,
+                limit=limit,
                 progress=progress,
                 stage=f"{stage}, {length}",
             )

@@ -1,6 +1,7 @@
 """Structure search: scores and a budget decide which units go."""
 
 from .budget import Limits, check_budget, removable
+from .greedy import one_by_one
 from .modes import COMPARING, DIVIDING, SEARCHES, Mode, Request, Search, check_division, search
 from .removal import Removal, remove_lowest
 from .stability import fluctuation, instability
@@ -22,6 +23,7 @@ __all__ = [
     "fluctuation",
     "instability",
     "logarithmic",
+    "one_by_one",
     "per_parameter",
     "removable",
     "remove_lowest",

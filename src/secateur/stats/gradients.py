@@ -79,7 +79,8 @@ def _own_walk(walk: Walk, needs: set[str], lowest: int) -> Walk:
     """The same way window by window where that is needed, the limit shared by all layers."""
     batch = walk.batches[0].stop if needs <= _LINEAR else 1
     kept = len(walk.source) - lowest + 1
-    return Walk(walk.source, walk.tokens, batch=batch, limit=walk.limit // kept)
+    limit = walk.limit // kept
+    return Walk(walk.source, walk.tokens, batch=batch, limit=limit, without=walk.without)
 
 
 def _kept_inputs(walk: Walk, lowest: int, progress: Progress | None) -> list[Activations]:

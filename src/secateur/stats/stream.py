@@ -13,7 +13,7 @@ and `walk.layers(reverse=True)` visits the layers from last to first: with the i
 kept (`step.run(states, into=next_states)`), gradients go down the same way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -56,7 +56,8 @@ class LayerSource(Protocol):
 class Walk:
     """A way through the layers of `source` for `tokens` [window, token], `batch` windows at once.
 
-    `limit` is the number of bytes of hidden states that may stay in memory.
+    `limit` is the number of bytes of hidden states that may stay in memory; the layers `without`
+    are not there.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Walk:
         *,
         batch: int,
         limit: int = MEMORY_LIMIT,
+        without: Collection[int] = (),
     ) -> None:
         self.source = source
+        self.without = frozenset(without)
         self.tokens = tokens
         self.limit = limit
         self.batches = [
@@ -77,12 +80,26 @@ class Walk:
 
     def repeated(self, times: int) -> "Walk":
         """The way for the same windows `times` times over; no batch holds windows of two times."""
-        other = Walk(self.source, self.tokens.repeat(times, 1), batch=1, limit=self.limit)
+        other = Walk(
+            self.source,
+            self.tokens.repeat(times, 1),
+            batch=1,
+            limit=self.limit,
+            without=self.without,
+        )
         other.batches = [
             slice(start + batch.start, start + batch.stop)
             for start in range(0, len(other.tokens), len(self.tokens))
             for batch in self.batches
         ]
+        return other
+
+    def sharing(self, parts: int) -> "Walk":
+        """The same way where `parts` sets of hidden states share the memory."""
+        other = Walk(
+            self.source, self.tokens, batch=1, limit=self.limit // parts, without=self.without
+        )
+        other.batches = self.batches
         return other
 
     def embed(self) -> Activations:
@@ -110,7 +127,7 @@ class Walk:
         stage: str = "layers",
     ) -> "Iterator[LayerStep]":
         """Visit the layers from `lowest` up (or from the last down), one materialised at a time."""
-        order = range(lowest, len(self.source))
+        order = [i for i in range(lowest, len(self.source)) if i not in self.without]
         indices = reversed(order) if reverse else iter(order)
         for index in (progress or Quiet()).track(indices, stage, len(order), "layer"):
             with self.source.layer(index) as module:

@@ -15,9 +15,13 @@ walks there first, once.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..errors import SecateurError
+import torch
+from torch import Tensor, nn
+
 from ..progress import Progress
 from ..stats import Activations, LayerStep, Walk
+from ..stats.stream import Call
+from ..stats.substitute import substituted
 from ..structure import Axis, Kind, Plan, Structure
 from .observe import Consumer, see, stream_multipliers
 
@@ -72,11 +76,7 @@ class Depth:
 def streams_after(
     walk: Walk, axes: Sequence[Axis], depth: Depth, *, progress: Progress | None = None
 ) -> dict[Place, Activations]:
-    """For every sub-block before a gap, the dense residual stream after the gap.
-
-    Raises:
-        SecateurError: a gap ends between two sub-blocks of a layer that has no stream there.
-    """
+    """For every sub-block before a gap, the dense residual stream after the gap, where there is one."""
     if not depth.gaps:
         return {}
     found: dict[Place, Activations] = {}
@@ -88,7 +88,9 @@ def streams_after(
         kinds = sorted({axis.kind for axis in own})
         for kind in kinds[:-1]:
             if (step.index, kind) in ends:
-                found[ends[step.index, kind]] = _between(walk, step, dense, own, kind)
+                between = _between(walk, step, dense, own, kind)
+                if between is not None:
+                    found[ends[step.index, kind]] = between
         step.run(dense)
         if kinds and (step.index, kinds[-1]) in ends:
             found[ends[step.index, kinds[-1]]] = dense.clone(limit=walk.limit)
@@ -99,24 +101,46 @@ def streams_after(
 
 def _between(
     walk: Walk, step: LayerStep, dense: Activations, axes: Sequence[Axis], kind: Kind
-) -> Activations:
-    """The stream after the sub-blocks up to `kind`: what the layer got, and what they add."""
+) -> Activations | None:
+    """The stream after the sub-blocks up to `kind`: what the layer got, and what they add.
+
+    None where there is no such place: the sub-blocks run side by side, and the others of the layer
+    repay what goes; or a norm stands between, and nothing can be added.
+    """
     whole = Plan({}, "", "")
     linears = [axis for axis in axes if axis.consumer.parameter == "weight"]
     consumers = [Consumer.of(axis, whole, step.module) for axis in linears]
     names = {axis.consumer.module for axis in linears if axis.kind <= kind}
     _, hidden, call = next(step.batches(dense))
     multipliers = stream_multipliers(step.module, hidden, call, consumers)
+    later = [c for c in consumers if c.name not in names]
+    if None in [multipliers[name] for name in names] or _side_by_side(
+        step, hidden, call, consumers, later
+    ):
+        return None
     after = dense.clone(limit=walk.limit)
     for windows, hidden, call in step.batches(dense):
         seen = see(step.module, hidden, call, consumers)
         for name in names:
-            multiplier = multipliers[name]
-            if multiplier is None:
-                raise SecateurError(
-                    f"Layer {step.index} puts a norm between its blocks and the stream, so that"
-                    " what a removed block leaves cannot be fitted.\nType --repair none."
-                )
-            hidden = hidden + multiplier * seen.outputs[name]
+            hidden = hidden + (multipliers[name] or 0.0) * seen.outputs[name]
         after[windows] = hidden
     return after
+
+
+def _side_by_side(
+    step: LayerStep,
+    hidden: Tensor,
+    call: Call,
+    consumers: Sequence[Consumer],
+    later: Sequence[Consumer],
+) -> bool:
+    """Whether the `later` consumers do not see what the others gave."""
+    names = {consumer.name for consumer in later}
+    silent: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
+    for consumer in consumers:
+        if consumer.name not in names:
+            silent |= consumer.edit(torch.zeros_like(consumer.weight), None)
+    seen = see(step.module, hidden, call, consumers)
+    with substituted(silent):
+        without = see(step.module, hidden, call, consumers)
+    return all(torch.equal(seen.inputs[name], without.inputs[name]) for name in names)

@@ -24,7 +24,7 @@ what is missing from the stream cannot be added to it, and it is fitted to `dens
 Whole layers and blocks that go are skipped by the student; what is fitted for them, `depth` says.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,10 +82,14 @@ class ConsumerReport:
 
 @dataclass(frozen=True)
 class Repaired:
-    """New tensors by name, consumers' weights with their kept columns only, and the reports."""
+    """New tensors by name, consumers' weights with their kept columns only, and the reports.
+
+    `notes` say what could not be mended.
+    """
 
     tensors: Mapping[str, Tensor]
     reports: tuple[ConsumerReport, ...]
+    notes: tuple[str, ...] = ()
 
 
 def sequential_repair(
@@ -113,6 +117,7 @@ def sequential_repair(
     choose("target", target, TARGETS)
     fine = [axis for axis in structure.axes if axis.granularity not in COARSE]
     depth = Depth.of(structure.axes, plan)
+    walk = walk.sharing(2 + len(depth.gaps))
     ahead = streams_after(walk, fine, depth, progress=progress) if target == "residual" else {}
     surgeon = _Surgeon(walk, plan, fit, target, damping, every, depth, ahead)
     dense = walk.embed()
@@ -133,7 +138,18 @@ def sequential_repair(
         if student is not dense:
             with substituted(student_has):
                 step.run(student)
-    return Repaired(surgeon.tensors, tuple(surgeon.reports))
+    return Repaired(surgeon.tensors, tuple(surgeon.reports), tuple(_unmended(depth, surgeon)))
+
+
+def _unmended(depth: Depth, surgeon: "_Surgeon") -> Iterator[str]:
+    """What goes, and no linear before it could be fitted to."""
+    for start, (layer, kind) in depth.gaps.items():
+        if start not in surgeon.anticipated:
+            yield (
+                f"no linear before it is fitted to what went up to the {kind} of layer {layer}"
+                " (experts or a norm stand between, or blocks run side by side): those after it"
+                " repay what they can"
+            )
 
 
 @dataclass(frozen=True)
@@ -171,6 +187,7 @@ class _Surgeon:
     ) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.reports: list[ConsumerReport] = []
+        self.anticipated: set[Place] = set()
         self._plan, self._fit, self._target, self._every = plan, fit, target, every
         self._damping, self._depth, self._ahead = damping, depth, ahead
         windows = len(walk.tokens)
@@ -191,7 +208,7 @@ class _Surgeon:
         gone = {a.consumer.module for a in linears if (a.layer, a.kind) in self._depth.blocks}
         _, inputs, call = next(step.batches(dense))
         multipliers = stream_multipliers(step.module, inputs, call, consumers)
-        ahead = self._ahead_of(axes, list(multipliers))
+        ahead = self._ahead_of(axes, multipliers)
         layer = _Layer(step, consumers, dense, student, multipliers, ahead)
         by_name = {consumer.name: consumer for consumer in consumers}
         for consumer in (by_name[name] for name in multipliers if name not in gone):
@@ -204,19 +221,24 @@ class _Surgeon:
                 edits = {**edits, **self._repair(layer, consumer, before)}
         return edits
 
-    def _ahead_of(self, axes: Sequence[Axis], called: Sequence[str]) -> dict[str, Activations]:
+    def _ahead_of(
+        self, axes: Sequence[Axis], multipliers: Mapping[str, float | None]
+    ) -> dict[str, Activations]:
         """By consumer, the dense stream after the gap that it is the last linear before.
 
         Experts after it would change the stream that it is fitted to, and so it is left to those
         after the gap to repay.
         """
         found: dict[str, Activations] = {}
+        called = list(multipliers)
         for axis in axes:
             states = self._ahead.get((axis.layer, axis.kind))
             own = [a.consumer.module for a in axes if a.kind == axis.kind]
             linear = all(a.consumer.parameter == "weight" for a in axes if a.kind == axis.kind)
-            if states is not None and linear:
-                found[max(own, key=called.index)] = states
+            last = max(own, key=called.index) if linear else None
+            if states is not None and last is not None and multipliers[last]:
+                found[last] = states
+                self.anticipated.add((axis.layer, axis.kind))
         return found
 
     def _cut_blocks(self, step: LayerStep) -> Substitutes:
