@@ -76,7 +76,7 @@ class Depth:
 def streams_after(
     walk: Walk, axes: Sequence[Axis], depth: Depth, *, progress: Progress | None = None
 ) -> dict[Place, Activations]:
-    """For every sub-block before a gap, the dense residual stream after the gap, where there is one."""
+    """The dense stream after each gap that has a place there, by the sub-block before the gap."""
     if not depth.gaps:
         return {}
     found: dict[Place, Activations] = {}
