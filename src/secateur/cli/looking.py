@@ -111,6 +111,8 @@ def inspect_command(
     if as_json:
         print_json(found)
         return
+    for note in found["notes"]:
+        Screen().note(note)
     table(str(folder), ("", "value"), found["facts"].items())
     if found["layers"]:
         table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))

@@ -1,5 +1,6 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,7 +26,7 @@ from .adapters import ADAPTERS, Adapter
 from .conversion import converted
 from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
-from .fitted import Fitted, expected
+from .fitted import Fitted, expected, stored_apart, tied_names
 from .registration import register, register_classes, register_form
 from .streamed import StreamedModel, empty_model, filled
 from .structures import structure_of
@@ -42,6 +43,7 @@ class OpenModel:
     None for a live module. The layout of the family is `declared`, or else it was traced.
     A checkpoint that an `adapter` reads as another family's has that one's config and names; one
     whose linears are `packed` in few bits is read as the floating-point one that it stands for.
+    `notes` are for the user: what of the checkpoint was read, and what was not.
     """
 
     source: str
@@ -53,6 +55,7 @@ class OpenModel:
     declared: bool = True
     adapter: Adapter | None = None
     packed: bool = False
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -137,6 +140,7 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     weights: Weights
     adapter: Adapter | None = None
     packed = False
+    notes: tuple[str, ...] = ()
     if isinstance(model, nn.Module):
         config: Any = getattr(model, "config", None)
         raw = config.to_dict() if config is not None else {}
@@ -150,15 +154,18 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         adapter = ADAPTERS.get(str(raw.get("model_type")))
         if adapter is None:
             raw, config = _read(folder, source)
-            weights = FolderWeights(folder)
+            weights = stored = FolderWeights(folder)
             packed = bool(raw.get("packed"))
             if packed:
                 raw, config, weights = _floating(raw, config, weights)
         else:
             _check_decoder(raw, source)
-            raw, config, weights = _adapted(adapter, folder, raw, source)
+            stored = FolderWeights(folder)
+            raw, config = _adapted(adapter, folder, raw, source)
+            weights = adapter.weights(stored, read_config(folder), source)
+        notes = stored.notes
     opened = _opened(source, folder, raw, config, weights, adapter)
-    return replace(opened, packed=packed)
+    return replace(opened, packed=packed, notes=(*notes, *opened.notes))
 
 
 def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
@@ -187,6 +194,8 @@ def _read(folder: Path, source: str) -> tuple[dict[str, Any], Any]:
     register_form(raw)
     config = _config(folder, raw)
     _check_causal(config, source)
+    # It names the source's files; what is written has others.
+    raw.pop("transformers_weights", None)
     return raw, config
 
 
@@ -223,13 +232,28 @@ def _opened(
     family = declared or undeclared_family(config, skeleton)
     if declared is None:
         register_classes(family.config, family.model)
-    fitted: Weights
+    opened = replace(opened, family=family, declared=declared is not None, adapter=adapter)
     if isinstance(weights, NoWeights):
-        fitted = NoWeights(expected(skeleton))
-    else:
-        fitted = Fitted(converted(weights, skeleton), skeleton, source)
-    known = declared is not None
-    return OpenModel(source, folder, raw, config, fitted, family, known, adapter)
+        return replace(opened, weights=NoWeights(expected(skeleton)))
+    return _with_weights(opened, weights)
+
+
+def _with_weights(opened: OpenModel, weights: Weights) -> OpenModel:
+    """The model with what `weights` hold of it; what is stored apart is not tied."""
+    held = converted(weights, opened.skeleton)
+    tied, notes = tied_names(opened.skeleton), list(getattr(held, "doubled", ()))
+    apart = stored_apart(held, opened.skeleton)
+    if apart:
+        notes.append(
+            f"config.json ties {apart[0]} to {tied[apart[0]]}, but both are stored, with different"
+            " values: they are not tied, as in transformers"
+        )
+        config = copy.deepcopy(opened.config)
+        config.tie_word_embeddings = False
+        raw = {**opened.raw_config, "tie_word_embeddings": False}
+        opened = replace(opened, config=config, raw_config=raw)
+    fitted = Fitted(held, opened.skeleton, opened.source, tied)
+    return replace(opened, weights=fitted, notes=(*notes, *fitted.notes))
 
 
 def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> Any:
@@ -325,8 +349,8 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
 
 def _adapted(
     adapter: Adapter, folder: Path, raw: Mapping[str, Any], source: str
-) -> tuple[dict[str, Any], Any, Weights]:
-    """config.json, its reading and the weights, all as the adapter's family has them."""
+) -> tuple[dict[str, Any], Any]:
+    """config.json and its reading, both as the adapter's family has them."""
     from transformers import CONFIG_MAPPING
 
     own = adapter.config(raw, source)
@@ -334,7 +358,7 @@ def _adapted(
         config = CONFIG_MAPPING[own["model_type"]].from_dict(own)
     except Exception as error:  # as in `_config`
         raise _senseless(f"{folder}/config.json", error) from error
-    return own, config, adapter.weights(FolderWeights(folder), raw, source)
+    return own, config
 
 
 def _loaded_adapted(opened: OpenModel, dtype: str | torch.dtype, kwargs: Mapping[str, Any]) -> Any:

@@ -63,6 +63,8 @@ def convert(
         notes.append(text)
         (progress or Quiet()).note(text)
 
+    for message in opened.notes:
+        note(message)
     out = Path(out).expanduser()
     form = _floating(opened) if opened.packed else Form(opened.raw_config, opened.weights, True)
     with target(out, force, opened) as folder:

@@ -99,6 +99,8 @@ class RecoveryRun:
         self.opened = open_model(config.model)
         if self.opened.folder is None:
             raise SecateurError("Recovery reads a folder; write the live model to one first.")
+        for message in self.opened.notes:
+            self._note(message)
         named = config.teacher is not None
         config = with_target(config, self.opened.folder, self._note)
         self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
@@ -203,6 +205,8 @@ class RecoveryRun:
                 raise
             why = f"{self.config.teacher}, which run.toml names, cannot be opened from here"
             raise no_dense_model(self.config, why) from error
+        for message in teacher.notes:
+            self._note(f"the dense model: {message}")
         plan = self.opened.folder / "plan.json" if self.opened.folder else None
         # run.toml has the path as it was typed, and something else may stand there by now
         known = read_plan(plan).weights if not named and plan and plan.is_file() else ""

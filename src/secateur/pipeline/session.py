@@ -79,7 +79,7 @@ class Run:
         self._before: list[Perplexity] = []
         self._numbers: dict[str, Any] = {}
         self.opened = open_model(model)
-        for message in idle_settings(config):
+        for message in (*self.opened.notes, *idle_settings(config)):
             self.note(message)
         if self.opened.packed:
             self.note(
