@@ -1,5 +1,6 @@
 """Reading and writing Hugging Face checkpoint folders, one tensor at a time."""
 
+from .companions import Companions, companions, is_weights, travelling
 from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_folder, write_text
 from .packed import PARTS, Packed, PackedWeights, packed, unpacked
@@ -19,6 +20,7 @@ from .weights import (
 __all__ = [
     "INDEX",
     "PARTS",
+    "Companions",
     "FolderWeights",
     "ModuleWeights",
     "NoWeights",
@@ -28,12 +30,15 @@ __all__ = [
     "TensorSpec",
     "Weights",
     "chosen_file",
+    "companions",
+    "is_weights",
     "listed_files",
     "new_folder",
     "packed",
     "pickles",
     "read_config",
     "read_json",
+    "travelling",
     "unpacked",
     "weight_files",
     "write_shards",

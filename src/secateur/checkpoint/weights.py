@@ -282,8 +282,8 @@ def _twice_told(twice: Mapping[str, list[str]]) -> Iterator[str]:
     if twice:
         name, files = next(iter(twice.items()))
         yield (
-            f"{len(twice)} tensors lie in more than one file, first {name} in"
-            f" {' and '.join(files)}: the last of these is read, as transformers reads it"
+            f"tensors that lie in more than one file: {len(twice):,}, first {name} in"
+            f" {' and '.join(files)}; the last of these is read, as transformers reads it"
         )
 
 

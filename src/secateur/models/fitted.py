@@ -126,6 +126,6 @@ def _ignored(name: str, skeleton: Any) -> bool:
 def _left_out(names: list[str], skeleton: nn.Module) -> str:
     more = ", ..." if len(names) > _SHOWN else ""
     return (
-        f"{len(names)} tensors of the checkpoint are none of {type(skeleton).__name__}'s, and are"
-        f" left out as transformers leaves them out: {', '.join(names[:_SHOWN])}{more}"
+        f"tensors of the checkpoint that {type(skeleton).__name__} does not have: {len(names):,}"
+        f" ({', '.join(names[:_SHOWN])}{more}); they are left out, as transformers leaves them out"
     )

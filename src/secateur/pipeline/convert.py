@@ -77,6 +77,7 @@ def convert(
             tokenizer=tokenizer_to_write(opened, tokenizer, note),
             model=None,
             adapted=opened.adapter is not None,
+            note=note,
         )
     parameters = sum(spec.elements for spec in form.weights.specs.values())
     architecture = str(form.config["architectures"][0])

@@ -338,6 +338,7 @@ class RecoveryRun:
             tokenizer=tokenizer_to_write(self.opened, None, self._note),
             model=None,
             adapted=self.opened.adapter is not None,
+            note=self._note,
         )
         copy_history(folder, self.opened)
         config = self.config.model_copy(update={"model": self.name})

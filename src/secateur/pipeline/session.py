@@ -277,6 +277,7 @@ class Run:
                     tokenizer=tokenizer_to_write(self.opened, self._tokenizer, self.note),
                     model=self._model,
                     adapted=self.opened.adapter is not None,
+                    note=self.note,
                 )
             numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
             write_record(
