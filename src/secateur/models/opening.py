@@ -28,6 +28,7 @@ from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
 from .fitted import Fitted, expected, stored_apart, tied_names
 from .registration import register, register_classes, register_form
+from .spelling import both_spellings
 from .streamed import StreamedModel, empty_model, filled
 from .structures import structure_of
 
@@ -142,8 +143,11 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     packed = False
     notes: tuple[str, ...] = ()
     if isinstance(model, nn.Module):
-        config: Any = getattr(model, "config", None)
+        config: Any = copy.deepcopy(getattr(model, "config", None))
+        if config is not None:
+            config.dtype = getattr(model, "dtype", None)  # what it is by now, as save_pretrained
         raw = config.to_dict() if config is not None else {}
+        raw.pop("transformers_weights", None)
         source = LIVE
         _check_decoder(raw, source)
         weights = ModuleWeights(model)
@@ -210,7 +214,7 @@ def _floating(
 def _unpacked(raw: Mapping[str, Any], config: Any) -> tuple[dict[str, Any], Any]:
     """config.json and its reading without a word of packed linears."""
     plain = {key: value for key, value in raw.items() if key != "packed"}
-    return plain, type(config).from_dict(plain)
+    return plain, type(config).from_dict(copy.deepcopy(plain))
 
 
 def _opened(
@@ -221,6 +225,7 @@ def _opened(
     weights: Weights,
     adapter: Adapter | None,
 ) -> OpenModel:
+    raw = both_spellings(raw, config)
     model_type = str(config.model_type).removeprefix("secateur_")
     declared = layout_for(model_type, config.to_dict())
     # The place of the layers is not known yet, and the skeleton does not depend on it.
@@ -355,7 +360,7 @@ def _adapted(
 
     own = adapter.config(raw, source)
     try:
-        config = CONFIG_MAPPING[own["model_type"]].from_dict(own)
+        config = CONFIG_MAPPING[own["model_type"]].from_dict(copy.deepcopy(own))
     except Exception as error:  # as in `_config`
         raise _senseless(f"{folder}/config.json", error) from error
     return own, config
