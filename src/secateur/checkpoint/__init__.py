@@ -1,6 +1,7 @@
 """Reading and writing Hugging Face checkpoint folders, one tensor at a time."""
 
-from .companions import Companions, companions, is_weights, travelling
+from .companions import LARGEST as LARGEST_COMPANION
+from .companions import Companions, belongs, companions, travelling
 from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_folder, write_text
 from .packed import PARTS, Packed, PackedWeights, packed, unpacked
@@ -19,6 +20,7 @@ from .weights import (
 
 __all__ = [
     "INDEX",
+    "LARGEST_COMPANION",
     "PARTS",
     "Companions",
     "FolderWeights",
@@ -29,9 +31,9 @@ __all__ = [
     "PackedWeights",
     "TensorSpec",
     "Weights",
+    "belongs",
     "chosen_file",
     "companions",
-    "is_weights",
     "listed_files",
     "new_folder",
     "packed",

@@ -116,6 +116,11 @@ def companions(folder: Path) -> Companions:
     return Companions(folder, tuple(names), tuple(notes))
 
 
+def belongs(folder: Path, name: str) -> bool:
+    """Whether `folder` has a readable file `name` of its own, by the rule for companions."""
+    return (folder / name).is_file() and _why_not(folder / name, folder) is None
+
+
 def _files(folder: Path) -> Iterator[str]:
     """Paths of all files outside of hidden folders; a link to a folder is a file here."""
     for root, folders, files in os.walk(folder):

@@ -1,7 +1,7 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from .conversion import converted
 from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
 from .fitted import Fitted, expected, stored_apart, tied_names
+from .hub import hub_name, is_hub_name, local_folder
 from .registration import register, register_classes, register_form
 from .spelling import both_spellings
 from .streamed import StreamedModel, empty_model, filled
@@ -57,6 +58,21 @@ class OpenModel:
     adapter: Adapter | None = None
     packed: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def hub_name(self) -> str | None:
+        """What the model is called on the hub, as far as the place that it came from says so."""
+        if self.folder is not None:
+            return hub_name(self.folder)
+        stated = str(getattr(self.config, "_name_or_path", ""))
+        return stated if is_hub_name(stated) and "/" in stated else None
+
+    @property
+    def name(self) -> str:
+        """What people call the model: its name on the hub, or that of its folder."""
+        if self.hub_name is not None:
+            return self.hub_name
+        return self.source if self.folder is None else Path(self.source).resolve().name
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -147,13 +163,14 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
         if config is not None:
             config.dtype = getattr(model, "dtype", None)  # what it is by now, as save_pretrained
         raw = config.to_dict() if config is not None else {}
-        raw.pop("transformers_weights", None)
+        for key in ("transformers_weights", "_name_or_path"):  # of the place that it came from
+            raw.pop(key, None)
         source = LIVE
         _check_decoder(raw, source)
         weights = ModuleWeights(model)
     else:
         source = str(model)
-        folder = _local(source, revision)
+        folder = local_folder(source, revision)
         raw = read_config(folder)
         adapter = ADAPTERS.get(str(raw.get("model_type")))
         if adapter is None:
@@ -182,7 +199,7 @@ def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
     """
     register()
     source = str(model)
-    folder = _local(source, revision, ["config.json"])
+    folder = local_folder(source, revision, config_only=True)
     if str(read_config(folder).get("model_type")) in ADAPTERS:
         return open_model(model, revision=revision)
     raw, config = _read(folder, source)
@@ -277,26 +294,6 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any
     # The registered classes serve; code in the folder runs only if the caller says so.
     kwargs = {"trust_remote_code": False, **kwargs}
     return AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
-
-
-_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt")
-
-
-def _local(model: str, revision: str | None, files: Sequence[str] = _FILES) -> Path:
-    path = Path(model).expanduser()
-    looks_like_a_hub_name = model.count("/") == 1 and not model.startswith((".", "/", "~"))
-    if path.exists() or not looks_like_a_hub_name:
-        return path
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
-    except Exception as error:  # the hub raises a dozen kinds, all meaning the same to a user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SecateurError(
-            f"There is no folder {model}, and the Hugging Face hub does not give it: {reason}\n"
-            "Check the name, or download it first and give the folder."
-        ) from error
 
 
 def _check_decoder(raw: Mapping[str, Any], source: str) -> None:

@@ -73,13 +73,13 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
     Raises:
         SecateurError: neither a supported model nor a plan.
     """
-    folder = Path(folder).expanduser()
+    model, folder = folder, _folder(folder)
     plan = read_plan(folder) if (folder / "plan.json").is_file() or folder.is_file() else None
     facts: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     layers: list[dict[str, Any]] = []
     if (folder / "config.json").is_file() or plan is None:
-        opened = open_model(folder)
+        opened = open_model(model)
         structure, notes = opened.structure, opened.notes
         facts = {
             "class": opened.raw_config.get("architectures", ["?"])[0],
@@ -107,6 +107,14 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
             for name, units in plan.keep.items()
         ]
     return {"facts": facts, "layers": layers, "blend": _blend(folder), "notes": list(notes)}
+
+
+def _folder(model: str | Path) -> Path:
+    """The path that `model` is, if it is one."""
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(model)
 
 
 def _before(structure: Structure, plan: Plan | None) -> tuple[Structure, Plan]:
