@@ -248,6 +248,23 @@ def test_a_live_tokenizer_writes_no_code_and_a_class_that_others_know(tmp_path: 
     assert not [name for name in files_of(tmp_path / "out") if name.startswith(".")]
 
 
+@pytest.mark.parametrize("stated", ["LlamaTokenizer", "PreTrainedTokenizerFast", "Other", None])
+@pytest.mark.parametrize("variant", ["llama-gqa", "qwen2-gqa", "gpt2", "phi3"])
+def test_the_tokenizer_of_what_is_cut_is_of_the_same_class(
+    variant: str, stated: str | None, tiny_folder: Any, tmp_path: Path
+) -> None:
+    """AutoTokenizer goes by the model's type, too, which is another in a pruned folder."""
+    folder, out = tiny_folder(variant), tmp_path / "out"
+    raw = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": stated}
+    written = {key: value for key, value in raw.items() if value is not None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(written))
+    prune(folder, out, method="random", layers="1-2", ratio=0.2, align=1)
+    assert (out / "modeling_secateur.py").exists()
+    dense, cut = (transformers.AutoTokenizer.from_pretrained(path) for path in (folder, out))
+    assert type(dense) is type(cut)
+    assert dense("ab c").input_ids == cut("ab c").input_ids
+
+
 def test_names_of_the_hub_are_chosen_by_the_same_rule(tmp_path: Path) -> None:
     put(tmp_path, TRAVELS | STAYS)
     names = {name for name, text in (TRAVELS | STAYS).items() if text is not None}

@@ -44,18 +44,22 @@ def copy_companions(
     model: Any,
     note: Note,
     adapted: bool = False,
+    read_as: str | None = None,
 ) -> None:
     """Bring along what belongs to the original model besides its weights and config.
 
     From a folder files are copied; a live `model` (origin None) and its `tokenizer` write theirs.
     The tokenizer files of an `adapted` model may need code that is left behind: `tokenizer` (None:
-    none) writes its own instead. `note` hears what stays behind.
+    none) writes its own instead. `read_as` is the class that reads the folder's tokenizer where the
+    model's type decides: a result of another type states it. `note` hears what stays behind.
     """
     if origin is not None:
         _copy(origin, folder, note, without=_TOKENIZER if adapted else ())
     if tokenizer is not None and (origin is None or adapted):
         _write(tokenizer, folder, note)
-        _spell_class(folder / "tokenizer_config.json")
+        read_as = type(tokenizer).__name__
+    if read_as is not None:
+        _state_class(folder / "tokenizer_config.json", read_as)
     if origin is None and getattr(model, "generation_config", None) is not None:
         _write(model.generation_config, folder, note)
 
@@ -124,12 +128,12 @@ def _without_code(value: Any, config: bool, gone: set[str]) -> Any:
     }
 
 
-def _spell_class(path: Path) -> None:
-    """Name the tokenizer's class as older transformers know it, too."""
-    if not path.is_file():
+def _state_class(path: Path, name: str) -> None:
+    """State the tokenizer's class, by a name that older transformers know, too."""
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stated = str(config.get("tokenizer_class"))
+    known = _OLD_CLASSES.get(name, name)
+    if stated.removesuffix("Fast") == known.removesuffix("Fast"):
         return
-    config = json.loads(path.read_text(encoding="utf-8"))
-    name = config.get("tokenizer_class")
-    if name in _OLD_CLASSES:
-        config["tokenizer_class"] = _OLD_CLASSES[name]
-        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    config["tokenizer_class"] = known
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -35,7 +35,13 @@ from ..recovery import (
 from ..stats import Walk
 from ..structure import Plan
 from ..surgery import PrunedWeights
-from .checks import check_space, idle_recovery_settings, tokenizer_to_write, vocabulary
+from .checks import (
+    check_space,
+    idle_recovery_settings,
+    tokenizer_class,
+    tokenizer_to_write,
+    vocabulary,
+)
 from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
 from .stages import window_length
@@ -338,6 +344,7 @@ class RecoveryRun:
             tokenizer=tokenizer_to_write(self.opened, None, self._note),
             model=None,
             adapted=self.opened.adapter is not None,
+            read_as=tokenizer_class(self.opened, stored),
             note=self._note,
         )
         copy_history(folder, self.opened)
