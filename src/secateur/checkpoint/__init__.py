@@ -1,5 +1,8 @@
 """Reading and writing Hugging Face checkpoint folders, one tensor at a time."""
 
+from .companions import LARGEST as LARGEST_COMPANION
+from .companions import Companions, belongs, companions, travelling
+from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_folder, write_text
 from .packed import PARTS, Packed, PackedWeights, packed, unpacked
 from .shards import write_shards
@@ -12,10 +15,14 @@ from .weights import (
     Weights,
     read_config,
     read_json,
+    weight_files,
 )
 
 __all__ = [
+    "INDEX",
+    "LARGEST_COMPANION",
     "PARTS",
+    "Companions",
     "FolderWeights",
     "ModuleWeights",
     "NoWeights",
@@ -24,11 +31,18 @@ __all__ = [
     "PackedWeights",
     "TensorSpec",
     "Weights",
+    "belongs",
+    "chosen_file",
+    "companions",
+    "listed_files",
     "new_folder",
     "packed",
+    "pickles",
     "read_config",
     "read_json",
+    "travelling",
     "unpacked",
+    "weight_files",
     "write_shards",
     "write_text",
 ]

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..memory import give_back
-from .weights import INDEX, SINGLE, TensorSpec
+from .files import INDEX, SINGLE
+from .weights import TensorSpec
 
 # Big enough that a 7B model has some fifty files, small enough that a shard in memory does not
 # count beside a decoder layer.

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import SecateurError
+from .files import INDEX, SINGLE, chosen_file, distributed_file, listed_files, pickles
 
 _DTYPES = {
     "F64": torch.float64,
@@ -26,9 +27,6 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +90,30 @@ class OnDemand(Mapping[str, Tensor]):
 
 
 class FolderWeights:
-    """Weights in `model.safetensors` or in the shards that its index lists.
+    """The weights that transformers would read in a folder: see `weight_files`.
+
+    `notes` say what the user should know about the choice.
 
     Raises:
         SecateurError: no safetensors, a shard missing or truncated, an unknown dtype.
     """
 
     def __init__(self, folder: Path) -> None:
+        paths, chosen = weight_files(folder)
         self._files: dict[str, Path] = {}
         self._specs: dict[str, TensorSpec] = {}
-        for path in _safetensors_files(folder):
+        twice: dict[str, list[str]] = {}
+        for path in paths:
             with _open(path) as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     view = file.get_slice(name)
+                    if name in self._files:
+                        twice.setdefault(name, [self._files[name].name]).append(path.name)
                     self._files[name] = path
                     self._specs[name] = TensorSpec(
                         tuple(view.get_shape()), _dtype(view.get_dtype(), name, path)
                     )
+        self.notes = (*_unread(folder, chosen), *_twice_told(twice))
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -217,31 +222,69 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / "config.json")
 
 
-def _safetensors_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise SecateurError(f"{index} lists no weights. Download it again.")
-        files = [folder / str(name) for name in sorted(set(weight_map.values()))]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise SecateurError(
-                f"{folder} lacks {len(missing)} of {len(files)} shards, first {missing[0]}."
-                " Download the model again."
-            )
-        return files
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+def weight_files(folder: Path) -> tuple[list[Path], str]:
+    """The files of `folder` that hold the weights, and the name that led to them.
+
+    Raises:
+        SecateurError: there are none, or not all that an index lists.
+    """
+    config = read_config(folder)
+    chosen = chosen_file(_Names(folder), config, str(folder))
+    distributed = distributed_file(path.name for path in folder.iterdir())
+    if distributed is not None:
         raise SecateurError(
-            f"{folder} has its weights in pickle files (.bin, .pt), which can run code when read;"
-            " safetensors are expected.\nConvert it once: load it with transformers where you trust"
-            " it, then model.save_pretrained(FOLDER)."
+            f"{folder} is a checkpoint of distributed training ({distributed}).\n"
+            "Write it whole: load it with transformers, then model.save_pretrained(FOLDER)."
         )
-    raise SecateurError(
+    if chosen is None:
+        raise _no_weights(folder)
+    if not chosen.endswith(".json"):
+        return [folder / chosen], chosen
+    names = listed_files(read_json(folder / chosen), str(folder / chosen))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise SecateurError(
+            f"{folder} lacks {len(missing)} of {len(names)} shards, first {missing[0]}."
+            " Download the model again."
+        )
+    return [folder / name for name in names], chosen
+
+
+class _Names:
+    """The names of the files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __contains__(self, name: object) -> bool:
+        return (self._folder / str(name)).is_file()
+
+
+def _no_weights(folder: Path) -> SecateurError:
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        return pickles(str(folder))
+    return SecateurError(
         f"{folder} has no weights: expected {SINGLE} or {INDEX}. Download the model again."
     )
+
+
+def _unread(folder: Path, chosen: str) -> Iterator[str]:
+    """A word about weights that are not read because others come before them."""
+    if chosen == SINGLE and (folder / INDEX).is_file():
+        yield (
+            f"{folder} has {SINGLE} and an index of shards: the weights are those of {SINGLE}, as"
+            " transformers reads them"
+        )
+
+
+def _twice_told(twice: Mapping[str, list[str]]) -> Iterator[str]:
+    """A word about tensors that lie in several files."""
+    if twice:
+        name, files = next(iter(twice.items()))
+        yield (
+            f"tensors that lie in more than one file: {len(twice):,}, first {name} in"
+            f" {' and '.join(files)}; the last of these is read, as transformers reads it"
+        )
 
 
 def _open(path: Path) -> Any:

@@ -80,7 +80,7 @@ Of a method that fuses two scores (hywia, saap), it shows the blend of the two b
 --picture draws it.
 """,
 )
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", metavar="DIR")
 @click.option(
     "--against", type=click.Path(path_type=Path), metavar="DIR", help="Compare with this one's plan"
 )
@@ -90,7 +90,7 @@ Of a method that fuses two scores (hywia, saap), it shows the blend of the two b
 @click.option("--force", is_flag=True, help="Replace FILE.svg if it exists")
 @JSON
 def inspect_command(
-    folder: Path, against: Path | None, picture: Path | None, force: bool, as_json: bool
+    folder: str, against: Path | None, picture: Path | None, force: bool, as_json: bool
 ) -> None:
     """Inspect a folder."""
     if picture is not None:
@@ -111,7 +111,9 @@ def inspect_command(
     if as_json:
         print_json(found)
         return
-    table(str(folder), ("", "value"), found["facts"].items())
+    for note in found["notes"]:
+        Screen().note(note)
+    table(folder, ("", "value"), found["facts"].items())
     if found["layers"]:
         table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))
     if found["blend"]:

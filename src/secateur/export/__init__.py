@@ -1,14 +1,18 @@
 """Writing a pruned model so that transformers and other engines load it."""
 
 from .card import model_card, recovery_card
+from .companions import copy_companions
 from .few_bits import packed_form
 from .form import Form, pruned_form
+from .front_matter import earlier_card, licence_files
 from .proof import prove
-from .write import copy_companions, write_model
+from .write import write_model
 
 __all__ = [
     "Form",
     "copy_companions",
+    "earlier_card",
+    "licence_files",
     "model_card",
     "packed_form",
     "prove",

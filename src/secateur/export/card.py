@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .front_matter import front_matter, licence_line, with_base
+from .markdown import inline, row, without_place, without_places
+
 _HOW_OWN = """\
 The stock class cannot hold these layers (their widths differ, or do not go with its rules). Any one
 of these loads it:
@@ -19,9 +22,15 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 ```
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer  # reads modeling_secateur.py
+from transformers import AutoModelForCausalLM  # reads modeling_secateur.py
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
+```
+
+The tokenizer needs no code of the folder:
+
+```python
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=False)
 ```"""
 
 _HOW_STOCK = """\
@@ -42,23 +51,27 @@ def model_card(
     numbers: Sequence[tuple[str, str, str]],
     layers: Sequence[tuple[int | str, str, str]],
     evaluated_on: str,
+    earlier: str | None = None,
+    hub_name: str | None = None,
+    licences: Sequence[str] = (),
 ) -> str:
-    """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width)."""
+    """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width).
+
+    `earlier` is the card of the original model, whose licence, language and tags are taken over,
+    `hub_name` its name on the hub; `licences` are the files that say more.
+    """
     how = (_HOW_STOCK if stock else _HOW_OWN).format(architecture=architecture)
+    base, evaluated_on = inline(base), inline(without_places(evaluated_on, settings))
+    licence = licence_line(earlier, list(licences), base)
     lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [pruned, structured-pruning, secateur]",
-        "---",
-        "",
+        front_matter(earlier, hub_name),
         f"# {base}, pruned",
         "",
         f"Whole attention heads and MLP channels were cut out of {base} with Secateur.",
         "",
         "| | before | after |",
         "|---|---|---|",
-        *(f"| {what} | {before} | {after} |" for what, before, after in numbers),
+        *map(row, numbers),
         "",
         evaluated_on,
         "",
@@ -66,11 +79,12 @@ def model_card(
         "",
         how,
         "",
+        *(["## Licence", "", inline(licence), ""] if licence else []),
         "## How it was made",
         "",
         "| setting | value |",
         "|---|---|",
-        *(f"| {key} | {value} |" for key, value in settings.items()),
+        *(row((key, without_place(value))) for key, value in settings.items()),
         "",
         "`secateur prune --config run.toml --out DIR` repeats it; `plan.json` says which units"
         " stayed.",
@@ -79,7 +93,7 @@ def model_card(
         "",
         "| layer | attention heads (of which KV) | MLP width |",
         "|---|---|---|",
-        *(f"| {layer} | {heads} | {width} |" for layer, heads, width in layers),
+        *map(row, layers),
         "",
     ]
     return "\n".join(lines)
@@ -97,6 +111,7 @@ def recovery_card(
     settings: Mapping[str, Any],
     steps: tuple[int, int],
     trained: tuple[str, int],
+    hub_name: str | None = None,
 ) -> str:
     """The card after a recovery: the `earlier` one, if the folder had one, and what was trained.
 
@@ -105,28 +120,29 @@ def recovery_card(
     """
     if earlier is None:
         how = (_HOW_STOCK if stock else _HOW_OWN).format(architecture=architecture)
-        earlier = "\n".join(
-            ["---", "library_name: transformers", "---", "", f"# {base}", "", "## Loading", "", how]
-        )
-    loading = _HOW_OWN.splitlines() if not stock and "trust_remote_code" not in earlier else []
+        head = "---\nlibrary_name: transformers\n---\n"
+        earlier = "\n".join([head, f"# {inline(base)}", "", "## Loading", "", how])
+    loading = _HOW_OWN.splitlines() if not stock and "modeling_secateur.py" not in earlier else []
+    on = inline(without_places(evaluated_on, settings)) if evaluated_on else None
+    source = inline(without_places(str(data["source"]), settings))
     lines = [
-        earlier.rstrip(),
+        with_base(earlier, hub_name).rstrip(),
         "",
         "## Recovery",
         "",
         f"After the cut it was trained ({settings['recipe']}): {trained[0]}, {trained[1]:,}"
         f" parameters, {steps[0]:,} steps of which the state after step {steps[1]:,} is kept, on"
-        f" {data['tokens']:,} tokens in {data['examples']:,} examples of {data['source']}"
+        f" {data['tokens']:,} tokens in {data['examples']:,} examples of {source}"
         f" (SHA-256 {data['sha256'][:16]}; {data['held_out']:,} held out).",
         "",
         "| | before | after |",
         "|---|---|---|",
-        *(f"| {what} | {before} | {after} |" for what, before, after in numbers),
+        *map(row, numbers),
         "",
-        *([f"Perplexity on {evaluated_on}.", ""] if evaluated_on else []),
+        *([f"Perplexity on {on}.", ""] if on else []),
         "| setting | value |",
         "|---|---|",
-        *(f"| {key} | {value} |" for key, value in settings.items()),
+        *(row((key, without_place(value))) for key, value in settings.items()),
         "",
         "`recovery.toml` has every setting and number.",
         "",

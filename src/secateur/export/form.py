@@ -6,6 +6,7 @@ q, k, v and o together, or on none), zeros fill them in. Everything else is writ
 transformers' `per_layer_config` schema, with `modeling_secateur.py` beside the weights.
 """
 
+import copy
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -50,7 +51,7 @@ class Form:
         """The transformers model that the folder would load as, without weights."""
         name = str(self.config["architectures"][0])
         module: Any = transformers if self.stock else modeling_secateur
-        config = getattr(module, name).config_class.from_dict(dict(self.config))
+        config = getattr(module, name).config_class.from_dict(copy.deepcopy(dict(self.config)))
         return empty_model(config, dtype or self._dtype)
 
     @property
@@ -264,7 +265,7 @@ def _config_widths(
     """The config's own attributes for one layer's sizes."""
     stock = getattr(transformers, family.config)
     names = getattr(stock, "attribute_map", None) or {}
-    known = stock.from_dict(dict(base)).to_dict()
+    known = stock.from_dict(copy.deepcopy(dict(base))).to_dict()
     widths: dict[str, int] = {}
     attention = sizes.get("attention", {})
     if "r" in attention:
@@ -338,7 +339,7 @@ def _keep_slopes(
 
 
 def _skeleton(family: Family, raw: Mapping[str, Any]) -> nn.Module:
-    config = getattr(transformers, family.config).from_dict(dict(raw))
+    config = getattr(transformers, family.config).from_dict(copy.deepcopy(dict(raw)))
     model: nn.Module = empty_model(config, torch.float32)
     return model
 

@@ -2,6 +2,7 @@
 
 from .conversion import converted, reverted
 from .families import FAMILIES, Family, Part, layout_for
+from .hub import hub_name
 from .opening import LIVE, OpenModel, load, open_config, open_model, resolve_device, resolve_dtype
 from .registration import register
 from .streamed import StreamedModel, empty_model, filled
@@ -17,6 +18,7 @@ __all__ = [
     "converted",
     "empty_model",
     "filled",
+    "hub_name",
     "layer_sizes",
     "layout_for",
     "load",

@@ -2,11 +2,12 @@
 
 Mixtral's experts lie on disk one by one (`experts.0.w1.weight`), in the model they are one tensor;
 GPT-NeoX calls its head `embed_out` on disk. transformers has the mapping for each family; here its
-conversions run tensor by tensor, when one is asked for.
+conversions run tensor by tensor, when one is asked for. It also takes names without the prefix of
+the base model (`layers.0...` for `model.layers.0...`), or with one too many.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -18,8 +19,6 @@ from ..checkpoint import TensorSpec, Weights
 
 def converted(weights: Weights, skeleton: Any) -> Weights:
     """`weights` under the names of `skeleton`, as far as transformers knows how."""
-    if all(name in weights.specs for name in skeleton.state_dict()):
-        return weights
     found = _Converted(weights, skeleton)
     return found if found.changed else weights
 
@@ -36,29 +35,48 @@ def reverted(weights: Weights, skeleton: Any) -> Weights:
 class _Converted:
     def __init__(self, weights: Weights, skeleton: Any) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+        )
 
         self._weights = weights
         self._skeleton = skeleton
         mapping = get_model_conversion_mapping(skeleton)
         renamings = [item for item in mapping if isinstance(item, WeightRenaming)]
         converters = [item for item in mapping if isinstance(item, WeightConverter)]
-        # By name in the model: the names on disk, each with the pattern that it met.
+        by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+        state = skeleton.state_dict()
+        # By name in the model: the names on disk, each with the pattern that it met. Of several
+        # names for one tensor the first counts.
         self._sources: dict[str, list[tuple[str, str | None]]] = {}
         self._converters: dict[str, Any] = {}
-        for name in weights.specs:
-            target, pattern, converter = _target(name, renamings, converters)
+        for name in sorted(weights.specs, key=dot_natural_key):
+            target, pattern = _target(name, renamings, converters, skeleton, state)
             self._sources.setdefault(target, []).append((name, pattern))
-            if converter is not None:
-                self._converters[target] = converter
-        shapes = {name: tuple(t.shape) for name, t in skeleton.state_dict().items()}
+            if pattern is not None:
+                self._converters[target] = by_pattern[pattern]
+        shapes = {name: tuple(t.shape) for name, t in state.items()}
         self._specs = {
             target: TensorSpec(shapes[target], weights.specs[sources[0][0]].dtype)
             if target in self._converters and target in shapes
             else weights.specs[sources[0][0]]
             for target, sources in self._sources.items()
         }
-        self.changed = any(target != names[0][0] for target, names in self._sources.items())
+        spare = {
+            target: [name for name, _ in names[1:]]
+            for target, names in self._sources.items()
+            if len(names) > 1 and target in state and target not in self._converters
+        }
+        self.doubled = tuple(
+            f"{target} is stored under {len(names) + 1} names: {', '.join(names)} is left out, as"
+            " transformers leaves it out"
+            for target, names in spare.items()
+        )
+        self.changed = bool(spare) or any(
+            target != names[0][0] for target, names in self._sources.items()
+        )
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -81,15 +99,16 @@ class _Converted:
 
 
 def _target(
-    name: str, renamings: Iterable[Any], converters: Iterable[Any]
-) -> tuple[str, str | None, Any]:
-    for renaming in renamings:
-        name, _ = renaming.rename_source_key(name)
-    for converter in converters:
-        renamed, pattern = converter.rename_source_key(name)
-        if pattern is not None:
-            return renamed, pattern, converter
-    return name, None, None
+    name: str, renamings: list[Any], converters: list[Any], skeleton: Any, state: Mapping[str, Any]
+) -> tuple[str, str | None]:
+    """The model's name for a tensor, and the converter's pattern that it met, by their rule."""
+    from transformers.core_model_loading import rename_source_key
+
+    prefix = skeleton.base_model_prefix
+    target, pattern = rename_source_key(name, renamings, converters, prefix, state)
+    if target not in state and name in state:
+        target, pattern = rename_source_key(name, [], [], prefix, state)
+    return target, pattern
 
 
 class _Reverted:

@@ -1,6 +1,8 @@
 """The weights that a model expects, found in what a checkpoint holds."""
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +10,12 @@ from torch import Tensor, nn
 from ..checkpoint import TensorSpec, Weights
 from ..errors import SecateurError
 
+_SHOWN = 3  # names in a note
+
 
 def expected(skeleton: nn.Module) -> dict[str, TensorSpec]:
     """The tensors that a checkpoint of the model has; tied ones under their first name."""
-    tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
+    tied = tied_names(skeleton)
     return {
         name: TensorSpec(tuple(tensor.shape), tensor.dtype)
         for name, tensor in skeleton.state_dict().items()
@@ -19,25 +23,47 @@ def expected(skeleton: nn.Module) -> dict[str, TensorSpec]:
     }
 
 
+def tied_names(skeleton: nn.Module) -> dict[str, str]:
+    """By name, the tensor that a tied one is the same as."""
+    return dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
+
+
+def stored_apart(weights: Weights, skeleton: nn.Module) -> list[str]:
+    """The tensors that are tied by the config, but stored with other values than their twin."""
+    return [
+        name
+        for name, twin in tied_names(skeleton).items()
+        if name in weights.specs and twin in weights.specs and not _equal(weights, name, twin)
+    ]
+
+
+def _equal(weights: Weights, one: str, other: str) -> bool:
+    if weights.specs[one].shape != weights.specs[other].shape:
+        return False
+    # mostly the first row tells
+    return all(bool((read(one) == read(other)).all()) for read in (weights.head, weights.tensor))
+
+
 class Fitted:
     """The weights that a model expects, found under its names in what a checkpoint holds.
 
-    A checkpoint of the base model lacks the prefix (`layers.0...` for `model.layers.0...`); tied
-    tensors may be stored under either name; others (old rotary buffers) are left out.
+    Tied tensors may be stored under either name (`tied`: by name, their twin). What the model does
+    not have is left out; `notes` say so, as transformers does.
 
     Raises:
         SecateurError: a tensor is missing or has another shape.
     """
 
-    def __init__(self, weights: Weights, skeleton: nn.Module, source: str) -> None:
+    def __init__(
+        self, weights: Weights, skeleton: nn.Module, source: str, tied: Mapping[str, str]
+    ) -> None:
         self._weights = weights
         self._names: dict[str, str] = {}
         self._specs: dict[str, TensorSpec] = {}
         have = weights.specs
-        tied = dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
         for name, spec in expected(skeleton).items():
-            names = [name, *(alias for alias, target in tied.items() if target == name)]
-            names += [other.partition(".")[2] for other in names]
+            twins = [alias for alias, target in tied.items() if target == name]
+            names = [name, *twins, *([tied[name]] if name in tied else [])]
             found = next((other for other in names if other in have), None)
             if found is None:
                 raise SecateurError(
@@ -56,6 +82,9 @@ class Fitted:
                 )
             self._names[name] = found
             self._specs[name] = have[found]
+        known = {*skeleton.state_dict(), *self._names.values()}
+        left = [name for name in have if name not in known and not _ignored(name, skeleton)]
+        self.notes = (_left_out(left, skeleton),) if left else ()
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -81,3 +110,22 @@ class Fitted:
     def head(self, name: str) -> Tensor:
         """The first row of one tensor."""
         return self._weights.head(self._names[name])
+
+
+def _ignored(name: str, skeleton: Any) -> bool:
+    """Whether transformers, too, would leave out the tensor `name` without a word."""
+    patterns = set(skeleton._keys_to_ignore_on_load_unexpected or ())
+    buffers = [buffer for buffer, _ in skeleton.named_buffers()]
+    if any(buffer.endswith("rotary_emb.inv_freq") for buffer in buffers):
+        patterns.add(r"rotary_emb\.inv_freq")
+    if any(buffer.endswith("position_ids") for buffer in buffers):
+        patterns.add(r"(^|\.)position_ids$")
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _left_out(names: list[str], skeleton: nn.Module) -> str:
+    more = ", ..." if len(names) > _SHOWN else ""
+    return (
+        f"tensors of the checkpoint that {type(skeleton).__name__} does not have: {len(names):,}"
+        f" ({', '.join(names[:_SHOWN])}{more}); they are left out, as transformers leaves them out"
+    )

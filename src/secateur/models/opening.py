@@ -1,6 +1,7 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,10 @@ from .adapters import ADAPTERS, Adapter
 from .conversion import converted
 from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
-from .fitted import Fitted, expected
+from .fitted import Fitted, expected, stored_apart, tied_names
+from .hub import hub_name, is_hub_name, local_folder
 from .registration import register, register_classes, register_form
+from .spelling import both_spellings
 from .streamed import StreamedModel, empty_model, filled
 from .structures import structure_of
 
@@ -42,6 +45,7 @@ class OpenModel:
     None for a live module. The layout of the family is `declared`, or else it was traced.
     A checkpoint that an `adapter` reads as another family's has that one's config and names; one
     whose linears are `packed` in few bits is read as the floating-point one that it stands for.
+    `notes` are for the user: what of the checkpoint was read, and what was not.
     """
 
     source: str
@@ -53,6 +57,22 @@ class OpenModel:
     declared: bool = True
     adapter: Adapter | None = None
     packed: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hub_name(self) -> str | None:
+        """What the model is called on the hub, as far as the place that it came from says so."""
+        if self.folder is not None:
+            return hub_name(self.folder)
+        stated = str(getattr(self.config, "_name_or_path", ""))
+        return stated if is_hub_name(stated) and "/" in stated else None
+
+    @property
+    def name(self) -> str:
+        """What people call the model: its name on the hub, or that of its folder."""
+        if self.hub_name is not None:
+            return self.hub_name
+        return self.source if self.folder is None else Path(self.source).resolve().name
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -137,28 +157,36 @@ def open_model(model: str | Path | nn.Module, *, revision: str | None = None) ->
     weights: Weights
     adapter: Adapter | None = None
     packed = False
+    notes: tuple[str, ...] = ()
     if isinstance(model, nn.Module):
-        config: Any = getattr(model, "config", None)
+        config: Any = copy.deepcopy(getattr(model, "config", None))
+        if config is not None:
+            config.dtype = getattr(model, "dtype", None)  # what it is by now, as save_pretrained
         raw = config.to_dict() if config is not None else {}
+        for key in ("transformers_weights", "_name_or_path"):  # of the place that it came from
+            raw.pop(key, None)
         source = LIVE
         _check_decoder(raw, source)
         weights = ModuleWeights(model)
     else:
         source = str(model)
-        folder = _local(source, revision)
+        folder = local_folder(source, revision)
         raw = read_config(folder)
         adapter = ADAPTERS.get(str(raw.get("model_type")))
         if adapter is None:
             raw, config = _read(folder, source)
-            weights = FolderWeights(folder)
+            weights = stored = FolderWeights(folder)
             packed = bool(raw.get("packed"))
             if packed:
                 raw, config, weights = _floating(raw, config, weights)
         else:
             _check_decoder(raw, source)
-            raw, config, weights = _adapted(adapter, folder, raw, source)
+            stored = FolderWeights(folder)
+            raw, config = _adapted(adapter, folder, raw, source)
+            weights = adapter.weights(stored, read_config(folder), source)
+        notes = stored.notes
     opened = _opened(source, folder, raw, config, weights, adapter)
-    return replace(opened, packed=packed)
+    return replace(opened, packed=packed, notes=(*notes, *opened.notes))
 
 
 def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
@@ -171,7 +199,7 @@ def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
     """
     register()
     source = str(model)
-    folder = _local(source, revision, ["config.json"])
+    folder = local_folder(source, revision, config_only=True)
     if str(read_config(folder).get("model_type")) in ADAPTERS:
         return open_model(model, revision=revision)
     raw, config = _read(folder, source)
@@ -187,6 +215,8 @@ def _read(folder: Path, source: str) -> tuple[dict[str, Any], Any]:
     register_form(raw)
     config = _config(folder, raw)
     _check_causal(config, source)
+    # It names the source's files; what is written has others.
+    raw.pop("transformers_weights", None)
     return raw, config
 
 
@@ -201,7 +231,7 @@ def _floating(
 def _unpacked(raw: Mapping[str, Any], config: Any) -> tuple[dict[str, Any], Any]:
     """config.json and its reading without a word of packed linears."""
     plain = {key: value for key, value in raw.items() if key != "packed"}
-    return plain, type(config).from_dict(plain)
+    return plain, type(config).from_dict(copy.deepcopy(plain))
 
 
 def _opened(
@@ -212,6 +242,7 @@ def _opened(
     weights: Weights,
     adapter: Adapter | None,
 ) -> OpenModel:
+    raw = both_spellings(raw, config)
     model_type = str(config.model_type).removeprefix("secateur_")
     declared = layout_for(model_type, config.to_dict())
     # The place of the layers is not known yet, and the skeleton does not depend on it.
@@ -223,13 +254,28 @@ def _opened(
     family = declared or undeclared_family(config, skeleton)
     if declared is None:
         register_classes(family.config, family.model)
-    fitted: Weights
+    opened = replace(opened, family=family, declared=declared is not None, adapter=adapter)
     if isinstance(weights, NoWeights):
-        fitted = NoWeights(expected(skeleton))
-    else:
-        fitted = Fitted(converted(weights, skeleton), skeleton, source)
-    known = declared is not None
-    return OpenModel(source, folder, raw, config, fitted, family, known, adapter)
+        return replace(opened, weights=NoWeights(expected(skeleton)))
+    return _with_weights(opened, weights)
+
+
+def _with_weights(opened: OpenModel, weights: Weights) -> OpenModel:
+    """The model with what `weights` hold of it; what is stored apart is not tied."""
+    held = converted(weights, opened.skeleton)
+    tied, notes = tied_names(opened.skeleton), list(getattr(held, "doubled", ()))
+    apart = stored_apart(held, opened.skeleton)
+    if apart:
+        notes.append(
+            f"config.json ties {apart[0]} to {tied[apart[0]]}, but both are stored, with different"
+            " values: they are not tied, as in transformers"
+        )
+        config = copy.deepcopy(opened.config)
+        config.tie_word_embeddings = False
+        raw = {**opened.raw_config, "tie_word_embeddings": False}
+        opened = replace(opened, config=config, raw_config=raw)
+    fitted = Fitted(held, opened.skeleton, opened.source, tied)
+    return replace(opened, weights=fitted, notes=(*notes, *fitted.notes))
 
 
 def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> Any:
@@ -248,26 +294,6 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any
     # The registered classes serve; code in the folder runs only if the caller says so.
     kwargs = {"trust_remote_code": False, **kwargs}
     return AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
-
-
-_FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt")
-
-
-def _local(model: str, revision: str | None, files: Sequence[str] = _FILES) -> Path:
-    path = Path(model).expanduser()
-    looks_like_a_hub_name = model.count("/") == 1 and not model.startswith((".", "/", "~"))
-    if path.exists() or not looks_like_a_hub_name:
-        return path
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(files)))
-    except Exception as error:  # the hub raises a dozen kinds, all meaning the same to a user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SecateurError(
-            f"There is no folder {model}, and the Hugging Face hub does not give it: {reason}\n"
-            "Check the name, or download it first and give the folder."
-        ) from error
 
 
 def _check_decoder(raw: Mapping[str, Any], source: str) -> None:
@@ -325,16 +351,16 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
 
 def _adapted(
     adapter: Adapter, folder: Path, raw: Mapping[str, Any], source: str
-) -> tuple[dict[str, Any], Any, Weights]:
-    """config.json, its reading and the weights, all as the adapter's family has them."""
+) -> tuple[dict[str, Any], Any]:
+    """config.json and its reading, both as the adapter's family has them."""
     from transformers import CONFIG_MAPPING
 
     own = adapter.config(raw, source)
     try:
-        config = CONFIG_MAPPING[own["model_type"]].from_dict(own)
+        config = CONFIG_MAPPING[own["model_type"]].from_dict(copy.deepcopy(own))
     except Exception as error:  # as in `_config`
         raise _senseless(f"{folder}/config.json", error) from error
-    return own, config, adapter.weights(FolderWeights(folder), raw, source)
+    return own, config
 
 
 def _loaded_adapted(opened: OpenModel, dtype: str | torch.dtype, kwargs: Mapping[str, Any]) -> Any:

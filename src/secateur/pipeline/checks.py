@@ -64,6 +64,19 @@ def tokenizer_to_write(opened: OpenModel, given: Any, note: Callable[[str], None
         return None
 
 
+def tokenizer_class(opened: OpenModel, form: Form) -> str | None:
+    """The class that reads the folder's tokenizer, if `form` has another type than the model.
+
+    AutoTokenizer goes by the type where the folder states no class, or one that is known as wrong.
+    """
+    if form.stock or opened.folder is None or opened.adapter is not None:
+        return None
+    try:
+        return type(opened.tokenizer).__name__
+    except SecateurError:  # none, or none that loads
+        return None
+
+
 def vocabulary(opened: OpenModel) -> int:
     """How many tokens the model has embeddings for."""
     return int(opened.skeleton.get_input_embeddings().num_embeddings)  # type: ignore[operator]

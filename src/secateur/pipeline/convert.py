@@ -63,6 +63,8 @@ def convert(
         notes.append(text)
         (progress or Quiet()).note(text)
 
+    for message in opened.notes:
+        note(message)
     out = Path(out).expanduser()
     form = _floating(opened) if opened.packed else Form(opened.raw_config, opened.weights, True)
     with target(out, force, opened) as folder:
@@ -75,6 +77,7 @@ def convert(
             tokenizer=tokenizer_to_write(opened, tokenizer, note),
             model=None,
             adapted=opened.adapter is not None,
+            note=note,
         )
     parameters = sum(spec.elements for spec in form.weights.specs.values())
     architecture = str(form.config["architectures"][0])

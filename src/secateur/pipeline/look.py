@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checkpoint import weight_files
 from ..config import read_record
 from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
@@ -35,6 +36,8 @@ def evaluate(
         SecateurError: bad input.
     """
     opened = open_model(model)
+    for message in opened.notes:
+        (progress or Quiet()).note(message)
     source = opened.streamed(device=device, dtype=dtype)
     stream = evaluation_text(opened, text, tokenizer=tokenizer, tokens=tokens)
     lengths = _fitting(windows or window_lengths(opened.context), opened.context, len(stream), text)
@@ -70,13 +73,14 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
     Raises:
         SecateurError: neither a supported model nor a plan.
     """
-    folder = Path(folder).expanduser()
+    model, folder = folder, _folder(folder)
     plan = read_plan(folder) if (folder / "plan.json").is_file() or folder.is_file() else None
     facts: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     layers: list[dict[str, Any]] = []
     if (folder / "config.json").is_file() or plan is None:
-        opened = open_model(folder)
-        structure = opened.structure
+        opened = open_model(model)
+        structure, notes = opened.structure, opened.notes
         facts = {
             "class": opened.raw_config.get("architectures", ["?"])[0],
             "family": structure.family,
@@ -102,7 +106,15 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
             {"axis": name, "kept": len(units), "of": plan.units[name]}
             for name, units in plan.keep.items()
         ]
-    return {"facts": facts, "layers": layers, "blend": _blend(folder)}
+    return {"facts": facts, "layers": layers, "blend": _blend(folder), "notes": list(notes)}
+
+
+def _folder(model: str | Path) -> Path:
+    """The path that `model` is, if it is one."""
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:  # ~nobody
+        return Path(model)
 
 
 def _before(structure: Structure, plan: Plan | None) -> tuple[Structure, Plan]:
@@ -129,10 +141,9 @@ def _blend(folder: Path) -> dict[str, dict[str, float]] | None:
 
 
 def bytes_before(opened: OpenModel) -> int:
-    """Size of the model's weight files; of its tensors, for a live module."""
+    """Size of the files that the weights are read from; of the tensors, for a live module."""
     if opened.folder is not None:
-        # no hidden files: the state of a training may lie there
-        return sum(file.stat().st_size for file in opened.folder.glob("[!.]*.safetensors"))
+        return sum(file.stat().st_size for file in weight_files(opened.folder)[0])
     return sum(spec.bytes for spec in opened.weights.specs.values())
 
 

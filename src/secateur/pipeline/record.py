@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoint import Weights
 from ..config import PruneConfig, to_toml
 from ..data import Windows
-from ..export import model_card
+from ..export import earlier_card, licence_files, model_card
 from ..models import OpenModel
 from ..report import evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
@@ -55,13 +55,16 @@ def write_record(
         }
     (folder / "run.toml").write_text(to_toml(config, record), encoding="utf-8")
     card = model_card(
-        base=Path(opened.source).resolve().name if opened.folder else opened.source,
+        base=opened.name,
         architecture=opened.family.model,
         stock=stock,
         settings=_card_settings(config),
         numbers=number_rows(numbers),
         layers=layer_rows(structure, plan),
         evaluated_on=evaluation_line(numbers),
+        earlier=earlier_card(opened.folder),
+        hub_name=opened.hub_name,
+        licences=licence_files(folder),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

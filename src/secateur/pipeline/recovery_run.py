@@ -35,7 +35,13 @@ from ..recovery import (
 from ..stats import Walk
 from ..structure import Plan
 from ..surgery import PrunedWeights
-from .checks import check_space, idle_recovery_settings, tokenizer_to_write, vocabulary
+from .checks import (
+    check_space,
+    idle_recovery_settings,
+    tokenizer_class,
+    tokenizer_to_write,
+    vocabulary,
+)
 from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
 from .stages import hidden_bytes, window_length
@@ -99,6 +105,8 @@ class RecoveryRun:
         self.opened = open_model(config.model)
         if self.opened.folder is None:
             raise SecateurError("Recovery reads a folder; write the live model to one first.")
+        for message in self.opened.notes:
+            self._note(message)
         named = config.teacher is not None
         config = with_target(config, self.opened.folder, self._note)
         self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
@@ -204,6 +212,8 @@ class RecoveryRun:
                 raise
             why = f"{self.config.teacher}, which run.toml names, cannot be opened from here"
             raise no_dense_model(self.config, why) from error
+        for message in teacher.notes:
+            self._note(f"the dense model: {message}")
         plan = self.opened.folder / "plan.json" if self.opened.folder else None
         # run.toml has the path as it was typed, and something else may stand there by now
         known = read_plan(plan).weights if not named and plan and plan.is_file() else ""
@@ -335,6 +345,8 @@ class RecoveryRun:
             tokenizer=tokenizer_to_write(self.opened, None, self._note),
             model=None,
             adapted=self.opened.adapter is not None,
+            read_as=tokenizer_class(self.opened, stored),
+            note=self._note,
         )
         copy_history(folder, self.opened)
         config = self.config.model_copy(update={"model": self.name})

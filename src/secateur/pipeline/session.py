@@ -22,7 +22,14 @@ from ..stats import Statistics, collect, collect_gradients
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
-from .checks import check_space, idle_settings, known_ids, selected, tokenizer_to_write
+from .checks import (
+    check_space,
+    idle_settings,
+    known_ids,
+    selected,
+    tokenizer_class,
+    tokenizer_to_write,
+)
 from .choice import budget_of, kept_units, limits_of
 from .estimate import Estimate, fused_scores, inputs_needed, split_windows, terms_needed
 from .held_out import HeldOut, compared, streamed
@@ -99,7 +106,7 @@ class Run:
         self._before: list[Perplexity] = []
         self._numbers: dict[str, Any] = {}
         self.opened = open_model(model)
-        for message in idle_settings(config):
+        for message in (*self.opened.notes, *idle_settings(config)):
             self.note(message)
         if self.opened.packed:
             self.note(
@@ -356,6 +363,8 @@ class Run:
                     tokenizer=tokenizer_to_write(self.opened, self._tokenizer, self.note),
                     model=self._model,
                     adapted=self.opened.adapter is not None,
+                    read_as=tokenizer_class(self.opened, form),
+                    note=self.note,
                 )
             numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
             write_record(

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import belongs
 from ..config import RecoverConfig, to_toml
-from ..export import recovery_card
+from ..export import earlier_card, recovery_card
 from ..models import OpenModel
 from ..report import number_rows
 
@@ -19,7 +20,7 @@ _HISTORY = ("plan.json", "run.toml")
 def copy_history(folder: Path, opened: OpenModel) -> None:
     """Bring along how the model was pruned."""
     for name in _HISTORY:
-        if opened.folder is not None and (opened.folder / name).is_file():
+        if opened.folder is not None and belongs(opened.folder, name):
             shutil.copyfile(opened.folder / name, folder / name)
 
 
@@ -35,10 +36,9 @@ def write_recovery(
     versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
     record = {"versions": {"python": platform.python_version(), **versions}, "results": numbers}
     (folder / "recovery.toml").write_text(to_toml(config, record), encoding="utf-8")
-    earlier = opened.folder / "README.md" if opened.folder else None
     card = recovery_card(
-        earlier.read_text(encoding="utf-8") if earlier and earlier.is_file() else None,
-        base=Path(opened.source).resolve().name,
+        earlier_card(opened.folder),
+        base=opened.name,
         architecture=opened.family.model,
         stock=stock,
         data=numbers["data"],
@@ -47,5 +47,6 @@ def write_recovery(
         settings={key: value for key, value in config.model_dump().items() if value is not None},
         steps=(numbers["steps"], numbers["best_step"]),
         trained=(numbers["trained"], numbers["trained_parameters"]),
+        hub_name=opened.hub_name,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
