@@ -41,6 +41,22 @@ def adding(*, end: bool = False) -> Any:
 # --- pieces ---------------------------------------------------------------------------------------
 
 
+class Spaced:
+    """A tokenizer that puts a space before every text, as Llama's does."""
+
+    @staticmethod
+    def from_pretrained(path: Path) -> Any:
+        from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        text = (path / "heldout.txt").read_text(encoding="utf-8")[:20_000]
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>"], show_progress=False)
+        tokenizer.train_from_iterator([text], trainer)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
 def tokenizers() -> list[Any]:
     """One of byte pieces, one that puts a space before every text; real ones where they are."""
     from transformers import AutoTokenizer
@@ -48,7 +64,7 @@ def tokenizers() -> list[Any]:
     real = [SHARED / "models" / "TinyStories-656K", SHARED / "models" / "stories260K"]
     large = [Path.home() / ".cache/secateur-models" / n for n in ("smollm2-135m", "gemma3-270m")]
     found = [embedded_folder(), *(path for path in (*real, *large) if path.is_dir())]
-    return [
+    return [pytest.param(Spaced, embedded_folder(), id="spaced")] + [
         pytest.param(
             AutoTokenizer, path, id=path.name, marks=[pytest.mark.slow] if path in large else []
         )
@@ -63,6 +79,7 @@ def test_pieces_have_the_tokens_of_the_whole(
     tokenizer = loader.from_pretrained(path)
     text = (embedded_folder() / "calibration.txt").read_text(encoding="utf-8")[:30_000]
     text += "  two  spaces\n\n\n   three lines, 1234567890 ümläut " * 40
+    text += "\n".join(" " * (n % 5) + "\n" * (n % 3) + f"{n}" for n in range(700))  # no words
     expected = tokenizer(text, verbose=False)["input_ids"]
     begin = beginning(tokenizer, "document")
     for length in (300, 2000):
