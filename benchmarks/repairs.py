@@ -19,6 +19,7 @@ from torch import Tensor
 
 from secateur.cli.screen import table
 from secateur.config import PruneConfig, make_config
+from secateur.data import Text
 from secateur.evaluation import perplexity
 from secateur.export import pruned_form
 from secateur.models import OpenModel, StreamedModel, open_model
@@ -36,7 +37,7 @@ SEQUENTIAL: dict[str, dict[str, Any]] = {
 }
 
 
-def measured(opened: OpenModel, plan: Plan, text: Tensor, **tensors: Mapping[str, Tensor]) -> float:
+def measured(opened: OpenModel, plan: Plan, text: Text, **tensors: Mapping[str, Tensor]) -> float:
     """Held-out perplexity of the model cut by `plan`, with `added` or `replaced` tensors."""
     weights = PrunedWeights(opened.weights, opened.structure, plan, **tensors)
     form = pruned_form(
@@ -45,11 +46,11 @@ def measured(opened: OpenModel, plan: Plan, text: Tensor, **tensors: Mapping[str
     source = StreamedModel(
         form.empty(torch.float32), opened.family.layers, form.weights, torch.device("cpu")
     )
-    windows = text[: len(text) // WINDOW * WINDOW].view(-1, WINDOW)
-    return perplexity(source, windows, batch=32).value
+    windows = text.windows(WINDOW)
+    return perplexity(source, windows, batch=32, begin=text.begin.window).value
 
 
-def trials(config: PruneConfig, text: Tensor, opened: OpenModel) -> dict[str, float]:
+def trials(config: PruneConfig, text: Text, opened: OpenModel) -> dict[str, float]:
     """Perplexity by repair."""
     windows = stages.calibration_windows(opened, config).ids
     source = opened.streamed(device="cpu", dtype="float32")

@@ -191,8 +191,8 @@ TEXTS: dict[str, tuple[str, bytes, list[str]]] = {
     ),
     "jsonl-other-field": (
         "text.jsonl",
-        b'{"text": "one"}\n\n{"content": "two"}\n',
-        ["line 3 has no text", r'\{"text": "..."\}'],
+        b'{"text": "one"}\n\n{"body": "two"}\n',
+        ["line 3 has no text", "fields are body", "--field"],
     ),
     "jsonl-number": ("text.jsonl", b'{"text": 7}\n', ["line 1 has no text", "expected"]),
     "jsonl-list": ("text.jsonl", b'["one"]\n', ["line 1 has no text", "expected"]),

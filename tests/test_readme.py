@@ -42,7 +42,8 @@ def desk(
     (folder / "heldout.txt").write_text((folder / "text.txt").read_text())
     example = (ROOT / "docs" / "own-score.md").read_text(encoding="utf-8")
     (folder / "my_score.py").write_text(re.findall(r"```python\n(.*?)```", example, re.DOTALL)[0])
-    rows = [{"instruction": f"Add {n} and 1.", "output": str(n + 1)} for n in range(20)]
+    # in other fields than Alpaca's, whose words alone fill the context of a toy
+    rows = [{"prompt": f"Add {n} and 1.", "completion": str(n + 1)} for n in range(20)]
     (folder / "alpaca.json").write_text(json.dumps(rows))
     for name, loss in LOSSES.items():  # as many steps as a toy can take
         monkeypatch.setitem(LOSSES, name, replace(loss, steps=2))

@@ -38,14 +38,14 @@ def test_the_loss_is_on_the_response_alone(tmp_path: Path) -> None:
     path.write_text(json.dumps(rows))
     tokenizer = tiny_tokenizer()
     assert is_instructions(str(path))
-    found = instruction_examples(str(path), tokenizer, length=90, samples=9, seed=0)
+    found = instruction_examples(str(path), tokenizer, length=260, samples=9, seed=0)
     told = {
         tokenizer.decode(ids[labels != IGNORED]).replace(" ", "")
         for ids, labels in zip(found.ids, found.labels, strict=True)
     }
     assert told == {"3</s>", "no,never</s>"}
     whole = instruction_examples(
-        str(path), tokenizer, length=90, samples=9, seed=0, on_prompts=True
+        str(path), tokenizer, length=260, samples=9, seed=0, on_prompts=True
     )
     assert whole.tokens > found.tokens
     short = found[torch.tensor([0])]
@@ -56,7 +56,7 @@ def test_the_loss_is_on_the_response_alone(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("{", "not JSON"),
-        ('{"instruction": "a"}', "not a JSON list"),
+        ('{"instruction": "a"}', "entry 1 is no instruction"),
         ('[{"instruction": "a"}]', "entry 1 is no instruction"),
         ('[{"instruction": "aaaaaaaaaaaaaaaaaaa", "output": "b"}]', "no example whose response"),
     ],
@@ -75,7 +75,7 @@ def test_examples_keep_their_labels_whatever_their_order(
     path = text_file
     if kind == "instructions":
         path = tmp_path / "some.json"
-        rows = [{"instruction": f"Say {n}.", "output": f"{n} it is"} for n in range(20)]
+        rows = [{"prompt": f"Say {n}.", "completion": f"{n} it is"} for n in range(20)]
         path.write_text(json.dumps(rows))
     config = make_recover_config(model="x", recipe="lora", data=str(path), length=64)
     data = read_data(open_model(pruned()), config, lambda message: None)

@@ -22,6 +22,14 @@ Example:
 )
 @click.argument("model")
 @click.option("--text", required=True, metavar="NAME", help="File, folder, wikitext2, c4, ptb...")
+@click.option("--field", default=None, metavar="NAME", help="Column or key with the text")
+@click.option(
+    "--bos",
+    default="auto",
+    metavar="NAME",
+    help="Which windows begin with BOS: each, document, never; auto: each, where the tokenizer adds"
+    " it  [auto]",
+)
 @click.option("--windows", default=None, metavar="N,N", help="Window lengths  [128,2048]")
 @click.option(
     "--tokens", type=click.IntRange(min=2), default=None, metavar="N", help="At most so many tokens"
@@ -33,6 +41,8 @@ Example:
 def evaluate_command(
     model: str,
     text: str,
+    field: str | None,
+    bos: str,
     windows: str | None,
     tokens: int | None,
     batch: int,
@@ -42,12 +52,15 @@ def evaluate_command(
 ) -> None:
     """Evaluate a model."""
     lengths = _lengths(windows)
-    from ..pipeline import evaluate
+    from ..pipeline.look import evaluated
+    from ..report import bos_line
 
     quiet_transformers()
-    found = evaluate(
+    found, begin = evaluated(
         model,
         text,
+        field=field,
+        bos=bos,
         tokens=tokens,
         batch=batch,
         device=device,
@@ -57,12 +70,14 @@ def evaluate_command(
     )
     if as_json:
         values = [{"window": p.window, "perplexity": p.value, "tokens": p.tokens} for p in found]
-        print_json({"model": model, "text": text, "perplexity": values})
+        said = {"model": model, "text": text, "bos": begin.to_json(), "perplexity": values}
+        print_json(said)
         return
     rows = [(p.window, f"{p.value:.3f}", f"{p.tokens:,}") for p in found]
     table(
         f"{model} on {text}", ("window, tokens", "perplexity per token", "predicted tokens"), rows
     )
+    click.echo(bos_line({"bos": begin.to_json()}))
 
 
 @click.command(

@@ -44,8 +44,9 @@ Units:       {listed(GRANULARITIES)}
 Members:     {listed(REDUCTIONS)}
 Scales:      {listed(SCALES)}
 Targets:     {listed(TARGETS)}
-Calibration: a .txt or .jsonl file, a folder of them, wikitext2, c4, ptb, bookcorpus,
-             owner/name on the hub, self (the model's own samples), embedded
+Calibration: a .txt, .jsonl, .json, .csv, .tsv or .parquet file (.gz or .zst too), a folder of
+             them, wikitext2, c4, ptb, bookcorpus, owner/name on the hub, self (the model's
+             own samples), embedded
 
 The calibration text is c4 unless you name one. Perplexity is taken on a part of it that was not
 used, unless --evaluate names a text (or none).
@@ -129,8 +130,12 @@ calibration text that the plan names or --calibration.
 @OUT
 @click.option("--repair", default=None, metavar="NAME", help="One of prune's; default: the plan's")
 @click.option("--calibration", default=None, metavar="NAME", help="Text; default: the plan's")
+@click.option("--field", default=None, metavar="NAME", help="Column or key with the text")
 @click.option("--samples", type=int, default=None, metavar="N", help="Calibration windows")
 @click.option("--length", type=int, default=None, metavar="N", help="Tokens in a window")
+@click.option(
+    "--bos", default=None, metavar="NAME", help="auto, each, document, never; default: the plan's"
+)
 @click.option("--evaluate", default=None, metavar="NAME", help="Text for perplexity  [spare]")
 @click.option("--batch", type=int, default=None, metavar="N", help="Windows at once  [8]")
 @click.option("--seed", type=int, default=None, metavar="N", help="Seed; default: the plan's")
@@ -226,7 +231,7 @@ def _ratios(text: str) -> list[float]:
 
 
 def _show(result: Any, as_json: bool, dry_run: bool) -> None:
-    from ..report import evaluation_line, layer_rows, number_rows
+    from ..report import bos_line, evaluation_line, layer_rows, number_rows
 
     if as_json:
         print_json(result.to_json())
@@ -234,7 +239,7 @@ def _show(result: Any, as_json: bool, dry_run: bool) -> None:
     columns = ("layer", "attention heads (KV)", "MLP width")
     table("What stays", columns, layer_rows(result.structure, result.plan))
     table("Numbers", ("", "before", "after"), number_rows(result.numbers))
-    if line := evaluation_line(result.numbers):
+    for line in filter(None, (evaluation_line(result.numbers), bos_line(result.numbers))):
         click.echo(line)
     where = result.out if result.out else "nothing written"
     if dry_run and result.out:

@@ -39,8 +39,9 @@ Losses (--loss):
               {LOSSES["next-token"].epochs} epochs in steps of {LOSSES["next-token"].batch}.
               lora takes it, and groupwise where no dense model is named
 Grids of groupwise: {listed(GRIDS, 21)}
-Data: a .json or .jsonl file of instructions (Alpaca's fields), alpaca-cleaned, or text:
-      a .txt or .jsonl file, a folder of them, wikitext2, c4, owner/name on the hub, self
+Data: a file of instructions (Alpaca's fields, or prompt and completion), alpaca-cleaned, or text:
+      a .txt, .jsonl, .json, .csv, .tsv or .parquet file (.gz or .zst too), a folder of them,
+      wikitext2, c4, owner/name on the hub, self
 
 A run that was cut short goes on where it was: type the same command again.
 """,
@@ -94,7 +95,7 @@ def recover_command(
 
 def show_recovery(done: Any, as_json: bool) -> None:
     """The result as JSON or tables."""
-    from ..report import number_rows
+    from ..report import bos_line, number_rows
 
     if as_json:
         print_json(done.to_json())
@@ -108,6 +109,8 @@ def show_recovery(done: Any, as_json: bool) -> None:
     table("Numbers", ("", "before", "after"), rows)
     if done.numbers["perplexity"]:
         click.echo(f"Perplexity on {done.numbers['evaluation']['text']}.")
+    if line := bos_line(done.numbers):
+        click.echo(line)
     click.echo(
         f"{done.out}  ({done.seconds:.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)"
     )

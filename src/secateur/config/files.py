@@ -22,9 +22,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         SecateurError: no such file, not TOML, no table [settings].
     """
-    settings = read_record(path).get("settings")
+    record = read_record(path)
+    settings = record.get("settings")
     if not isinstance(settings, dict):
         raise SecateurError(f"{path} has no table [settings]: a pruned folder's run.toml has one.")
+    if "versions" in record:  # a run's own record: of one that knew no --bos, this is what it did
+        return {"bos": "document", **settings}
     return settings
 
 

@@ -94,6 +94,13 @@ class PruneConfig(BaseModel):
     calibration: Annotated[str | None, Field(description="Calibration text")] = None
     samples: Annotated[int, Field(ge=1, description="Calibration windows")] = 128
     length: Annotated[int | None, Field(ge=2, description="Tokens in a calibration window")] = None
+    field: Annotated[
+        str | None, Field(description="Column or key with the text; default: known ones")
+    ] = None
+    bos: Annotated[
+        Literal["auto", "each", "document", "never"],
+        Field(description="Which windows begin with BOS; auto: each, where the tokenizer adds it"),
+    ] = "auto"
     evaluate: Annotated[
         str, Field(description="Text for perplexity: a source, 'spare' or 'none'")
     ] = "spare"

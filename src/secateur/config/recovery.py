@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -116,6 +116,13 @@ class RecoverConfig(BaseModel):
     length: Annotated[
         int | None, Field(ge=2, description="Tokens of an example at most  [256]")
     ] = None
+    field: Annotated[
+        str | None, Field(description="Column or key with the text; default: known ones")
+    ] = None
+    bos: Annotated[
+        Literal["auto", "each", "document", "never"],
+        Field(description="Which windows begin with BOS; auto: each, where the tokenizer adds it"),
+    ] = "auto"
     on_prompts: Annotated[
         bool, Field(description="Take the loss on instructions too, not on responses alone")
     ] = False

@@ -1,7 +1,10 @@
 """Calibration and evaluation text, and the token windows cut from it."""
 
+from .fields import TextOf, alpaca_prompt
 from .generated import generated_documents
-from .sources import EMBEDDED, HUB_SETS, HubSet, documents
+from .given import GIVEN, given_windows, is_given
+from .sources import EMBEDDED, HUB_SETS, HubSet, check_source, documents
+from .tokens import Beginning, Bos, beginning
 from .training import (
     IGNORED,
     INSTRUCTION_SETS,
@@ -9,23 +12,43 @@ from .training import (
     instruction_examples,
     is_instructions,
 )
-from .windows import CHOICE, Windows, cut, running_text, sample_windows, token_hash
+from .windows import (
+    CHOICE,
+    Text,
+    Windows,
+    cut,
+    running_text,
+    sample_windows,
+    token_hash,
+    too_short,
+)
 
 __all__ = [
     "CHOICE",
     "EMBEDDED",
+    "GIVEN",
     "HUB_SETS",
     "IGNORED",
     "INSTRUCTION_SETS",
+    "Beginning",
+    "Bos",
     "Examples",
     "HubSet",
+    "Text",
+    "TextOf",
     "Windows",
+    "alpaca_prompt",
+    "beginning",
+    "check_source",
     "cut",
     "documents",
     "generated_documents",
+    "given_windows",
     "instruction_examples",
+    "is_given",
     "is_instructions",
     "running_text",
     "sample_windows",
     "token_hash",
+    "too_short",
 ]

@@ -2,24 +2,29 @@
 
 A source gives documents, and every document is tokenised on its own (so that it begins with the
 tokenizer's first token, where it has one). A .txt file is one document, or several if it has lines
-`<|endoftext|>`; a .jsonl file is one document a line, in the field `text`.
+`<|endoftext|>`; of other files and of data sets, every row is one (see `fields` for what is text
+in a row). Documents of more than `rows.LONG` characters count as several.
 """
 
-import json
-import random
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import SecateurError
+from .fields import TextOf
+from .given import GIVEN, given_documents, is_given
+from .opening import READ, extra, kind_of, needed_extras
+from .rows import LONG, SUFFIXES, file_rows, word_end
+from .shuffle import shuffled
 
 Use = Literal["calibration", "evaluation"]
 
 EMBEDDED = "embedded"
-SEPARATOR = "<|endoftext|>"
-_SUFFIXES = (".txt", ".jsonl")
+# So many files of a folder that cannot be read are named one by one.
+_NAMED = 3
 _SHUFFLE_BUFFER = 10_000
 
 
@@ -34,7 +39,7 @@ class HubSet:
 
     path: str
     config: str | None = None
-    field: str = "text"
+    field: str | None = None
     calibration: str = "train"
     evaluation: str = "test"
     revision: str | None = None
@@ -64,24 +69,95 @@ HUB_SETS = {
 }
 
 
-def documents(source: str, *, use: Use, seed: int | None) -> Iterator[str]:
-    """Documents of `source`, shuffled by `seed` (None: in their own order).
+def documents(
+    source: Any,
+    *,
+    use: Use,
+    seed: int | None,
+    field: str | None = None,
+    tokenizer: Any = None,
+    note: Callable[[str], None] | None = None,
+) -> Iterator[str]:
+    """Documents of `source`, shuffled by `seed` (None: in their own order), read as they are asked
+    for.
+
+    `source` is a name, or text itself (strings, rows, a data set of `datasets`). `field` names
+    what is text in a row where that does not follow from its name; conversations are written by the
+    chat template of `tokenizer`. `note` is told what was skipped or replaced.
 
     Raises:
         SecateurError: no such file or data set, nothing in it, or it cannot be read.
     """
+    text_of = TextOf(field, tokenizer)
+    tell = note or _drop
+    try:
+        for text in _texts(source, use, seed, text_of, tell):
+            yield from _bounded(text)
+    finally:
+        for remark in text_of.remarks():
+            tell(remark)
+
+
+def check_source(source: Any) -> None:
+    """Find out before any work that a package which reads `source` is missing.
+
+    Raises:
+        SecateurError: it is.
+    """
+    if isinstance(source, str) and source not in (EMBEDDED, GIVEN, *HUB_SETS):
+        path = local_path(source)
+        if path.is_file():
+            needed_extras(path)
+
+
+def local_path(source: str) -> Path:
+    """The path that `source` would be.
+
+    Raises:
+        SecateurError: its `~` names nobody, or it is no path at all.
+    """
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (RuntimeError, ValueError, OSError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise SecateurError(f"No such text: {source[:200]!r} ({why}).") from error
+    return path
+
+
+def _texts(
+    source: Any, use: Use, seed: int | None, text_of: TextOf, note: Callable[[str], None]
+) -> Iterator[str]:
+    if is_given(source):
+        yield from given_documents(source, text_of, seed)
+        return
     if source == EMBEDDED:
         name = "calibration.txt" if use == "calibration" else "heldout.txt"
-        yield from _shuffled(_file(embedded_folder() / name), seed)
+        yield from shuffled(_file(embedded_folder() / name, text_of), seed)
         return
-    path = Path(source).expanduser()
-    if path.exists():
-        yield from _shuffled(_folder(path) if path.is_dir() else _file(path), seed)
-        return
+    if source == GIVEN:
+        raise SecateurError(
+            "The text of that run was given in Python, and is not here.\n"
+            "Give one again: --calibration FILE (--evaluate, --data)."
+        )
+    path = local_path(source)
+    if path.is_dir():
+        yield from shuffled(_folder(path, text_of, note), seed)
+    elif path.exists():
+        yield from shuffled(_file(path, text_of), seed)
+    else:
+        yield from hub_documents(_hub_set(source, use), use=use, seed=seed, text_of=text_of)
+
+
+def _hub_set(source: str, use: Use) -> HubSet:
+    """The data set that `source` names.
+
+    Raises:
+        SecateurError: it looks like a file that is not there, or like nothing.
+    """
     if source in HUB_SETS:
-        yield from hub_documents(HUB_SETS[source], use=use, seed=seed)
-        return
-    a_file = path.suffix in (*_SUFFIXES, ".json") or source.startswith((".", "/", "~"))
+        return HUB_SETS[source]
+    a_file = kind_of(Path(source)) in SUFFIXES or source.startswith((".", "/", "~"))
     if a_file or source.count("/") != 1:
         # The model writes calibration text of its own ("self"), but is not measured on it.
         names = [*HUB_SETS, *(["self"] if use == "calibration" else []), EMBEDDED]
@@ -91,7 +167,7 @@ def documents(source: str, *, use: Use, seed: int | None) -> Iterator[str]:
             f"No such text: {source}.{hint}\nGive a .txt or .jsonl file, a folder of them, a data"
             f" set of the hub like owner/name, or one of {', '.join(names)}."
         )
-    yield from hub_documents(HubSet(source), use=use, seed=seed)
+    return HubSet(source)
 
 
 def embedded_folder() -> Path:
@@ -110,13 +186,18 @@ def hub_reachable() -> bool:
     return True
 
 
-def hub_documents(data_set: HubSet, *, use: Use, seed: int | None) -> Iterator[str]:
+def hub_documents(
+    data_set: HubSet, *, use: Use, seed: int | None, text_of: TextOf | None = None
+) -> Iterator[str]:
     """Documents of a data set of the hub, streamed: nothing is downloaded beyond what is read.
 
     Raises:
-        SecateurError: as `hub_rows`, or the data set has no such text field.
+        SecateurError: as `hub_rows`, or a row has no text.
     """
-    texts = (_field(row, data_set) for row in hub_rows(data_set, use=use, seed=seed))
+    text_of = text_of or TextOf()
+    text_of.name = text_of.name or data_set.field
+    where = f"The data set {data_set.path}"
+    texts = (text_of(row, where) for row in hub_rows(data_set, use=use, seed=seed))
     if data_set.joined:
         yield "\n\n".join(texts)
     else:
@@ -129,13 +210,7 @@ def hub_rows(data_set: HubSet, *, use: Use, seed: int | None) -> Iterator[Any]:
     Raises:
         SecateurError: `datasets` is not installed, the hub is out of reach, or no such data set.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise SecateurError(
-            f"Reading {data_set.path} from the hub needs the package datasets.\n"
-            'Type: pip install "secateur[hub]", or give a local .txt or .jsonl file.'
-        ) from error
+    datasets = extra("datasets")
     if not Path(data_set.path).exists() and not hub_reachable():
         raise SecateurError(
             f"The data set {data_set.path} is on the Hugging Face hub, which does not answer.\n"
@@ -162,56 +237,73 @@ def hub_rows(data_set: HubSet, *, use: Use, seed: int | None) -> Iterator[Any]:
         ) from error
 
 
-def _field(row: Any, data_set: HubSet) -> str:
-    if data_set.field not in row:
-        raise SecateurError(
-            f"The data set {data_set.path} has no field {data_set.field!r}"
-            f" (it has {', '.join(map(str, row))}). Export it to a .jsonl file with 'text'."
-        )
-    return str(row[data_set.field])
+def _bounded(text: str) -> Iterator[str]:
+    """A text in parts of at most `LONG` characters."""
+    while len(text) > LONG:
+        end = word_end(text, LONG // 2, LONG)
+        yield text[:end]
+        text = text[end:]
+    yield text
 
 
-def _shuffled(texts: list[str], seed: int | None) -> list[str]:
-    if seed is not None:
-        random.Random(seed).shuffle(texts)
-    return texts
-
-
-def _folder(folder: Path) -> list[str]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
+def _folder(folder: Path, text_of: TextOf, note: Callable[[str], None]) -> Iterator[str]:
+    """The documents of all files in a folder; those that cannot be read are named and skipped."""
+    files = _files(folder)
     if not files:
         raise SecateurError(
-            f"{folder} has no .txt or .jsonl file in it. Give a folder with some, or one file."
+            f"{folder} has no .txt or .jsonl file in it.\nGive a folder with some, or one file"
+            f" ({READ})."
         )
-    return [text for file in files for text in _file(file)]
-
-
-def _file(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise SecateurError(
-            f"Cannot read {path}: {reason}. Give a UTF-8 .txt or .jsonl."
-        ) from error
-    parts = _jsonl(text, path) if path.suffix == ".jsonl" else text.split(SEPARATOR)
-    found = [part.strip() for part in parts if part.strip()]
-    if not found:
-        raise SecateurError(f"{path} has no text in it. Give a .txt or .jsonl file with some.")
-    return found
-
-
-def _jsonl(text: str, path: Path) -> Iterator[str]:
-    expected = 'expected an object like {"text": "..."} on each line'
-    for number, line in enumerate(text.split("\n"), start=1):  # text itself may hold U+2028
-        if not line.strip():
-            continue
+    bad: list[SecateurError] = []
+    read = 0
+    for file in files:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise SecateurError(
-                f"{path}, line {number} is not JSON ({error.msg}): {expected}."
-            ) from error
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise SecateurError(f"{path}, line {number} has no text: {expected}.")
-        yield row["text"]
+            for text in _file(file, text_of):
+                read += 1
+                yield text
+        except SecateurError as error:
+            bad.append(error)
+            if len(bad) <= _NAMED:
+                note(f"{str(error).splitlines()[0]} It is skipped.")
+    if bad and not read:
+        raise bad[0]
+    if len(bad) > _NAMED:
+        note(f"{len(bad)} files of {folder} are skipped, {_NAMED} of them were named")
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files with text in a folder and those below it, but hidden ones, in the order of their names.
+
+    Links that lead nowhere are among them, so that they are told.
+    """
+    found = []
+    for place, folders, names in os.walk(folder, onerror=_no_entry(folder)):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(place) / name for name in names if not name.startswith("."))
+        found += [path for path in paths if kind_of(path) in SUFFIXES]
+    return sorted(found)
+
+
+def _no_entry(folder: Path) -> Callable[[OSError], None]:
+    """What to do where a folder cannot be listed: of the one that was named, say so."""
+
+    def refuse(error: OSError) -> None:
+        if error.filename is not None and Path(error.filename) == folder:
+            raise SecateurError(f"Cannot read {folder}: {error.strerror}.") from error
+
+    return refuse
+
+
+def _file(path: Path, text_of: TextOf) -> Iterator[str]:
+    found = False
+    for where, row in file_rows(path):
+        text = text_of(row, f"{path}, {where}" if where else str(path)).strip()
+        if text:
+            found = True
+            yield text
+    if not found:
+        raise SecateurError(f"{path} has no text in it. Give a file with some ({READ}).")
+
+
+def _drop(message: str) -> None:
+    pass

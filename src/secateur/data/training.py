@@ -1,12 +1,12 @@
 """Text to train on: instructions with their responses, or windows of running text.
 
-An instruction file is JSON (a list) or JSON lines of objects with `instruction`, `output` and
-perhaps `input`, as Alpaca's. The loss is on the response alone unless the prompt is wanted too.
+Instructions are rows with `instruction`, `output` and perhaps `input`, as Alpaca's, or with a
+`prompt` and its `completion` (see `fields.PAIRS`), in any file that rows are read from. The loss
+is on the response alone unless the prompt is wanted too.
 """
 
 import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,20 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..errors import SecateurError
-from .sources import HubSet, hub_rows
+from .fields import CHATS, TEXTS, TextOf, lowered, pair_of
+from .given import first_row, is_given
+from .opening import kind_of
+from .rows import LINES, TABLES, file_rows
+from .sources import HubSet, hub_rows, local_path
+from .tokens import Beginning, beginning
 from .windows import token_hash
 
 # The label of a token that no loss is taken on (the one that torch's cross-entropy leaves out).
 IGNORED = -100
 INSTRUCTION_SETS = {"alpaca-cleaned": HubSet("yahma/alpaca-cleaned", field="output")}
-_FIELDS = ("instruction", "output")
+# Of more instructions the seed chooses among the first so many.
+_MOST = 250_000
+_WITH_FIELDS = (*LINES, *TABLES, ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,15 @@ class Examples:
         return token_hash(torch.stack([self.ids, self.labels]))
 
     @classmethod
-    def of_windows(cls, windows: Int64[Tensor, "window token"]) -> "Examples":
-        """Running text: every token but the first of a window is to be foretold."""
-        return cls(windows, windows)
+    def of_windows(
+        cls, windows: Int64[Tensor, "window token"], begin: Sequence[int] = ()
+    ) -> "Examples":
+        """Running text: every token but the first of a window is to be foretold.
+
+        Where windows begin with tokens of their own, `begin`, those are not.
+        """
+        told = ~torch.isin(windows, torch.tensor(begin, dtype=torch.int64))
+        return cls(windows, windows.where(told, IGNORED))
 
     @classmethod
     def padded(cls, rows: Sequence[tuple[list[int], int]], length: int) -> "Examples":
@@ -70,30 +83,37 @@ class Examples:
         return cls(ids, labels)
 
 
-def is_instructions(source: str) -> bool:
-    """Whether `source` holds instructions and responses rather than running text."""
+def is_instructions(source: Any) -> bool:
+    """Whether `source` (a name, or rows) holds instructions and responses, not running text."""
+    if is_given(source):
+        return _asks(None if isinstance(source, Tensor) else first_row(source))
     if source in INSTRUCTION_SETS:
         return True
-    path = Path(source).expanduser()
-    if not path.is_file():
+    path = local_path(source)
+    if not path.is_file() or kind_of(path) not in _WITH_FIELDS:
         return False
-    if path.suffix == ".json":
-        return True
-    if path.suffix != ".jsonl":
+    rows = (row for _, row in file_rows(path))
+    return _asks(next(rows, None))
+
+
+def _asks(row: Any) -> bool:
+    """Whether a row is an instruction, and nothing that is text by itself."""
+    if not isinstance(row, dict) or pair_of(row) is None:
         return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = next((line for line in file if line.strip()), "")
-    return '"instruction"' in first and '"output"' in first
+    fields = lowered(row)
+    # some sets have a whole prompt in `text` beside Alpaca's fields
+    return "instruction" in fields or not any(fields.get(name) for name in (*TEXTS, *CHATS))
 
 
 def instruction_examples(
-    source: str,
+    source: Any,
     tokenizer: Any,
     *,
     length: int,
     samples: int,
     seed: int,
     on_prompts: bool = False,
+    bos: str = "document",
 ) -> Examples:
     """At most `samples` examples of at most `length` tokens, chosen by `seed`.
 
@@ -103,15 +123,17 @@ def instruction_examples(
     Raises:
         SecateurError: no such file, not of that form, or no example left.
     """
-    rows = list(itertools.islice(_instructions(source), None))
+    begin = beginning(tokenizer, bos)
+    rows = list(itertools.islice(_instructions(source), _MOST))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     found: list[tuple[list[int], int]] = []
     for index in order:
         if len(found) == samples:
             break
-        prompt, whole = _tokens(rows[index], tokenizer)
-        if len(prompt) < min(length, len(whole)):
-            found.append((whole, 0 if on_prompts else len(prompt)))
+        prompt, response = rows[index]
+        whole, asked = _tokens(prompt, response, tokenizer, begin)
+        if asked < min(length, len(whole)):
+            found.append((whole, 0 if on_prompts else asked))
     if not found:
         raise SecateurError(
             f"{source} has no example whose response begins within {length} tokens.\n"
@@ -120,49 +142,42 @@ def instruction_examples(
     return Examples.padded(found, length)
 
 
-def prompt_of(row: Mapping[str, Any]) -> str:
-    """The text before the response."""
-    parts = [f"### Instruction:\n{row['instruction']}"]
-    if row.get("input"):
-        parts.append(f"### Input:\n{row['input']}")
-    return "\n\n".join([*parts, "### Response:\n"])
-
-
-def _tokens(row: Mapping[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Ids of the prompt, and of prompt and response; the first are a beginning of the second."""
-    prompt = tokenizer(prompt_of(row), verbose=False)["input_ids"]
+def _tokens(prompt: str, response: str, tokenizer: Any, begin: Beginning) -> tuple[list[int], int]:
+    """Ids of prompt and response as one text, and how many of them are the prompt's."""
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    if prompt and prompt[-1] in ends:  # some tokenizers end every text
-        prompt = prompt[:-1]
-    response = tokenizer(str(row["output"]), add_special_tokens=False, verbose=False)["input_ids"]
-    return prompt, [*prompt, *response, *ends]
+    alone, whole = (_ids(text, tokenizer, begin) for text in (prompt, prompt + response))
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole, strict=False))
+    shared = sum(1 for _ in same)
+    return [*whole, *([] if whole[-1:] == ends else ends)], shared
 
 
-def _instructions(source: str) -> Iterator[Mapping[str, Any]]:
-    if source in INSTRUCTION_SETS:
-        rows: Iterator[Any] = hub_rows(INSTRUCTION_SETS[source], use="calibration", seed=None)
-    else:
-        rows = _read(Path(source).expanduser())
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, Mapping) or not all(isinstance(row.get(f), str) for f in _FIELDS):
+def _ids(text: str, tokenizer: Any, begin: Beginning) -> list[int]:
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    if ids[: len(begin.own)] == list(begin.own):
+        return [*begin.ids, *ids[len(begin.own) :]]
+    return ids
+
+
+def _instructions(source: Any) -> Iterator[tuple[str, str]]:
+    """Prompts and responses of rows."""
+    clean = TextOf().clean
+    for where, row in _rows(source):
+        pair = pair_of(row)
+        if pair is None:
             raise SecateurError(
-                f"{source}, entry {number} is no instruction: expected an object like"
+                f"{where} is no instruction: expected an object like"
                 ' {"instruction": "...", "input": "", "output": "..."}.'
             )
-        yield row
+        yield clean(pair[0]), clean(pair[1])
 
 
-def _read(path: Path) -> Iterator[Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            return iter([json.loads(line) for line in text.split("\n") if line.strip()])
-        rows = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = getattr(error, "strerror", None) or f"it is not JSON ({error})"
-        raise SecateurError(
-            f"Cannot read {path}: {reason}.\nGive a .json list or .jsonl of instructions, or text."
-        ) from error
-    if not isinstance(rows, list):
-        raise SecateurError(f"{path} is not a JSON list of instructions.")
-    return iter(rows)
+def _rows(source: Any) -> Iterator[tuple[str, Any]]:
+    if is_given(source):
+        yield from ((f"Row {number}", row) for number, row in enumerate(source, start=1))
+        return
+    if source in INSTRUCTION_SETS:
+        found = hub_rows(INSTRUCTION_SETS[source], use="calibration", seed=None)
+        yield from ((f"{source}, entry {number}", row) for number, row in enumerate(found, start=1))
+        return
+    path: Path = local_path(source)
+    yield from ((f"{path}, {where}", row) for where, row in file_rows(path))

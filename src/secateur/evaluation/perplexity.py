@@ -2,12 +2,14 @@
 
     exp( sum of -log p(token | tokens before it in the window) / predicted tokens )
 
-Each window of T tokens predicts T - 1. The pruning papers use T = 128, everybody else 2048; the
+Each window of T tokens predicts T - 1. Where every window begins with a beginning-of-text token of
+its own (`--bos each`), that token is never what is predicted, wherever it stands; the token after
+it is. The pruning papers use T = 128, everybody else 2048; the
 numbers differ by a factor of two, so both are reported.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,10 +48,13 @@ def perplexity(
     *,
     batch: int,
     limit: int = MEMORY_LIMIT,
+    begin: Sequence[int] = (),
     progress: Progress | None = None,
     stage: str = "perplexity",
 ) -> Perplexity:
     """Perplexity of the model behind `source` on `tokens`; only one layer is in memory at a time.
+
+    The tokens `begin`, with which every window begins, are not to be predicted.
 
     Raises:
         SecateurError: no windows, or an activation is not finite.
@@ -61,14 +66,18 @@ def perplexity(
     for step in walk.layers(progress=progress, stage=stage):
         step.run(states)
     total = torch.zeros((), dtype=torch.float64)
+    predicted = ~torch.isin(tokens[:, 1:], torch.tensor(begin, dtype=tokens.dtype))
+    count = int(predicted.sum())
+    if not count:
+        raise SecateurError("Perplexity needs a token to predict; all windows are BOS alone.")
     with source.back() as logits_of:
         for windows in walk.batches:
-            hidden = states[windows][:, :-1].flatten(0, 1)
-            total += summed_loss(logits_of, hidden, tokens[windows][:, 1:].flatten())
+            told = predicted[windows]
+            hidden = states[windows][:, :-1][told]
+            total += summed_loss(logits_of, hidden, tokens[windows][:, 1:][told])
     if not torch.isfinite(total):
         raise not_finite("the logits (the output of the head)", source.dtype)
-    predicted = tokens.numel() - len(tokens)
-    return Perplexity(tokens.shape[1], math.exp(min(total.item() / predicted, 700.0)), predicted)
+    return Perplexity(tokens.shape[1], math.exp(min(total.item() / count, 700.0)), count)
 
 
 def summed_loss(

@@ -19,6 +19,7 @@ from .choice import check_ratio
 from .estimate import inputs_needed, terms_needed
 from .result import Result
 from .session import Run, name_of
+from .texts import named
 
 
 def compare(
@@ -46,13 +47,14 @@ def compare(
             "Nothing to compare.\nType: secateur compare MODEL --methods flap,magnitude"
             " --ratios 0.2,0.5 --out DIR"
         )
+    settings, texts = named(settings)
     configs = [
         make_config(**settings, model=name_of(model), method=method, ratio=ratio, repair=repair)
         for method in methods
         for ratio in ratios
         for repair in (repairs or (None,))
     ]
-    first = Run(model, configs[0], tokenizer, progress)
+    first = Run(model, configs[0], tokenizer, progress, texts)
     for config in configs:
         check_ratio(first.sibling(config).structure, config)
     first.read_evaluation_text()

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 
+from ..data import Text, token_hash
 from ..evaluation import Perplexity, window_lengths
 from ..export import Form
 from ..models import OpenModel, StreamedModel
@@ -17,16 +16,20 @@ from . import stages
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Running text that nothing was fitted to; `name` says what it is, `context` the model's."""
+    """Text that nothing was fitted to; `name` says what it is, `context` the model's."""
 
-    text: Int64[Tensor, " token"]
+    text: Text
     name: str
     context: int
 
     @property
     def lengths(self) -> list[int]:
         """The usual window lengths that the text is long enough for."""
-        return [length for length in window_lengths(self.context) if length <= len(self.text)]
+        return [n for n in window_lengths(self.context) if len(self.text.windows(n))]
+
+    def to_json(self) -> dict[str, Any]:
+        """Which text it is, for records."""
+        return {"text": self.name, "sha256": token_hash(self.text.ids)}
 
     def perplexities(
         self, source: StreamedModel, batch: int, progress: Progress, when: str, *, limit: int

@@ -3,25 +3,30 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from ..checkpoint import weight_files
 from ..config import read_record
+from ..data import Beginning, Bos, Text, given_windows
 from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..models import OpenModel, open_model
 from ..progress import Progress, Quiet
+from ..registry import choose
 from ..report import layer_rows, plan_difference
 from ..structure import Plan, Structure
 from .stages import evaluation_text, perplexities
+from .texts import named
 
 
 def evaluate(
     model: str | Path | nn.Module,
-    text: str,
+    text: Any,
     *,
+    field: str | None = None,
+    bos: str = "auto",
     tokenizer: Any = None,
     tokens: int | None = None,
     batch: int = 8,
@@ -32,16 +37,66 @@ def evaluate(
 ) -> list[Perplexity]:
     """Perplexity of any supported model, pruned or not, on `text`, one layer in memory at a time.
 
+    `text` is a name (as for calibration), strings, rows with text in them, or tokens as a tensor
+    [window, token], which come in windows of that length unless `windows` says otherwise. `bos` is
+    `each`, `document`, `never` or `auto` (see `secateur.data.beginning`).
+
     Raises:
         SecateurError: bad input.
     """
+    return evaluated(
+        model,
+        text,
+        field=field,
+        bos=bos,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        windows=windows,
+        progress=progress,
+    )[0]
+
+
+def evaluated(
+    model: str | Path | nn.Module,
+    text: Any,
+    *,
+    field: str | None,
+    bos: str,
+    tokenizer: Any = None,
+    tokens: int | None,
+    batch: int,
+    device: str,
+    dtype: str,
+    windows: Sequence[int] | None,
+    progress: Progress | None,
+) -> tuple[list[Perplexity], Beginning]:
+    """What `evaluate` gives, and what the windows began with."""
+    choose("--bos", bos, dict.fromkeys(get_args(Bos)))
+    names, given = named({"evaluate": text})
     opened = open_model(model)
     for message in opened.notes:
         (progress or Quiet()).note(message)
     source = opened.streamed(device=device, dtype=dtype)
-    stream = evaluation_text(opened, text, tokenizer=tokenizer, tokens=tokens)
-    lengths = _fitting(windows or window_lengths(opened.context), opened.context, len(stream), text)
-    return perplexities(source, stream, lengths, batch, progress or Quiet(), "perplexity")
+    progress = progress or Quiet()
+    stream = evaluation_text(
+        opened,
+        names["evaluate"],
+        tokenizer=tokenizer,
+        tokens=tokens,
+        field=field,
+        bos=bos,
+        given=given.get("evaluate"),
+        note=progress.note,
+        progress=progress,
+    )
+    ready = given_windows(given.get("evaluate"))
+    usual = window_lengths(opened.context) if ready is None else (ready.shape[1],)
+    lengths = _fitting(windows or usual, opened.context, stream, names["evaluate"])
+    found = perplexities(source, stream, lengths, batch, progress, "perplexity")
+    return found, stream.begin
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -147,16 +202,16 @@ def bytes_before(opened: OpenModel) -> int:
     return sum(spec.bytes for spec in opened.weights.specs.values())
 
 
-def _fitting(lengths: Sequence[int], context: int, tokens: int, text: str) -> list[int]:
+def _fitting(lengths: Sequence[int], context: int, stream: Text, text: str) -> list[int]:
     """The window lengths that the model and the text allow; an error if there is none."""
     if min(lengths) < 2 or max(lengths) > context:
         raise SecateurError(
             f"--windows must lie between 2 and the context of the model, {context} tokens."
         )
-    fitting = [length for length in lengths if length <= tokens]
+    fitting = [length for length in lengths if len(stream.windows(length))]
     if not fitting:
         raise SecateurError(
-            f"The text of {text} has {tokens} tokens, fewer than one window of {min(lengths)}.\n"
-            "Give more text, or smaller --windows."
+            f"The text of {text} has {len(stream.ids)} tokens, fewer than one window of"
+            f" {min(lengths)}.\nGive more text, or smaller --windows."
         )
     return fitting

@@ -11,7 +11,7 @@ from ..config import PruneConfig, to_toml
 from ..data import Windows
 from ..export import earlier_card, licence_files, model_card
 from ..models import OpenModel
-from ..report import evaluation_line, layer_rows, number_rows
+from ..report import bos_line, evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
 
@@ -52,6 +52,7 @@ def write_record(
         record["calibration"] = {
             "windows": len(windows.ids),
             "tokens_sha256": windows.sha256,
+            "bos": windows.begin.to_json(),
         }
     (folder / "run.toml").write_text(to_toml(config, record), encoding="utf-8")
     card = model_card(
@@ -61,7 +62,7 @@ def write_record(
         settings=_card_settings(config),
         numbers=number_rows(numbers),
         layers=layer_rows(structure, plan),
-        evaluated_on=evaluation_line(numbers),
+        evaluated_on=" ".join(filter(None, (evaluation_line(numbers), bos_line(numbers)))),
         earlier=earlier_card(opened.folder),
         hub_name=opened.hub_name,
         licences=licence_files(folder),

@@ -16,10 +16,11 @@ from .checks import target
 from .recovery_run import Recovery, RecoveryRun, state_of
 from .result import Result
 from .run import prune
+from .texts import named
 from .training_data import read_data
 
 # Settings that pruning and recovery have in common.
-_SHARED = ("seed", "device", "evaluate", "evaluate_tokens", "length", "hidden_gib")
+_SHARED = ("seed", "device", "evaluate", "evaluate_tokens", "length", "hidden_gib", "field", "bos")
 
 
 def recover(
@@ -33,16 +34,18 @@ def recover(
 ) -> Recovery:
     """Train the pruned folder `model` a little and write the better one to the folder `out`.
 
-    `settings` are the fields of `RecoverConfig`: recipe, data, teacher, steps, seed and so on.
+    `settings` are the fields of `RecoverConfig`: recipe, data, teacher, steps, seed and so on. In
+    the place of a name, `data` and `evaluate` may be text, as for `prune`.
     `keep_adapter` writes LoRA's adapter beside `out`'s weights, which have it merged all the same.
     A run that was cut short goes on where it was when the same call is made again.
 
     Raises:
         SecateurError: bad input; nothing was written.
     """
+    settings, texts = named(settings)
     config = make_recover_config(**settings, model=str(model))
     out = Path(out).expanduser()
-    run = RecoveryRun(config, out, progress or Quiet())
+    run = RecoveryRun(config, out, progress or Quiet(), texts)
     if keep_adapter and config.trained != "lora":
         raise SecateurError(
             f"--keep-adapter keeps LoRA's, and --with {config.recipe} trains {config.trained}.\n"
@@ -71,7 +74,8 @@ def prune_and_recover(
     Raises:
         SecateurError: bad input, or a method without a recovery; nothing was written.
     """
-    pruning = make_config(model=str(model), **settings)
+    names, texts = named(settings)
+    pruning = make_config(model=str(model), **names)
     if recipe == "own":
         recipe = METHODS[pruning.method].recovery or ""
         if not recipe:
@@ -88,16 +92,20 @@ def prune_and_recover(
     out = Path(out).expanduser()
     # what it lacks shows before the pruning
     given = config.model_copy(update={"data": pruning.calibration})
-    first = RecoveryRun(given, out, Quiet())
+    if "calibration" in texts:
+        texts["data"] = texts["calibration"]
+    first = RecoveryRun(given, out, Quiet(), texts)
     if pruning.calibration not in (None, "self"):
-        read_data(first.opened, given.model_copy(update={"samples": 2}), lambda message: None)
+        few = given.model_copy(update={"samples": 2})
+        read_data(first.opened, few, lambda message: None, texts=texts)
     with _resumable(out), target(out, force, *first.read) as folder:
         assert folder is not None  # there is a path
         with tempfile.TemporaryDirectory(dir=folder) as place:
             pruned = prune(model, out=Path(place) / "pruned", progress=progress, **settings)
             data = pruned.config.calibration or stages.DEFAULT_CALIBRATION
             update = {"model": str(Path(place) / "pruned"), "data": data}
-            run = RecoveryRun(config.model_copy(update=update), out, progress or Quiet())
+            update["bos"] = pruned.config.bos
+            run = RecoveryRun(config.model_copy(update=update), out, progress or Quiet(), texts)
             run.name = "what run.toml says was pruned"
             done = run.carry_out(folder, force, keep_adapter=False)
     state_of(out).unlink(missing_ok=True)

@@ -97,9 +97,16 @@ def state_of(out: Path) -> Path:
 class RecoveryRun:
     """One recovery on its way."""
 
-    def __init__(self, config: RecoverConfig, out: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        config: RecoverConfig,
+        out: Path,
+        progress: Progress,
+        texts: Mapping[str, Any] | None = None,
+    ) -> None:
         self._started = time.monotonic()
         self._out, self._progress = out, progress
+        self._texts = texts or {}
         self.name = config.model
         self._notes: list[str] = []
         self.opened = open_model(config.model)
@@ -134,7 +141,10 @@ class RecoveryRun:
     def carry_out(self, folder: Path, force: bool, keep_adapter: bool) -> Recovery:
         """All stages; `force` begins anew where an unfinished training was another one."""
         config = self.config
-        data = read_data(self.opened, config, self._note, self._progress)
+        data = read_data(self.opened, config, self._note, self._progress, self._texts)
+        if data.begin.mode != "given":
+            config = config.model_copy(update={"bos": data.begin.mode})
+            self.config = config
         examples = data.examples
         if data.trained_tokens < FEW_TOKENS:
             self._note(
@@ -147,7 +157,7 @@ class RecoveryRun:
         read_state(store, fingerprint)  # of another run: say so before the long work
         text = data.text
         if text is not None and not text.lengths:
-            what = "too little text" if len(text.text) else "instructions alone, and no text"
+            what = "too little text" if len(text.text.ids) else "instructions alone, and no text"
             self._note(f"there is {what} to take perplexity on; name one: --evaluate FILE.txt")
         before = self._perplexities(text, self._streamed(), "before")
         objective = self._objective(examples)
@@ -325,6 +335,7 @@ class RecoveryRun:
             ],
             "perplexity": perplexity,
             "evaluation": {"text": data.text.name if data.text else "none"},
+            "bos": data.begin.to_json(),
         }
 
     def _write(

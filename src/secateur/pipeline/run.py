@@ -18,6 +18,7 @@ from .choice import check_ratio
 from .record import write_plan
 from .result import Result
 from .session import RECORDED, Run, name_of, path_of
+from .texts import named
 
 
 def prune(
@@ -34,12 +35,16 @@ def prune(
 
     `model` is a checkpoint folder, a name on the hub, or a live transformers module (then give its
     `tokenizer`; with `out` None the pruned model comes from `Result.load()`). `settings` are the
-    fields of `PruneConfig`: method, ratio, layers, align, calibration, seed and so on.
+    fields of `PruneConfig`: method, ratio, layers, align, calibration, seed and so on. In the place
+    of a name, `calibration` and `evaluate` may be text: a list of strings, rows with text in them
+    (a `datasets.Dataset`, streamed or not), or tokens as a tensor [window, token].
 
     Raises:
         SecateurError: bad input; nothing was written.
     """
-    run = Run(model, make_config(model=name_of(model), **settings), tokenizer, progress)
+    settings, texts = named(settings)
+    config = make_config(model=name_of(model), **settings)
+    run = Run(model, config, tokenizer, progress, texts)
     check_ratio(run.structure, run.config)
     with target(path_of(out), force, run.opened, *run.texts) as folder:
         if dry_run:
@@ -70,8 +75,12 @@ def apply(
         SecateurError: bad input, or a plan for another architecture; nothing was written.
     """
     recorded = {key: value for key, value in plan.settings.items() if key in RECORDED}
-    merged = {**recorded, **plan.calibration, "repair": plan.repair, **settings}
-    run = Run(model, make_config(**{**merged, "model": name_of(model)}), tokenizer, progress)
+    settings, texts = named(settings)
+    # a plan that says nothing of BOS is of a time when texts alone began with it
+    calibration = {"bos": "document", **plan.calibration}
+    merged = {**recorded, **calibration, "repair": plan.repair, **settings}
+    config = make_config(**{**merged, "model": name_of(model)})
+    run = Run(model, config, tokenizer, progress, texts)
     plan.check(run.structure)
     if plan.weights != run.structure.weights:
         run.note("the plan was made for other weights of the same architecture")

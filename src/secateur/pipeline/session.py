@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config import PruneConfig
-from ..data import Windows, token_hash
+from ..data import Beginning, Text, Windows, beginning
+from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..export import Form, copy_companions, prove, pruned_form, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
@@ -91,6 +92,7 @@ class Run:
         config: PruneConfig,
         tokenizer: Any,
         progress: Progress | None,
+        texts: Mapping[str, Any] | None = None,
     ) -> None:
         self._started = time.monotonic()
         self._seconds: dict[str, float] = {}
@@ -98,10 +100,12 @@ class Run:
         self._progress = progress or Quiet()
         self._model = model
         self._tokenizer = tokenizer
+        self._texts = texts or {}
         self._held_out: HeldOut | None = None
         self._calibrated: Windows | None = None
         # by kind of pass, names of its axes, and what was asked for
         self._gathered: dict[tuple[str, frozenset[str], frozenset[str]], Statistics] = {}
+        self._begin: Beginning | None = None
         self._estimated: dict[Any, Estimate] = {}
         self._before: list[Perplexity] = []
         self._numbers: dict[str, Any] = {}
@@ -142,7 +146,12 @@ class Run:
         """The calibration windows, read when they are first needed; the settings then name them."""
         if self._calibrated is None:
             windows = stages.calibration_windows(
-                self.opened, self.config, tokenizer=self._tokenizer, note=self.note
+                self.opened,
+                self.config,
+                tokenizer=self._tokenizer,
+                note=self.note,
+                given=self._texts.get("calibration"),
+                progress=self._progress,
             )
             count, length = windows.ids.shape
             if count < self.config.samples:
@@ -151,9 +160,10 @@ class Run:
                     f" the {self.config.samples} asked for"
                 )
             self._calibrated = windows
-            self.config = self.config.model_copy(
-                update={"calibration": windows.source, "length": length}
-            )
+            update: dict[str, Any] = {"calibration": windows.source, "length": length}
+            if windows.begin.mode != "given":
+                update["bos"], self._begin = windows.begin.mode, windows.begin
+            self.config = self.config.model_copy(update=update)
         return self._calibrated
 
     @property
@@ -172,6 +182,7 @@ class Run:
             "windows": count,
             "length": length,
             "tokens_sha256": self._calibrated.sha256,
+            "bos": self._calibrated.begin.to_json(),
         }
 
     def note(self, message: str) -> None:
@@ -186,7 +197,7 @@ class Run:
             return
         if config.evaluate == "spare":
             spare = self.windows.spare[: config.evaluate_tokens or stages.SPARE_TOKENS]
-            text = known_ids(spare, self.opened)
+            text = Text(known_ids(spare, self.opened), self.windows.begin)
             name = f"a part of {self.config.calibration} that calibration did not use"
         else:
             name = config.evaluate
@@ -196,7 +207,13 @@ class Run:
                 tokenizer=self._tokenizer,
                 tokens=config.evaluate_tokens,
                 window=min(window_lengths(self.opened.context)),
+                field=config.field,
+                bos=config.bos,
+                given=self._texts.get("evaluate"),
+                note=self.note,
+                progress=self._progress,
             )
+            self._begin = text.begin
         self._held_out = HeldOut(text, name, self.opened.context)
 
     def gather(
@@ -393,6 +410,7 @@ class Run:
             "parameters": {"before": total, "after": total - sum(lost.values())},
             "prunable_parameters": {"before": prunable, "after": prunable - removed},
             "removed_share": removed / max(prunable, 1),
+            **({"bos": self._begin.to_json()} if self._begin is not None else {}),
             **self._numbers,
         }
 
@@ -406,10 +424,10 @@ class Run:
         )
 
     def _recorded(self, keep: Mapping[str, tuple[int, ...]]) -> Plan:
-        config = self.config
+        config = self.config.model_copy(update={"bos": self._known_bos()})
         calibration = {
             name: value
-            for name in ("calibration", "samples", "length", "seed")
+            for name in ("calibration", "field", "samples", "length", "bos", "seed")
             if (value := getattr(config, name)) is not None
         }
         settings = {
@@ -426,6 +444,13 @@ class Run:
             calibration,
             settings,
         )
+
+    def _known_bos(self) -> str:
+        """What `auto` comes to, whether or not tokens were read (without a tokenizer: itself)."""
+        try:
+            return beginning(self._tokenizer or self.opened.tokenizer, self.config.bos).mode
+        except SecateurError:
+            return self.config.bos
 
     def _cut(self, plan: Plan, statistics: Statistics) -> Form:
         opened, structure, config = self.opened, self.structure, self.config
@@ -477,7 +502,7 @@ class Run:
             after = held_out.perplexities(cut, batch, self._progress, "after", limit=limit)
         return {
             "perplexity": compared(self._before, after),
-            "evaluation": {"text": held_out.name, "sha256": token_hash(held_out.text)},
+            "evaluation": held_out.to_json(),
         }
 
     def share(self, *, tokens: bool) -> None:
@@ -489,7 +514,8 @@ class Run:
     def sibling(self, config: PruneConfig) -> "Run":
         """A run on the same model and text with other settings: what was gathered is shared."""
         other = copy.copy(self)
-        kept = {"device": self.config.device, "calibration": self.config.calibration}
+        names = ("device", "calibration", "bos")
+        kept = {name: getattr(self.config, name) for name in names}
         other.config = config.model_copy(update={**kept, "length": self.config.length})
         other.__dict__.pop("structure", None)
         other._started, other._seconds = time.monotonic(), {}

@@ -31,6 +31,8 @@ DEFAULT_LENGTH = 256
 DEFAULT_CALIBRATION = "c4"
 SPARE_TOKENS = 16384
 
+_AS_GIVEN = data.Beginning("given")
+
 
 def window_length(length: int | None, opened: OpenModel) -> int:
     """Tokens of a window (or of an example at most): `length`, or what suits the model.
@@ -53,12 +55,19 @@ def calibration_windows(
     *,
     tokenizer: Any = None,
     note: Callable[[str], None] | None = None,
+    given: Any = None,
+    progress: Progress | None = None,
 ) -> data.Windows:
     """The calibration stage: windows of tokens, as the settings say.
+
+    `given` is text in the place of the one that the settings name; tokens [window, token] are the
+    windows as they are.
 
     Raises:
         SecateurError: no such text, too little of it, or windows longer than the context.
     """
+    if (ready := data.given_windows(given)) is not None:
+        return _ready(ready, opened, config)
     length = window_length(config.length, opened)
     tokenizer = tokenizer or opened.tokenizer
     if config.calibration == "self":
@@ -68,12 +77,21 @@ def calibration_windows(
         choice = 1
     else:
         source = config.calibration or DEFAULT_CALIBRATION
-        documents = data.documents(source, use="calibration", seed=config.seed)
+        documents = data.documents(
+            source if given is None else given,
+            use="calibration",
+            seed=config.seed,
+            field=config.field,
+            tokenizer=tokenizer,
+            note=note,
+        )
         choice = data.CHOICE
     make: dict[str, Any] = {
         "samples": config.samples,
         "length": length,
         "seed": config.seed,
+        "bos": config.bos,
+        "progress": progress,
         "spare": True,  # whatever is evaluated on: the same seed means the same windows
     }
     source = config.calibration or DEFAULT_CALIBRATION
@@ -93,6 +111,15 @@ def calibration_windows(
     return windows
 
 
+def _ready(windows: Tensor, opened: OpenModel, config: PruneConfig) -> data.Windows:
+    """Windows of tokens that were given, as calibration reads them; there is no text to spare."""
+    if "samples" in config.model_fields_set:
+        windows = windows[: config.samples]
+    window_length(windows.shape[1], opened)
+    known_ids(windows, opened)
+    return data.Windows(windows, windows.new_empty(0), data.GIVEN, _AS_GIVEN)
+
+
 def evaluation_text(
     opened: OpenModel,
     source: str,
@@ -100,22 +127,41 @@ def evaluation_text(
     tokenizer: Any = None,
     tokens: int | None = None,
     window: int = 2,
-) -> Tensor:
+    field: str | None = None,
+    bos: str = "auto",
+    given: Any = None,
+    note: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> data.Text:
     """The text that perplexity is taken on, as running token ids [token].
+
+    `given` is text in the place of the one that `source` names; tokens [window, token] come one
+    window after the other.
 
     Raises:
         SecateurError: no such text, not one `window` of it, or the tokenizer is another model's.
     """
-    documents = data.documents(source, use="evaluation", seed=None)
-    text = data.running_text(
-        documents, tokenizer or opened.tokenizer, source=source, at_most=tokens
+    if (ready := data.given_windows(given)) is not None:
+        return data.Text(known_ids(ready.flatten()[:tokens], opened), _AS_GIVEN)
+    tokenizer = tokenizer or opened.tokenizer
+    documents = data.documents(
+        source if given is None else given,
+        use="evaluation",
+        seed=None,
+        field=field,
+        tokenizer=tokenizer,
+        note=note,
     )
-    if len(text) < window:
+    text = data.running_text(
+        documents, tokenizer, source=source, at_most=tokens, bos=bos, progress=progress
+    )
+    if not len(text.windows(window)):
         raise SecateurError(
-            f"The text of {source} has {len(text)} tokens, fewer than one window of {window}.\n"
+            f"The text of {source} has {len(text.ids)} tokens, fewer than one window of {window}.\n"
             "Give more text, or --evaluate none."
         )
-    return known_ids(text, opened)
+    known_ids(text.ids, opened)
+    return text
 
 
 def fine_axes(structure: Structure, whole: Structure, layers: Limits) -> list[Axis]:
@@ -285,7 +331,7 @@ def fitted_tensors(
 
 def perplexities(
     source: StreamedModel,
-    text: Tensor,
+    text: data.Text,
     lengths: Sequence[int],
     batch: int,
     progress: Progress,
@@ -300,9 +346,10 @@ def perplexities(
         found.append(
             perplexity(
                 source,
-                data.cut(text, length),
+                text.windows(length),
                 batch=windows,
                 limit=limit,
+                begin=text.begin.window,
                 progress=progress,
                 stage=f"{stage}, {length}",
             )

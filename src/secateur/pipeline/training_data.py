@@ -1,6 +1,6 @@
 """What a recovery trains on, what it is measured on, and who teaches."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ class TrainingData:
     held: int
     source: str
     text: HeldOut | None
+    begin: data.Beginning
 
     @property
     def trained_tokens(self) -> int:
@@ -47,8 +48,11 @@ def read_data(
     config: RecoverConfig,
     note: Callable[[str], None],
     progress: Progress | None = None,
+    texts: Mapping[str, Any] | None = None,
 ) -> TrainingData:
     """The examples, in an order that the seed decides; `note` is told what the user should know.
+
+    `texts` are data and text for perplexity in the place of those that the settings name.
 
     Raises:
         SecateurError: no such data, too few of them, or windows longer than the context.
@@ -59,7 +63,10 @@ def read_data(
             "No data to train on. Add --data FILE.txt (or .jsonl, alpaca-cleaned, c4, self)."
         )
     length = window_length(config.length, opened)
-    spare = torch.zeros(0, dtype=torch.int64)
+    texts = texts or {}
+    given = texts.get("data")
+    spare = data.Text(torch.zeros(0, dtype=torch.int64))
+    begin = data.Beginning("given")
     samples = min(config.samples, config.most_examples + _HELD_OUT_MOST)
     if source == "self" and "samples" not in config.model_fields_set:
         samples = min(samples, OWN_EXAMPLES)
@@ -68,21 +75,34 @@ def read_data(
         "length": length,
         "seed": config.seed,
     }
-    if data.is_instructions(source):
+    if (ready := data.given_windows(given)) is not None:
+        window_length(ready.shape[1], opened)
+        examples = Examples.of_windows(ready[:samples])
+    elif config.field is None and data.is_instructions(source if given is None else given):
+        begin = data.beginning(opened.tokenizer, config.bos)
         examples = data.instruction_examples(
-            source, opened.tokenizer, on_prompts=config.on_prompts, **options
+            source if given is None else given,
+            opened.tokenizer,
+            on_prompts=config.on_prompts,
+            bos=config.bos,
+            **options,
         )
     else:
+        progress = progress or Quiet()
         windows = data.sample_windows(
-            _documents(opened, config, length, samples, note, progress or Quiet()),
+            _documents(opened, config, length, samples, note, progress, given),
             opened.tokenizer,
             source=source,
             choice=1,
             spare=config.evaluate == "spare",
+            bos=config.bos,
+            # of a text that the model writes, the writing is shown
+            progress=None if source == "self" else progress,
             **options,
         )
-        spare = windows.spare[: config.evaluate_tokens or SPARE_TOKENS]
-        examples = Examples.of_windows(windows.ids)
+        begin = windows.begin
+        spare = data.Text(windows.spare[: config.evaluate_tokens or SPARE_TOKENS], begin)
+        examples = Examples.of_windows(windows.ids, begin.window)
     known_ids(examples.ids, opened)
     if len(examples) < 2:
         raise SecateurError(
@@ -94,7 +114,8 @@ def read_data(
     held = min(max(1, int(len(examples) * _HELD_OUT)), _HELD_OUT_MOST)
     if source == config.evaluate and Path(source).expanduser().exists():  # a set has two parts
         note(f"perplexity is taken on {source}, which is trained on: another text would say more")
-    return TrainingData(examples, held, source, _evaluation(opened, config, spare))
+    text = _evaluation(opened, config, spare, texts.get("evaluate"), note)
+    return TrainingData(examples, held, source, text, begin)
 
 
 def with_target(
@@ -137,9 +158,17 @@ def _documents(
     samples: int,
     note: Callable[[str], None],
     progress: Progress,
+    given: Any,
 ) -> Iterable[str | Tensor]:
     if config.data != "self":
-        return data.documents(str(config.data), use="calibration", seed=config.seed)
+        return data.documents(
+            str(config.data) if given is None else given,
+            use="calibration",
+            seed=config.seed,
+            field=config.field,
+            tokenizer=opened.tokenizer,
+            note=note,
+        )
     writer = opened if config.teacher is None else open_model(config.teacher)
     note(
         f"{writer.source} writes the text to train on, up to {samples:,} examples (--samples); for"
@@ -152,7 +181,13 @@ def _documents(
     return progress.track(documents, "writing text", samples, "document")
 
 
-def _evaluation(opened: OpenModel, config: RecoverConfig, spare: Tensor) -> HeldOut | None:
+def _evaluation(
+    opened: OpenModel,
+    config: RecoverConfig,
+    spare: data.Text,
+    given: Any,
+    note: Callable[[str], None],
+) -> HeldOut | None:
     if config.evaluate == "none":
         return None
     if config.evaluate == "spare":
@@ -163,5 +198,9 @@ def _evaluation(opened: OpenModel, config: RecoverConfig, spare: Tensor) -> Held
         config.evaluate,
         tokens=config.evaluate_tokens,
         window=min(window_lengths(opened.context)),
+        field=config.field,
+        bos=config.bos,
+        given=given,
+        note=note,
     )
     return HeldOut(text, config.evaluate, opened.context)

@@ -33,6 +33,23 @@ def evaluation_line(numbers: Mapping[str, Any]) -> str:
     return f"Perplexity on {numbers['evaluation']['text']} ({tokens:,} predicted tokens)."
 
 
+def bos_line(numbers: Mapping[str, Any]) -> str:
+    """What windows of tokens began with, in one sentence (empty if none was read)."""
+    bos = numbers.get("bos")
+    if not bos:
+        return ""
+    begins = {
+        "each": f"Every window of tokens begins with {bos['token']}",
+        "given": "The windows of tokens are as they were given",
+        "document": f"Every text begins with {bos['token']}, and a window only where one does",
+    }
+    said = begins.get(bos["mode"], "")
+    if bos["mode"] == "given":
+        return f"{said}."
+    nothing = "No beginning-of-text token is put in"
+    return f"{said if bos['token'] else nothing} (--bos {bos['mode']})."
+
+
 def layer_rows(structure: Structure, plan: Plan) -> list[tuple[int | str, str, str]]:
     """(layer, heads kept of all with KV heads, MLP width kept of all).
 
