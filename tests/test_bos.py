@@ -79,7 +79,7 @@ def test_pieces_have_the_tokens_of_the_whole(
     tokenizer = loader.from_pretrained(path)
     text = (embedded_folder() / "calibration.txt").read_text(encoding="utf-8")[:30_000]
     text += "  two  spaces\n\n\n   three lines, 1234567890 ümläut " * 40
-    text += "\n".join(" " * (n % 5) + "\n" * (n % 3) + f"{n}" for n in range(700))  # no words
+    text += "\n".join("    " * (n % 4) + f"x{n}()" for n in range(700))  # no two words on a line
     expected = tokenizer(text, verbose=False)["input_ids"]
     begin = beginning(tokenizer, "document")
     for length in (300, 2000):
