@@ -156,7 +156,9 @@ def test_converted_it_has_the_logits_of_the_llama(
     assert converted.dtype == dtype
     assert torch.equal(logits(converted, tokens), logits(stock(llama), tokens))
     assert load_file(out / WEIGHTS).keys() == model.state_dict().keys()
-    assert not {"auto_map", "torch_dtype"} & json.loads((out / "config.json").read_text()).keys()
+    config = json.loads((out / "config.json").read_text())
+    assert "auto_map" not in config
+    assert config["torch_dtype"] == config["dtype"] == str(dtype).removeprefix("torch.")
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert tokenizer.encode("a tree") == tiny_tokenizer().encode("a tree")
 
