@@ -24,6 +24,15 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
 ```"""
 
+_HOW_WHOLE = """\
+Every layer of the text decoder has the same widths: it is a plain `{architecture}` checkpoint, and
+what is around the decoder is as it was.
+
+```python
+from transformers import {architecture}
+model = {architecture}.from_pretrained("path/to/this/folder")
+```"""
+
 _HOW_STOCK = """\
 Every layer has the same widths: it is a plain `{architecture}` checkpoint.
 
@@ -38,13 +47,19 @@ def model_card(
     base: str,
     architecture: str,
     stock: bool,
+    whole: bool = False,
     settings: Mapping[str, Any],
     numbers: Sequence[tuple[str, str, str]],
     layers: Sequence[tuple[int | str, str, str]],
     evaluated_on: str,
 ) -> str:
-    """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width)."""
-    how = (_HOW_STOCK if stock else _HOW_OWN).format(architecture=architecture)
+    """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width).
+
+    `whole`: the text decoder is inside a multimodal model.
+    """
+    how = (_HOW_WHOLE if whole else _HOW_STOCK if stock else _HOW_OWN).format(
+        architecture=architecture
+    )
     lines = [
         "---",
         "library_name: transformers",

@@ -2,7 +2,17 @@
 
 from .conversion import converted, reverted
 from .families import FAMILIES, Family, Part, layout_for
-from .opening import LIVE, OpenModel, load, open_config, open_model, resolve_device, resolve_dtype
+from .inputs import Outer
+from .opening import (
+    LIVE,
+    OpenModel,
+    load,
+    loaded,
+    open_config,
+    open_model,
+    resolve_device,
+    resolve_dtype,
+)
 from .registration import register
 from .streamed import StreamedModel, empty_model, filled
 from .structures import layer_sizes, structure_of
@@ -12,6 +22,7 @@ __all__ = [
     "LIVE",
     "Family",
     "OpenModel",
+    "Outer",
     "Part",
     "StreamedModel",
     "converted",
@@ -20,6 +31,7 @@ __all__ = [
     "layer_sizes",
     "layout_for",
     "load",
+    "loaded",
     "open_config",
     "open_model",
     "register",

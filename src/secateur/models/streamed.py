@@ -7,6 +7,7 @@ forward runs with the decoder layers replaced by stand-ins that record or hand t
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,13 +25,18 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
 
     Parameters are on meta; buffers that no checkpoint holds (rotary frequencies) are real.
     """
-    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    return empty(AutoModelForCausalLM, config, dtype)
+
+
+def empty(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    """The same of any class of transformers, or of an Auto class."""
+    from accelerate import init_empty_weights
+
+    make = getattr(kind, "_from_config", None) or partial(kind.from_config, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=False
-        ).eval()
+        model = make(config, dtype=dtype).eval()
     # One expert after the other: fused kernels ask for bf16 and hide what an expert reads.
     model.config._experts_implementation = "eager"
     return model

@@ -27,14 +27,18 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     windows: Sequence[int] | None = None,
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
     progress: Progress | None = None,
 ) -> list[Perplexity]:
     """Perplexity of any supported model, pruned or not, on `text`, one layer in memory at a time.
 
+    `merge_adapter` and `dequantise` are those of `open_model`.
+
     Raises:
         SecateurError: bad input.
     """
-    opened = open_model(model)
+    opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
     source = opened.streamed(device=device, dtype=dtype)
     stream = evaluation_text(opened, text, tokenizer=tokenizer, tokens=tokens)
     lengths = _fitting(windows or window_lengths(opened.context), opened.context, len(stream), text)
@@ -62,23 +66,32 @@ def read_plan(path: str | Path) -> Plan:
         raise SecateurError(f"{file}: {error}") from error
 
 
-def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, Any]:
+def inspect(
+    folder: str | Path,
+    against: str | Path | None = None,
+    *,
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
+) -> dict[str, Any]:
     """What a folder holds: facts, one row a layer, and the blend if two scores were fused.
 
-    `against` compares the plans of two.
+    `against` compares the plans of two; `merge_adapter` and `dequantise` are those of `open_model`.
 
     Raises:
         SecateurError: neither a supported model nor a plan.
     """
     folder = Path(folder).expanduser()
-    plan = read_plan(folder) if (folder / "plan.json").is_file() or folder.is_file() else None
+    gguf = folder.suffix.lower() == ".gguf"
+    has_plan = (folder / "plan.json").is_file() or (folder.is_file() and not gguf)
+    plan = read_plan(folder) if has_plan else None
     facts: dict[str, Any] = {}
     layers: list[dict[str, Any]] = []
     if (folder / "config.json").is_file() or plan is None:
-        opened = open_model(folder)
+        opened = open_model(folder, merge_adapter=merge_adapter, dequantise=dequantise)
         structure = opened.structure
         facts = {
             "class": opened.raw_config.get("architectures", ["?"])[0],
+            **_reading_facts(opened),
             "family": structure.family,
             "parameters": f"{structure.parameters:,}",
             "decoder linears, parameters": f"{structure.prunable:,}",
@@ -103,6 +116,14 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
             for name, units in plan.keep.items()
         ]
     return {"facts": facts, "layers": layers, "blend": _blend(folder)}
+
+
+def _reading_facts(opened: OpenModel) -> dict[str, str]:
+    """What is to be known of a model that was not read as it is stored."""
+    facts = {"weights": opened.made} if opened.made else {}
+    if opened.around is not None:
+        facts["text decoder of"] = opened.around.architecture
+    return facts
 
 
 def _before(structure: Structure, plan: Plan | None) -> tuple[Structure, Plan]:
@@ -130,9 +151,13 @@ def _blend(folder: Path) -> dict[str, dict[str, float]] | None:
 
 def bytes_before(opened: OpenModel) -> int:
     """Size of the model's weight files; of its tensors, for a live module."""
+    if opened.folder is not None and opened.folder.is_file():
+        return opened.folder.stat().st_size
     if opened.folder is not None:
         # no hidden files: the state of a training may lie there
-        return sum(file.stat().st_size for file in opened.folder.glob("[!.]*.safetensors"))
+        kinds = ("[!.]*.safetensors", "[!.]*.gguf")
+        files = (file for kind in kinds for file in opened.folder.glob(kind))
+        return sum(file.stat().st_size for file in files)
     return sum(spec.bytes for spec in opened.weights.specs.values())
 
 

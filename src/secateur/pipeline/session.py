@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import PruneConfig
 from ..data import Windows, token_hash
 from ..evaluation import Perplexity, window_lengths
-from ..export import Form, copy_companions, prove, pruned_form, write_model
+from ..export import Form, copy_companions, prove, pruned_form, with_around, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
 from ..progress import Progress, Quiet
 from ..search import Limits
@@ -22,7 +22,14 @@ from ..stats import Statistics, collect_gradients
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, PrunedWeights
 from . import stages
-from .checks import check_space, idle_settings, known_ids, selected, tokenizer_to_write
+from .checks import (
+    check_space,
+    idle_settings,
+    known_ids,
+    reading_notes,
+    selected,
+    tokenizer_to_write,
+)
 from .choice import kept_units, limits_of
 from .estimate import Estimate, fused_scores, inputs_needed, split_windows, terms_needed
 from .held_out import HeldOut, compared, streamed
@@ -78,7 +85,9 @@ class Run:
         self._estimated: dict[Any, Estimate] = {}
         self._before: list[Perplexity] = []
         self._numbers: dict[str, Any] = {}
-        self.opened = open_model(model)
+        self.opened = open_model(model, **config.reading)
+        for message in reading_notes(self.opened, config):
+            self.note(message)
         for message in idle_settings(config):
             self.note(message)
         if self.opened.packed:
@@ -273,10 +282,10 @@ class Run:
                 size = write_model(folder, form)
                 copy_companions(
                     folder,
-                    self.opened.folder,
+                    self.opened.companions,
                     tokenizer=tokenizer_to_write(self.opened, self._tokenizer, self.note),
                     model=self._model,
-                    adapted=self.opened.adapter is not None,
+                    adapted=self.opened.writes_tokenizer,
                 )
             numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
             write_record(
@@ -287,7 +296,7 @@ class Run:
                 plan,
                 numbers,
                 self._calibrated,
-                stock=form.stock,
+                form=form,
             )
         return self.result(plan, numbers, form, out)
 
@@ -359,9 +368,10 @@ class Run:
                     self.note(warning)
         pruned = PrunedWeights(opened.weights, structure, plan, added, replaced)
         # all granularities: what an earlier cut of others left is written down again
-        return pruned_form(
+        form = pruned_form(
             opened.family, opened.raw_config, opened.config, opened.structures, plan, pruned
         )
+        return with_around(form, opened, self.note)
 
     def _evaluated(self, form: Form) -> dict[str, Any]:
         """Perplexity before and after; the dense model's is taken once for all siblings."""
