@@ -56,7 +56,7 @@ def with_around(form: Form, opened: OpenModel, note: Callable[[str], None]) -> F
         why = "sizes" if form.stock else "widths that differ between layers"
         note(
             f"{outer.architecture} cannot hold a decoder of these {why}: the text model alone is"
-            " written (--search uniform --repair none often gives one that fits)"
+            " written (--search uniform --attention-ratio 0 often gives one that fits)"
         )
     return whole or form
 

@@ -107,7 +107,8 @@ class StreamedModel:
             calls.append(((hidden, *args), kwargs))
             return self._output(hidden)
 
-        base = getattr(self.model, self.model.base_model_prefix)
+        # Llama4ForCausalLM states the prefix that it has inside another model
+        base = getattr(self.model, self.model.base_model_prefix, None) or self.model.model
         with self._stand_in([record] * len(self)), torch.no_grad():
             base(input_ids=ids.to(self.device), use_cache=False)
         return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]
