@@ -1,11 +1,12 @@
 """The commands that look and do not cut: evaluate, inspect, discover; and convert."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..errors import SecateurError
-from .options import FORCE, JSON, OUT, quiet_transformers
+from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
 from .screen import Screen, print_json, table
 
 
@@ -37,6 +38,7 @@ Example:
 @click.option("--batch", type=click.IntRange(min=1), default=8, metavar="N", help="Windows at once")
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda")
 @click.option("--dtype", default="auto", metavar="NAME", help="Arithmetic: auto, float32...")
+@reading
 @JSON
 def evaluate_command(
     model: str,
@@ -48,6 +50,8 @@ def evaluate_command(
     batch: int,
     device: str,
     dtype: str,
+    merge_adapter: bool | None,
+    dequantise: bool,
     as_json: bool,
 ) -> None:
     """Evaluate a model."""
@@ -66,6 +70,8 @@ def evaluate_command(
         device=device,
         dtype=dtype,
         windows=lengths,
+        merge_adapter=merge_adapter,
+        dequantise=dequantise,
         progress=Screen(),
     )
     if as_json:
@@ -103,9 +109,16 @@ Of a method that fuses two scores (hywia, saap), it shows the blend of the two b
     "--picture", type=click.Path(path_type=Path), metavar="FILE.svg", help="Draw the blend by layer"
 )
 @click.option("--force", is_flag=True, help="Replace FILE.svg if it exists")
+@reading
 @JSON
 def inspect_command(
-    folder: str, against: Path | None, picture: Path | None, force: bool, as_json: bool
+    folder: str,
+    against: Path | None,
+    picture: Path | None,
+    force: bool,
+    merge_adapter: bool | None,
+    dequantise: bool,
+    as_json: bool,
 ) -> None:
     """Inspect a folder."""
     if picture is not None:
@@ -114,7 +127,7 @@ def inspect_command(
     from ..pipeline import inspect
     from ..report import BLEND_COLUMNS, blend_chart, blend_rows
 
-    found = inspect(folder, against)
+    found = inspect(folder, against, merge_adapter=merge_adapter, dequantise=dequantise)
     if picture is not None:
         if not found["blend"]:
             raise SecateurError(
@@ -149,23 +162,27 @@ Example:
 
 \b
 Models: Baichuan-7B, Baichuan2-7B (to llama); folders with weights in few bits, which
-        recover --with groupwise writes (to floating point)
+        recover --with groupwise writes (to floating point); GGUF files; quantised models with
+        --dequantise; an adapter and its base with --merge-adapter; the text decoder of a
+        multimodal model with --text-only
 
 The other commands take these models as they are; what prune writes is in the stock layout too.
 """,
 )
 @click.argument("model")
 @OUT
+@reading
+@TEXT_ONLY
 @FORCE
 @JSON
-def convert_command(model: str, out: Path | None, force: bool, as_json: bool) -> None:
+def convert_command(model: str, out: Path | None, force: bool, as_json: bool, **how: Any) -> None:
     """Convert a model."""
     if out is None:
         raise SecateurError("Where to? Add --out DIR.")
     from ..pipeline import convert
 
     quiet_transformers()
-    done = convert(model, out=out, force=force, progress=Screen())
+    done = convert(model, out=out, force=force, progress=Screen(), **how)
     if as_json:
         print_json(done.to_json())
         return

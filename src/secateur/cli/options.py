@@ -1,6 +1,8 @@
 """Options that several commands have, and what they all do first."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,6 +11,23 @@ OUT = click.option(
 )
 FORCE = click.option("--force", is_flag=True, help="Replace the folder --out if it exists")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output")
+
+_MERGE_ADAPTER = click.option(
+    "--merge-adapter/--no-merge-adapter",
+    default=None,
+    help="Merge the adapter in the folder into its base",
+)
+_DEQUANTISE = click.option(
+    "--dequantise", is_flag=True, help="Read quantised weights as floating point"
+)
+TEXT_ONLY = click.option(
+    "--text-only", is_flag=True, help="Of a multimodal model, write the text decoder alone"
+)
+
+
+def reading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is read where that is not clear from its files."""
+    return _MERGE_ADAPTER(_DEQUANTISE(command))
 
 
 def quiet_transformers() -> None:

@@ -15,7 +15,7 @@ from ..registry import choose
 from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
-from .options import FORCE, JSON, OUT, quiet_transformers
+from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
 from .recover import show_recovery
 from .screen import Screen, print_json, table
 from .settings import given_settings, listed, settings_options
@@ -141,6 +141,8 @@ calibration text that the plan names or --calibration.
 @click.option("--seed", type=int, default=None, metavar="N", help="Seed; default: the plan's")
 @click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda  [auto]")
 @click.option("--dtype", default=None, metavar="NAME", help="Arithmetic of the passes  [auto]")
+@reading
+@TEXT_ONLY
 @FORCE
 @JSON
 def apply_command(

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from pydantic import BaseModel
 
+from ..config import READING
 from ..errors import SecateurError
 from ..registry import choose
 
@@ -21,7 +22,8 @@ def settings_options(
     """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, field in reversed(model.model_fields.items()):
+        fields = sorted(model.model_fields.items(), key=lambda item: item[0] in READING)
+        for name, field in reversed(fields):
             command = command if name in ("model", *without) else _option(name, field)(command)
         return command
 

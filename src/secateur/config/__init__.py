@@ -2,13 +2,16 @@
 
 from .files import read_record, read_toml, to_toml
 from .pruning import PruneConfig, make_config
+from .reading import READING, Reading
 from .recovery import LOSSES, RECIPES, TRAINED, Recipe, RecoverConfig, make_recover_config
 
 __all__ = [
     "LOSSES",
+    "READING",
     "RECIPES",
     "TRAINED",
     "PruneConfig",
+    "Reading",
     "Recipe",
     "RecoverConfig",
     "make_config",

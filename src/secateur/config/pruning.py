@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import SecateurError
 from ..fusion import FUSIONS
@@ -11,14 +11,13 @@ from ..methods import METHODS, use
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
 from .explain import explained, known_name
+from .reading import Reading
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-class PruneConfig(BaseModel):
+class PruneConfig(Reading):
     """Everything that decides what a pruned folder holds. Unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
     method: Annotated[str, Field(description="Recipe of score, search and repair")] = "flap"

@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import SecateurError
 from ..recovery import GRIDS, Schedule
 from .explain import explained, known_name
+from .reading import Reading
 
 RECOVERY_DTYPES = ("auto", "float32", "bfloat16")
 
@@ -89,10 +90,8 @@ RECIPES = {
 }
 
 
-class RecoverConfig(BaseModel):
+class RecoverConfig(Reading):
     """Everything that decides what a recovered folder holds. Unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: Annotated[str, Field(description="Pruned folder, or any supported model")]
     recipe: Annotated[str, Field(description="What to train, and towards what")] = "distil"

@@ -1,5 +1,6 @@
 """Writing a pruned model so that transformers and other engines load it."""
 
+from .around import WholeForm, with_around
 from .card import model_card, recovery_card
 from .companions import copy_companions
 from .few_bits import packed_form
@@ -10,6 +11,7 @@ from .write import write_model
 
 __all__ = [
     "Form",
+    "WholeForm",
     "copy_companions",
     "earlier_card",
     "licence_files",
@@ -18,5 +20,6 @@ __all__ = [
     "prove",
     "pruned_form",
     "recovery_card",
+    "with_around",
     "write_model",
 ]

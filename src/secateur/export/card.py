@@ -33,6 +33,15 @@ from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=False)
 ```"""
 
+_HOW_WHOLE = """\
+Every layer of the text decoder has the same widths: it is a plain `{architecture}` checkpoint, and
+what is around the decoder is as it was.
+
+```python
+from transformers import {architecture}
+model = {architecture}.from_pretrained("path/to/this/folder")
+```"""
+
 _HOW_STOCK = """\
 Every layer has the same widths: it is a plain `{architecture}` checkpoint.
 
@@ -47,6 +56,7 @@ def model_card(
     base: str,
     architecture: str,
     stock: bool,
+    whole: bool = False,
     settings: Mapping[str, Any],
     numbers: Sequence[tuple[str, str, str]],
     layers: Sequence[tuple[int | str, str, str]],
@@ -58,9 +68,12 @@ def model_card(
     """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width).
 
     `earlier` is the card of the original model, whose licence, language and tags are taken over,
-    `hub_name` its name on the hub; `licences` are the files that say more.
+    `hub_name` its name on the hub; `licences` are the files that say more. `whole`: the text
+    decoder is inside a multimodal model.
     """
-    how = (_HOW_STOCK if stock else _HOW_OWN).format(architecture=architecture)
+    how = (_HOW_WHOLE if whole else _HOW_STOCK if stock else _HOW_OWN).format(
+        architecture=architecture
+    )
     base, evaluated_on = inline(base), inline(without_places(evaluated_on, settings))
     licence = licence_line(earlier, list(licences), base)
     lines = [

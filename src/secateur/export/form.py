@@ -47,6 +47,16 @@ class Form:
         """The tensors as they are written: a stock checkpoint has the names of its family."""
         return reverted(self.weights, self.empty()) if self.stock else self.weights
 
+    @property
+    def written_config(self) -> Mapping[str, Any]:
+        """The config.json that is written."""
+        return self.config
+
+    @property
+    def architecture(self) -> str:
+        """The class that loads the folder."""
+        return str(self.config["architectures"][0])
+
     def empty(self, dtype: torch.dtype | None = None) -> Any:
         """The transformers model that the folder would load as, without weights."""
         name = str(self.config["architectures"][0])

@@ -15,7 +15,7 @@ def write_model(folder: Path, form: Form) -> int:
     Files are put into `folder` one by one: give it a temporary one (`checkpoint.new_folder`).
     """
     (folder / "config.json").write_text(
-        json.dumps(dict(form.config), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        json.dumps(dict(form.written_config), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
     if not form.stock:
         shutil.copyfile(Path(modeling_secateur.__file__), folder / "modeling_secateur.py")

@@ -3,7 +3,17 @@
 from .conversion import converted, reverted
 from .families import FAMILIES, Family, Part, layout_for
 from .hub import hub_name
-from .opening import LIVE, OpenModel, load, open_config, open_model, resolve_device, resolve_dtype
+from .inputs import Outer
+from .opening import (
+    LIVE,
+    OpenModel,
+    load,
+    loaded,
+    open_config,
+    open_model,
+    resolve_device,
+    resolve_dtype,
+)
 from .registration import register
 from .streamed import StreamedModel, empty_model, filled
 from .structures import layer_sizes, structure_of
@@ -13,6 +23,7 @@ __all__ = [
     "LIVE",
     "Family",
     "OpenModel",
+    "Outer",
     "Part",
     "StreamedModel",
     "converted",
@@ -22,6 +33,7 @@ __all__ = [
     "layer_sizes",
     "layout_for",
     "load",
+    "loaded",
     "open_config",
     "open_model",
     "register",

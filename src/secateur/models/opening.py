@@ -1,9 +1,9 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,24 @@ from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
 from .fitted import Fitted, expected, stored_apart, tied_names
 from .hub import hub_name, is_hub_name, local_folder
+from .inputs import (
+    Gguf,
+    Inside,
+    Merged,
+    Outer,
+    adapter_in,
+    base_of,
+    check_live,
+    check_named,
+    dequantised,
+    gguf_file,
+    has_tokenizer,
+    holds_floats,
+    is_multimodal,
+    outer_of,
+    scheme_of,
+    without_quantisation,
+)
 from .registration import register, register_classes, register_form
 from .spelling import both_spellings
 from .streamed import StreamedModel, empty_model, filled
@@ -45,6 +63,8 @@ class OpenModel:
     None for a live module. The layout of the family is `declared`, or else it was traced.
     A checkpoint that an `adapter` reads as another family's has that one's config and names; one
     whose linears are `packed` in few bits is read as the floating-point one that it stands for.
+    `made` says what else was done to the weights while they were read. A decoder inside a
+    multimodal model has that one `around` it. `read` are other places that something came from.
     `notes` are for the user: what of the checkpoint was read, and what was not.
     """
 
@@ -57,6 +77,10 @@ class OpenModel:
     declared: bool = True
     adapter: Adapter | None = None
     packed: bool = False
+    made: str = ""
+    around: Outer | None = None
+    read: tuple[Path, ...] = ()
+    own_tokenizer: Callable[[], Any] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -73,6 +97,21 @@ class OpenModel:
         if self.hub_name is not None:
             return self.hub_name
         return self.source if self.folder is None else Path(self.source).resolve().name
+
+    @property
+    def companions(self) -> Path | None:
+        """The folder whose other files (licence, generation config) belong to the model."""
+        return self.folder if self.folder is not None and self.folder.is_dir() else None
+
+    @property
+    def writes_tokenizer(self) -> bool:
+        """Whether the tokenizer files of that folder, if it has any, are not the model's."""
+        return self.adapter is not None or self.own_tokenizer is not None
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the tensors differ from those in any folder."""
+        return self.adapter is not None or self.packed or bool(self.made)
 
     @cached_property
     def skeleton(self) -> nn.Module:
@@ -111,20 +150,20 @@ class OpenModel:
         Raises:
             SecateurError: there is none (or the model is a live module).
         """
-        from transformers import AutoTokenizer
-
         if self.folder is None:
             raise SecateurError("A live model has no tokenizer: pass tokenizer=...")
-        names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-        if not any((self.folder / name).is_file() for name in names):
+        if self.own_tokenizer is None and not has_tokenizer(self.folder):
             raise SecateurError(
-                f"{self.folder} has no tokenizer ({names[0]} or {names[1]}), and calibration text"
-                " needs one.\nCopy the tokenizer files of the original model into the folder."
+                f"{self.folder} has no tokenizer (tokenizer.json or tokenizer.model), and"
+                " calibration text needs one.\nCopy the tokenizer files of the original model into"
+                " the folder."
             )
         try:
+            if self.own_tokenizer is not None:
+                return self.own_tokenizer()
             if self.adapter is not None:
                 return self.adapter.tokenizer(self.folder)
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+            return _tokenizer(self.folder)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise SecateurError(
                 f"The tokenizer in {self.folder} does not load:"
@@ -145,48 +184,154 @@ class OpenModel:
 _NO_FAMILY = Family("", "", "", ())
 
 
-def open_model(model: str | Path | nn.Module, *, revision: str | None = None) -> OpenModel:
+def open_model(
+    model: str | Path | nn.Module,
+    *,
+    revision: str | None = None,
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
+    text_only: bool = False,
+) -> OpenModel:
     """Open a checkpoint folder, a model of the Hugging Face hub by name, or a live module.
+
+    A folder may have a GGUF file in place of safetensors (or `model` be one), an adapter that
+    `merge_adapter` merges into its base, quantised weights that `dequantise` reads as floating
+    point, or a multimodal model, whose text decoder is opened; `text_only` forgets the rest of it.
 
     Raises:
         SecateurError: no such model, not a causal LM, an unsupported family, weights missing,
             corrupt, quantised or of other shapes than the config says.
+        TypeError: neither a path, a name nor a module.
     """
     register()
-    folder: Path | None = None
-    weights: Weights
-    adapter: Adapter | None = None
-    packed = False
-    notes: tuple[str, ...] = ()
+    check_named(model)
     if isinstance(model, nn.Module):
-        config: Any = copy.deepcopy(getattr(model, "config", None))
-        if config is not None:
-            config.dtype = getattr(model, "dtype", None)  # what it is by now, as save_pretrained
-        raw = config.to_dict() if config is not None else {}
-        for key in ("transformers_weights", "_name_or_path"):  # of the place that it came from
-            raw.pop(key, None)
-        source = LIVE
-        _check_decoder(raw, source)
-        weights = ModuleWeights(model)
+        opened = _live(model)
     else:
-        source = str(model)
-        folder = local_folder(source, revision)
-        raw = read_config(folder)
-        adapter = ADAPTERS.get(str(raw.get("model_type")))
-        if adapter is None:
-            raw, config = _read(folder, source)
-            weights = stored = FolderWeights(folder)
-            packed = bool(raw.get("packed"))
-            if packed:
-                raw, config, weights = _floating(raw, config, weights)
+        place = local_folder(str(model), revision)
+        if (file := gguf_file(place)) is not None:
+            opened = _from_gguf(file, str(model))
+        elif adapter_in(place, merge_adapter):
+            opened = _with_adapter(place, str(model), dequantise=dequantise, text_only=text_only)
         else:
-            _check_decoder(raw, source)
-            stored = FolderWeights(folder)
-            raw, config = _adapted(adapter, folder, raw, source)
-            weights = adapter.weights(stored, read_config(folder), source)
-        notes = stored.notes
-    opened = _opened(source, folder, raw, config, weights, adapter)
-    return replace(opened, packed=packed, notes=(*notes, *opened.notes))
+            opened = _from_folder(place, str(model), dequantise=dequantise)
+            if (place / "adapter_config.json").is_file():
+                opened = replace(opened, made="without its adapter")
+    if text_only and opened.around is not None:
+        made = f"{opened.made}, those of the text decoder alone".lstrip(", ")
+        return replace(opened, around=None, made=made)
+    return opened
+
+
+def _live(model: nn.Module) -> OpenModel:
+    check_live(model)
+    config: Any = copy.deepcopy(model.config)
+    config.dtype = getattr(model, "dtype", None)  # what it is by now, as save_pretrained
+    raw = config.to_dict()
+    for key in ("transformers_weights", "_name_or_path"):  # of the place that it came from
+        raw.pop(key, None)
+    if holds_floats(model):  # what was dequantised still has a word of it in its config
+        raw = without_quantisation(raw)
+    elif raw.get("quantization_config"):
+        raise SecateurError(
+            "The module is quantised; load it in floating point (or call its dequantize()) and"
+            " quantise the result."
+        )
+    if is_multimodal(config):
+        return _opened_inside(LIVE, None, raw, config, ModuleWeights(model))
+    _check_decoder(raw, LIVE)
+    return _opened(LIVE, None, raw, config, ModuleWeights(model), None)
+
+
+def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
+    raw = read_config(folder)
+    adapter = ADAPTERS.get(str(raw.get("model_type")))
+    if adapter is not None:
+        _check_decoder(raw, source)
+        stored = FolderWeights(folder)
+        own, config = _adapted(adapter, folder, raw, source)
+        opened = _opened(source, folder, own, config, adapter.weights(stored, raw, source), adapter)
+        return replace(opened, notes=(*stored.notes, *opened.notes))
+    raw, config = _read(folder, source)
+    stored = FolderWeights(folder)
+    weights: Weights = stored
+    scheme = scheme_of(raw, folder, weights.specs)
+    if scheme is not None:
+        weights = dequantised(weights, scheme, raw, source, wanted=dequantise)
+        raw = without_quantisation(raw)
+        config = type(config).from_dict(copy.deepcopy(raw))
+    packed = bool(raw.get("packed"))
+    if packed:
+        raw, config, weights = _floating(raw, config, weights)
+    if is_multimodal(config):
+        opened = _opened_inside(source, folder, raw, config, weights)
+    else:
+        opened = _opened(source, folder, raw, config, weights, None)
+    made = "" if scheme is None else f"dequantised from {scheme.name}"
+    notes = (*stored.notes, *opened.notes)
+    return replace(opened, packed=packed, made=made, notes=notes)
+
+
+def _opened_inside(
+    source: str, folder: Path | None, raw: Mapping[str, Any], config: Any, weights: Weights | None
+) -> OpenModel:
+    """The text decoder inside a multimodal model; without weights, what its config says."""
+    from transformers import CONFIG_MAPPING
+
+    outer = outer_of(raw, config, source)
+    inner: Weights = NoWeights({})
+    notes: tuple[str, ...] = ()
+    if weights is not None:
+        held = converted(weights, outer.skeleton)
+        whole = Fitted(held, outer.skeleton, source, tied_names(outer.skeleton))
+        notes = whole.notes
+        outer = replace(outer, weights=whole)
+        inner = Inside(whole, outer.names)
+    own = dict(outer.text)
+    text = CONFIG_MAPPING[own["model_type"]].from_dict(dict(own))
+    opened = _opened(source, folder, own, text, inner, None)
+    return replace(opened, around=outer, notes=(*notes, *opened.notes))
+
+
+def _from_gguf(file: Path, source: str) -> OpenModel:
+    read = Gguf(file)
+    _check_decoder(read.raw, source)
+    _check_causal(read.config, source)
+    skeleton = empty_model(read.config, read.config.dtype)
+    opened = _opened(source, file, read.raw, read.config, read.weights(skeleton), None)
+    beside = file.parent if has_tokenizer(file.parent) else None
+    if Path(source).expanduser() != file:  # a folder that was named: all in it belongs to it
+        opened = replace(opened, folder=file.parent)
+    own = read.tokenizer if beside is None or opened.folder == file else None
+    return replace(opened, made="dequantised from GGUF", own_tokenizer=own)
+
+
+def _with_adapter(place: Path, source: str, *, dequantise: bool, text_only: bool) -> OpenModel:
+    """The base of the adapter in `place`, with the adapter merged."""
+    name = base_of(place)
+    base = (
+        _from_folder(place, source, dequantise=dequantise)
+        if name == str(place)
+        else open_model(name, dequantise=dequantise)
+    )
+    if base.around is not None:
+        raise SecateurError(
+            f"{source} is an adapter to a multimodal model.\nMerge it with peft"
+            " (merge_and_unload), save that, and give the folder."
+        )
+    own = base.own_tokenizer
+    if has_tokenizer(place) and place != base.folder:
+        own = partial(_tokenizer, place)
+    read = tuple(path for path in (place, *base.read) if path != base.folder)
+    merged = Merged(base.weights, base.skeleton, place)
+    made = f"{base.made}, merged with its adapter".lstrip(", ")
+    return replace(base, source=source, weights=merged, made=made, read=read, own_tokenizer=own)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
@@ -198,26 +343,47 @@ def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
         SecateurError: as `open_model`.
     """
     register()
+    check_named(model)
     source = str(model)
     folder = local_folder(source, revision, config_only=True)
+    if gguf_file(folder) is not None or (folder / "adapter_config.json").is_file():
+        return open_model(model, merge_adapter=True)
     if str(read_config(folder).get("model_type")) in ADAPTERS:
         return open_model(model, revision=revision)
     raw, config = _read(folder, source)
+    if raw.get("quantization_config"):
+        raw = without_quantisation(raw)
+        config = type(config).from_dict(copy.deepcopy(raw))
     if raw.get("packed"):
         raw, config = _unpacked(raw, config)
+    if is_multimodal(config):
+        return _opened_inside(source, folder, raw, config, None)
     return _opened(source, folder, raw, config, NoWeights({}), None)
 
 
 def _read(folder: Path, source: str) -> tuple[dict[str, Any], Any]:
     """config.json as it stands, and transformers' reading of it."""
     raw = read_config(folder)
-    _check_decoder(raw, source)
     register_form(raw)
+    if _may_be_multimodal(raw):
+        config = _config(folder, raw)
+        if is_multimodal(config):
+            return raw, config
+    _check_decoder(raw, source)
     config = _config(folder, raw)
     _check_causal(config, source)
     # It names the source's files; what is written has others.
     raw.pop("transformers_weights", None)
     return raw, config
+
+
+def _may_be_multimodal(raw: Mapping[str, Any]) -> bool:
+    """Whether transformers knows a config of this kind with another one inside."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = str(raw.get("model_type"))
+    known = model_type in CONFIG_MAPPING
+    return known and bool(getattr(CONFIG_MAPPING[model_type], "sub_configs", None))
 
 
 def _floating(
@@ -278,22 +444,40 @@ def _with_weights(opened: OpenModel, weights: Weights) -> OpenModel:
     return replace(opened, weights=fitted, notes=(*notes, *fitted.notes))
 
 
-def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> Any:
+def load(
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
+    text_only: bool = False,
+    **kwargs: Any,
+) -> Any:
     """Load a pruned (or any supported) folder as a transformers model, ready for `generate`.
 
-    `kwargs` go to `AutoModelForCausalLM.from_pretrained` (for example `device_map`).
+    A multimodal folder gives the whole model, unless `text_only`. `kwargs` go to the class's
+    `from_pretrained` (for example `device_map`).
 
     Raises:
         SecateurError: as `open_model`.
     """
+    opened = open_model(
+        folder, merge_adapter=merge_adapter, dequantise=dequantise, text_only=text_only
+    )
+    return loaded(opened, dtype=dtype, **kwargs)
+
+
+def loaded(opened: OpenModel, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> Any:
+    """The whole transformers model of what was opened, by transformers' own `from_pretrained`."""
     from transformers import AutoModelForCausalLM
 
-    opened = open_model(folder)
-    if opened.adapter is not None:
+    if opened.adapter is not None or opened.made:
         return _loaded_adapted(opened, dtype, kwargs)
     # The registered classes serve; code in the folder runs only if the caller says so.
     kwargs = {"trust_remote_code": False, **kwargs}
-    return AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
+    around = opened.around
+    kind: Any = AutoModelForCausalLM if around is None else around.kind
+    return kind.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
 
 
 def _check_decoder(raw: Mapping[str, Any], source: str) -> None:
@@ -304,10 +488,6 @@ def _check_decoder(raw: Mapping[str, Any], source: str) -> None:
     )
     if raw.get("is_encoder_decoder") or not causal:
         raise _no_decoder(source, ", ".join(architectures) or model_type)
-    if raw.get("quantization_config"):
-        raise SecateurError(
-            f"{source} is quantised; prune the floating-point model and quantise the result."
-        )
 
 
 def _check_causal(config: Any, source: str) -> None:
@@ -367,13 +547,14 @@ def _loaded_adapted(opened: OpenModel, dtype: str | torch.dtype, kwargs: Mapping
     """The model of the stock class: no folder holds these tensors, so they are handed over."""
     import transformers
 
-    model_class = getattr(transformers, opened.family.model)
+    model_class: Any = type(opened.skeleton)
     state = {name: opened.weights.tensor(name) for name in opened.weights.specs}
     model = model_class.from_pretrained(
         None, config=opened.config, state_dict=state, dtype=dtype, **kwargs
     ).eval()
-    if opened.folder is not None and (opened.folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(opened.folder)
+    place = opened.companions
+    if place is not None and (place / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(place)
     return model
 
 

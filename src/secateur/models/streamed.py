@@ -7,6 +7,7 @@ forward runs with the decoder layers replaced by stand-ins that record or hand t
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,13 +25,18 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
 
     Parameters are on meta; buffers that no checkpoint holds (rotary frequencies) are real.
     """
-    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    return empty(AutoModelForCausalLM, config, dtype)
+
+
+def empty(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    """The same of any class of transformers, or of an Auto class."""
+    from accelerate import init_empty_weights
+
+    make = getattr(kind, "_from_config", None) or partial(kind.from_config, trust_remote_code=False)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=False
-        ).eval()
+        model = make(config, dtype=dtype).eval()
     # One expert after the other: fused kernels ask for bf16 and hide what an expert reads.
     model.config._experts_implementation = "eager"
     return model
@@ -101,7 +107,8 @@ class StreamedModel:
             calls.append(((hidden, *args), kwargs))
             return self._output(hidden)
 
-        base = getattr(self.model, self.model.base_model_prefix)
+        # Llama4ForCausalLM states the prefix that it has inside another model
+        base = getattr(self.model, self.model.base_model_prefix, None) or self.model.model
         with self._stand_in([record] * len(self)), torch.no_grad():
             base(input_ids=ids.to(self.device), use_cache=False)
         return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]

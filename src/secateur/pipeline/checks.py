@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoint import new_folder
-from ..config import PruneConfig, RecoverConfig
+from ..config import PruneConfig, Reading, RecoverConfig
 from ..errors import SecateurError
 from ..export import Form
 from ..importance import IMPORTANCE, gradients_needed
@@ -32,8 +32,8 @@ def target(
     """
     if path is None:
         return nullcontext(None)
-    for one in read:
-        place = _place(one.folder if isinstance(one, OpenModel) else one)
+    for one, source in ((whole, part) for whole in read for part in _sources(whole)):
+        place = _place(source)
         if force and place is not None and path.resolve() in (place, *place.parents):
             what = "the model" if isinstance(one, OpenModel) else str(one)
             raise SecateurError(
@@ -41,6 +41,10 @@ def target(
                 " Choose another --out."
             )
     return new_folder(path, force=force)
+
+
+def _sources(one: OpenModel | str | None) -> tuple[str | Path | None, ...]:
+    return (one.folder, *one.read) if isinstance(one, OpenModel) else (one,)
 
 
 def _place(source: str | Path | None) -> Path | None:
@@ -55,7 +59,7 @@ def tokenizer_to_write(opened: OpenModel, given: Any, note: Callable[[str], None
 
     An adapted model whose tokenizer does not load has none that would work: `note` says so.
     """
-    if given is not None or opened.adapter is None:
+    if given is not None or not opened.writes_tokenizer:
         return given
     try:
         return opened.tokenizer
@@ -130,6 +134,31 @@ def layer_range(
             f"{what} names no layer; expected a range like 0-{structure.layers - 1}."
         )
     return layers
+
+
+def reading_notes(opened: OpenModel, reading: Reading) -> list[str]:
+    """What to tell the user of how the model was read, and of settings that changed nothing."""
+    notes = [f"the weights are {opened.made}"] if opened.made else []
+    if opened.around is not None:
+        notes.append(
+            f"{opened.source} is multimodal ({opened.around.architecture}); what follows is about"
+            f" its text decoder, {opened.family.model}"
+        )
+    idle = {
+        "--merge-adapter": reading.merge_adapter and "adapter" not in opened.made,
+        "--dequantise": reading.dequantise and "dequantised" not in opened.made,
+        "--text-only": reading.text_only and "text decoder" not in opened.made,
+    }
+    lacks = {
+        "--merge-adapter": "has no adapter",
+        "--dequantise": "is not quantised",
+        "--text-only": "is not multimodal",
+    }
+    return notes + [
+        f"{option} changes nothing: {opened.source} {lacks[option]}"
+        for option, there in idle.items()
+        if there
+    ]
 
 
 def idle_settings(config: PruneConfig) -> list[str]:
@@ -259,7 +288,7 @@ def check_space(folder: Path, form: Form) -> None:
     Raises:
         SecateurError: they do not.
     """
-    needed = sum(spec.bytes for spec in form.weights.specs.values())
+    needed = sum(spec.bytes for spec in form.stored.specs.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise SecateurError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SecateurError
-from ..export import Form, copy_companions, pruned_form, write_model
+from ..export import Form, copy_companions, pruned_form, with_around, write_model
 from ..models import OpenModel, open_model
 from ..progress import Progress, Quiet
 from ..structure import Plan
@@ -39,11 +39,16 @@ def convert(
     out: str | Path,
     force: bool = False,
     tokenizer: Any = None,
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
+    text_only: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write `model` to the folder `out` with the config and the tensors that `open_model` gives.
 
-    That is the stock layout of an adapted model, and floating-point weights for one in few bits.
+    That is the stock layout of an adapted model, floating-point weights for one in few bits or
+    quantised, the two in one of an adapter and its base, the text decoder of a multimodal model
+    with `text_only`.
 
     `model` is a checkpoint folder or a name on the hub; `tokenizer` replaces its own. One shard is
     in memory at a time.
@@ -51,8 +56,10 @@ def convert(
     Raises:
         SecateurError: bad input, or a model that needs no conversion; nothing was written.
     """
-    opened = open_model(model)
-    if opened.adapter is None and not opened.packed:
+    opened = open_model(
+        model, merge_adapter=merge_adapter, dequantise=dequantise, text_only=text_only
+    )
+    if not opened.rewritten:
         raise SecateurError(
             f"{opened.source} needs no conversion: transformers has its family,"
             f" {opened.config.model_type}.\nUse it as it is: secateur prune MODEL --out DIR"
@@ -66,26 +73,27 @@ def convert(
     for message in opened.notes:
         note(message)
     out = Path(out).expanduser()
-    form = _floating(opened) if opened.packed else Form(opened.raw_config, opened.weights, True)
+    form = with_around(_form(opened), opened, note)
     with target(out, force, opened) as folder:
         assert folder is not None  # there is a path
         check_space(folder, form)
         size = write_model(folder, form)
         copy_companions(
             folder,
-            opened.folder,
+            opened.companions,
             tokenizer=tokenizer_to_write(opened, tokenizer, note),
             model=None,
-            adapted=opened.adapter is not None,
+            adapted=opened.writes_tokenizer,
             note=note,
         )
-    parameters = sum(spec.elements for spec in form.weights.specs.values())
-    architecture = str(form.config["architectures"][0])
-    return Conversion(out, architecture, parameters, size, tuple(notes))
+    parameters = sum(spec.elements for spec in form.stored.specs.values())
+    return Conversion(out, form.architecture, parameters, size, tuple(notes))
 
 
-def _floating(opened: OpenModel) -> Form:
-    """The model with the floating-point weights that its codes stand for."""
+def _form(opened: OpenModel) -> Form:
+    """The model with the floating-point weights that were read."""
+    if opened.adapter is not None:
+        return Form(opened.raw_config, opened.weights, True)
     structure = opened.structures
     plan = Plan({}, structure.architecture, structure.weights)
     return pruned_form(

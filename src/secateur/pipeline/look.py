@@ -33,13 +33,16 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     windows: Sequence[int] | None = None,
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
     progress: Progress | None = None,
 ) -> list[Perplexity]:
     """Perplexity of any supported model, pruned or not, on `text`, one layer in memory at a time.
 
     `text` is a name (as for calibration), strings, rows with text in them, or tokens as a tensor
     [window, token], which come in windows of that length unless `windows` says otherwise. `bos` is
-    `each`, `document`, `never` or `auto` (see `secateur.data.beginning`).
+    `each`, `document`, `never` or `auto` (see `secateur.data.beginning`). `merge_adapter` and
+    `dequantise` are those of `open_model`.
 
     Raises:
         SecateurError: bad input.
@@ -56,6 +59,8 @@ def evaluate(
         dtype=dtype,
         windows=windows,
         progress=progress,
+        merge_adapter=merge_adapter,
+        dequantise=dequantise,
     )[0]
 
 
@@ -72,11 +77,13 @@ def evaluated(
     dtype: str,
     windows: Sequence[int] | None,
     progress: Progress | None,
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
 ) -> tuple[list[Perplexity], Beginning]:
     """What `evaluate` gives, and what the windows began with."""
     choose("--bos", bos, dict.fromkeys(get_args(Bos)))
     names, given = named({"evaluate": text})
-    opened = open_model(model)
+    opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
     for message in opened.notes:
         (progress or Quiet()).note(message)
     source = opened.streamed(device=device, dtype=dtype)
@@ -120,24 +127,33 @@ def read_plan(path: str | Path) -> Plan:
         raise SecateurError(f"{file}: {error}") from error
 
 
-def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, Any]:
+def inspect(
+    folder: str | Path,
+    against: str | Path | None = None,
+    *,
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
+) -> dict[str, Any]:
     """What a folder holds: facts, one row a layer, and the blend if two scores were fused.
 
-    `against` compares the plans of two.
+    `against` compares the plans of two; `merge_adapter` and `dequantise` are those of `open_model`.
 
     Raises:
         SecateurError: neither a supported model nor a plan.
     """
     model, folder = folder, _folder(folder)
-    plan = read_plan(folder) if (folder / "plan.json").is_file() or folder.is_file() else None
+    gguf = folder.suffix.lower() == ".gguf"
+    has_plan = (folder / "plan.json").is_file() or (folder.is_file() and not gguf)
+    plan = read_plan(folder) if has_plan else None
     facts: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     layers: list[dict[str, Any]] = []
     if (folder / "config.json").is_file() or plan is None:
-        opened = open_model(model)
+        opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
         structure, notes = opened.structure, opened.notes
         facts = {
             "class": opened.raw_config.get("architectures", ["?"])[0],
+            **_reading_facts(opened),
             "family": structure.family,
             "parameters": f"{structure.parameters:,}",
             "decoder linears, parameters": f"{structure.prunable:,}",
@@ -172,6 +188,14 @@ def _folder(model: str | Path) -> Path:
         return Path(model)
 
 
+def _reading_facts(opened: OpenModel) -> dict[str, str]:
+    """What is to be known of a model that was not read as it is stored."""
+    facts = {"weights": opened.made} if opened.made else {}
+    if opened.around is not None:
+        facts["text decoder of"] = opened.around.architecture
+    return facts
+
+
 def _before(structure: Structure, plan: Plan | None) -> tuple[Structure, Plan]:
     """A pruned model's axes as long as they were, and the plan that made them what they are.
 
@@ -197,8 +221,11 @@ def _blend(folder: Path) -> dict[str, dict[str, float]] | None:
 
 def bytes_before(opened: OpenModel) -> int:
     """Size of the files that the weights are read from; of the tensors, for a live module."""
+    if opened.folder is not None and opened.folder.is_file():
+        return opened.folder.stat().st_size
     if opened.folder is not None:
-        return sum(file.stat().st_size for file in weight_files(opened.folder)[0])
+        ggufs = list(opened.folder.glob("[!.]*.gguf"))
+        return sum(f.stat().st_size for f in weight_files(opened.folder)[0] or ggufs)
     return sum(spec.bytes for spec in opened.weights.specs.values())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoint import Weights
 from ..config import PruneConfig, to_toml
 from ..data import Windows
-from ..export import earlier_card, licence_files, model_card
+from ..export import Form, WholeForm, earlier_card, licence_files, model_card
 from ..models import OpenModel
 from ..report import bos_line, evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
@@ -33,7 +33,7 @@ def write_record(
     numbers: Mapping[str, Any],
     windows: Windows | None,
     *,
-    stock: bool,
+    form: Form,
 ) -> None:
     """Write plan.json, run.toml and README.md.
 
@@ -57,8 +57,9 @@ def write_record(
     (folder / "run.toml").write_text(to_toml(config, record), encoding="utf-8")
     card = model_card(
         base=opened.name,
-        architecture=opened.family.model,
-        stock=stock,
+        architecture=form.architecture if form.stock else opened.family.model,
+        stock=form.stock,
+        whole=isinstance(form, WholeForm),
         settings=_card_settings(config),
         numbers=number_rows(numbers),
         layers=layer_rows(structure, plan),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import RECIPES, make_config, make_recover_config
+from ..config import READING, RECIPES, make_config, make_recover_config
 from ..errors import SecateurError
 from ..methods import METHODS
 from ..progress import Progress, Quiet
@@ -20,7 +20,17 @@ from .texts import named
 from .training_data import read_data
 
 # Settings that pruning and recovery have in common.
-_SHARED = ("seed", "device", "evaluate", "evaluate_tokens", "length", "hidden_gib", "field", "bos")
+_SHARED = (
+    *READING,
+    "seed",
+    "device",
+    "evaluate",
+    "evaluate_tokens",
+    "length",
+    "hidden_gib",
+    "field",
+    "bos",
+)
 
 
 def recover(
@@ -103,7 +113,8 @@ def prune_and_recover(
         with tempfile.TemporaryDirectory(dir=folder) as place:
             pruned = prune(model, out=Path(place) / "pruned", progress=progress, **settings)
             data = pruned.config.calibration or stages.DEFAULT_CALIBRATION
-            update = {"model": str(Path(place) / "pruned"), "data": data}
+            plain = {"merge_adapter": None, "dequantise": False}
+            update = {"model": str(Path(place) / "pruned"), "data": data, **plain}
             update["bos"] = pruned.config.bos
             run = RecoveryRun(config.model_copy(update=update), out, progress or Quiet(), texts)
             run.name = "what run.toml says was pruned"

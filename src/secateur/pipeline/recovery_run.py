@@ -12,11 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import OnDemand, Packed
-from ..config import RecoverConfig
+from ..config import READING, RecoverConfig
 from ..data import Examples
 from ..errors import SecateurError
 from ..evaluation import Perplexity
-from ..export import Form, copy_companions, packed_form, pruned_form, write_model
+from ..export import (
+    Form,
+    copy_companions,
+    packed_form,
+    pruned_form,
+    with_around,
+    write_model,
+)
 from ..models import OpenModel, StreamedModel, load, open_model, resolve_device
 from ..progress import Progress
 from ..recovery import (
@@ -38,6 +45,7 @@ from ..surgery import PrunedWeights
 from .checks import (
     check_space,
     idle_recovery_settings,
+    reading_notes,
     tokenizer_class,
     tokenizer_to_write,
     vocabulary,
@@ -46,7 +54,14 @@ from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
 from .stages import hidden_bytes, window_length
 from .trainable import adaptable, make_trained, trained_tensors
-from .training_data import FEW_TOKENS, TrainingData, no_dense_model, read_data, with_target
+from .training_data import (
+    FEW_TOKENS,
+    TrainingData,
+    no_dense_model,
+    read_data,
+    teacher_reading,
+    with_target,
+)
 from .write_recovery import copy_history, write_recovery
 
 # Settings that do not decide what the trained weights are, once data and models are known.
@@ -58,6 +73,7 @@ _NOT_IN_WEIGHTS = (
     "hidden_gib",
     "model",
     "teacher",
+    *READING,
 )
 _AT_ONCE = 8  # windows in a pass of the teacher or of an evaluation
 
@@ -109,7 +125,9 @@ class RecoveryRun:
         self._texts = texts or {}
         self.name = config.model
         self._notes: list[str] = []
-        self.opened = open_model(config.model)
+        self.opened = open_model(config.model, **config.reading)
+        for message in reading_notes(self.opened, config):
+            self._note(message)
         if self.opened.folder is None:
             raise SecateurError("Recovery reads a folder; write the live model to one first.")
         for message in self.opened.notes:
@@ -216,7 +234,7 @@ class RecoveryRun:
         if self.config.teacher is None or not self.config.distils:
             return None
         try:
-            teacher = open_model(self.config.teacher)
+            teacher = open_model(self.config.teacher, **teacher_reading(self.config, self.opened))
         except SecateurError as error:
             if named:
                 raise
@@ -274,9 +292,10 @@ class RecoveryRun:
         plan = Plan({}, structure.architecture, structure.weights)
         known = OnDemand((n for n in tensors if n in opened.weights.specs), tensors.__getitem__)
         weights = PrunedWeights(opened.weights, structure, plan, replaced=known)
-        return pruned_form(
+        form = pruned_form(
             opened.family, opened.raw_config, opened.config, structure, plan, weights, own=own
         )
+        return with_around(form, opened, self._note)
 
     def _fingerprint(self, data: TrainingData) -> str:
         """Of everything that decides the trained weights."""
@@ -352,10 +371,10 @@ class RecoveryRun:
         numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
         copy_companions(
             folder,
-            self.opened.folder,
+            self.opened.companions,
             tokenizer=tokenizer_to_write(self.opened, None, self._note),
             model=None,
-            adapted=self.opened.adapter is not None,
+            adapted=self.opened.writes_tokenizer,
             read_as=tokenizer_class(self.opened, stored),
             note=self._note,
         )

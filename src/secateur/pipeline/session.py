@@ -15,7 +15,7 @@ from ..config import PruneConfig
 from ..data import Beginning, Text, Windows, beginning
 from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
-from ..export import Form, copy_companions, prove, pruned_form, write_model
+from ..export import Form, copy_companions, prove, pruned_form, with_around, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
 from ..progress import Progress, Quiet
 from ..search import Limits, one_by_one
@@ -27,6 +27,7 @@ from .checks import (
     check_space,
     idle_settings,
     known_ids,
+    reading_notes,
     selected,
     tokenizer_class,
     tokenizer_to_write,
@@ -109,8 +110,12 @@ class Run:
         self._estimated: dict[Any, Estimate] = {}
         self._before: list[Perplexity] = []
         self._numbers: dict[str, Any] = {}
-        self.opened = open_model(model)
-        for message in (*self.opened.notes, *idle_settings(config)):
+        self.opened = open_model(model, **config.reading)
+        for message in (
+            *self.opened.notes,
+            *reading_notes(self.opened, config),
+            *idle_settings(config),
+        ):
             self.note(message)
         if self.opened.packed:
             self.note(
@@ -376,10 +381,10 @@ class Run:
                 size = write_model(folder, form)
                 copy_companions(
                     folder,
-                    self.opened.folder,
+                    self.opened.companions,
                     tokenizer=tokenizer_to_write(self.opened, self._tokenizer, self.note),
                     model=self._model,
-                    adapted=self.opened.adapter is not None,
+                    adapted=self.opened.writes_tokenizer,
                     read_as=tokenizer_class(self.opened, form),
                     note=self.note,
                 )
@@ -392,7 +397,7 @@ class Run:
                 plan,
                 numbers,
                 self._calibrated,
-                stock=form.stock,
+                form=form,
             )
         return self.result(plan, numbers, form, out)
 
@@ -480,9 +485,10 @@ class Run:
                     self.note(warning)
         pruned = PrunedWeights(opened.weights, structure, plan, added, replaced)
         # all granularities: what an earlier cut of others left is written down again
-        return pruned_form(
+        form = pruned_form(
             opened.family, opened.raw_config, opened.config, opened.structures, plan, pruned
         )
+        return with_around(form, opened, self.note)
 
     def _evaluated(self, form: Form) -> dict[str, Any]:
         """Perplexity before and after; the dense model's is taken once for all siblings."""

@@ -17,7 +17,7 @@ from ..errors import SecateurError
 from ..evaluation import Perplexity, perplexity
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, Importance, score
-from ..models import OpenModel, StreamedModel, load
+from ..models import OpenModel, StreamedModel, loaded
 from ..progress import Progress, Quiet
 from ..search import Limits
 from ..stats import Statistics, Walk, collect
@@ -361,5 +361,5 @@ def _own_text(opened: OpenModel, config: PruneConfig, length: int) -> Iterable[T
     """The model's own samples; it is loaded whole for that, as nothing else is."""
     if opened.folder is None:
         raise SecateurError("A live model is not sampled from; give calibration a text.")
-    model = load(opened.folder, dtype=config.dtype).to(config.device)
+    model = loaded(opened, dtype=config.dtype).to(config.device)
     return data.generated_documents(model, length=length, batch=config.batch, seed=config.seed)

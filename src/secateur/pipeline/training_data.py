@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import data
-from ..config import RecoverConfig, read_toml
+from ..config import READING, RecoverConfig, read_toml
 from ..data import Examples
 from ..errors import SecateurError
 from ..evaluation import window_lengths
@@ -143,6 +143,16 @@ def with_target(
     return config.model_copy(update={"loss": "next-token"})
 
 
+def teacher_reading(config: RecoverConfig, opened: OpenModel) -> dict[str, Any]:
+    """How the dense model is opened: as `config` says, or as the run that pruned it did."""
+    record = None if opened.folder is None else opened.folder / "run.toml"
+    known = read_toml(record) if record is not None and record.is_file() else {}
+    same = known.get("model") == config.teacher
+    earlier = {name: known[name] for name in READING if same and name in known}
+    given = {name: value for name, value in config.reading.items() if value}
+    return {**earlier, **given, "text_only": False}
+
+
 def no_dense_model(config: RecoverConfig, why: str) -> SecateurError:
     """What to say where the loss is kl to a dense model that there is not."""
     other = "" if config.recipe == "distil" else ", or --loss next-token"
@@ -169,7 +179,11 @@ def _documents(
             tokenizer=opened.tokenizer,
             note=note,
         )
-    writer = opened if config.teacher is None else open_model(config.teacher)
+    writer = (
+        opened
+        if config.teacher is None
+        else open_model(config.teacher, **teacher_reading(config, opened))
+    )
     note(
         f"{writer.source} writes the text to train on, up to {samples:,} examples (--samples); for"
         " that it is loaded whole"

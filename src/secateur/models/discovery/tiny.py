@@ -55,6 +55,7 @@ class Sizes:
         return {name: getattr(self, name) for name in ("K", "r", "d", "I", "E", "D")}
 
 
+_OF_LENGTH = ("llama_4_scaling_beta", "original_max_position_embeddings")
 Sharing = Literal["grouped", "multi-head", "multi-query"]
 
 
@@ -270,4 +271,6 @@ def _plain_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
     if any(isinstance(value, dict) for value in parameters.values()):
         return {key: _plain_rope(value) for key, value in parameters.items()}
     plain = {"rope_type": "default", "rope_theta": 10000.0}
-    return plain | {name: 0.5 for name in _SHARES if parameters.get(name) is not None}
+    # what code besides the rotation reads there: no scaling by length then
+    kept = {name: parameters[name] for name in _OF_LENGTH if name in parameters}
+    return plain | kept | {name: 0.5 for name in _SHARES if parameters.get(name) is not None}

@@ -1,0 +1,116 @@
+"""A pruned text decoder back in its multimodal model, where that model's class can hold it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import TensorSpec, Weights
+from ..models import OpenModel, Outer, reverted
+from .form import Form
+
+# What a decoder alone says of itself, and one inside another model does not.
+_OWN = ("architectures", "model_type")
+
+
+@dataclass(frozen=True)
+class WholeForm(Form):
+    """A decoder that is written with the model around it: `config` and `weights` are the decoder's.
+
+    `whole` has the tensors of the two under the names of `skeleton`, the empty model of
+    `together`, their config.json.
+    """
+
+    together: Mapping[str, Any]
+    whole: Weights
+    skeleton: Any
+
+    @property
+    def written_config(self) -> Mapping[str, Any]:
+        """The config.json that is written."""
+        return self.together
+
+    @property
+    def stored(self) -> Weights:
+        """All tensors of the two, under the names that their family has on disk."""
+        return reverted(self.whole, self.skeleton)
+
+    @property
+    def architecture(self) -> str:
+        """The class that loads the folder."""
+        return type(self.skeleton).__name__
+
+
+def with_around(form: Form, opened: OpenModel, note: Callable[[str], None]) -> Form:
+    """`form` with the multimodal model that its decoder came from, if that can hold it.
+
+    `note` is told if it cannot: the decoder alone is written then.
+    """
+    outer = opened.around
+    if outer is None:
+        return form
+    whole = whole_form(form, outer) if form.stock else None
+    if whole is None:
+        why = "sizes" if form.stock else "widths that differ between layers"
+        note(
+            f"{outer.architecture} cannot hold a decoder of these {why}: the text model alone is"
+            " written (--search uniform --attention-ratio 0 often gives one that fits)"
+        )
+    return whole or form
+
+
+def whole_form(form: Form, outer: Outer) -> WholeForm | None:
+    """The two together; None if the class around does not build exactly these tensors."""
+    changed = {
+        key: value
+        for key, value in form.config.items()
+        if key not in _OWN and (key not in outer.text or outer.text[key] != value)
+    }
+    raw = outer.with_text(changed)
+    assert outer.weights is not None, "a form has weights"
+    whole = _Together(form.weights, outer.weights, outer.names)
+    dtype = next(iter(form.weights.specs.values())).dtype
+    try:
+        skeleton = outer.empty(raw, dtype if dtype.is_floating_point else torch.float32)
+    except Exception:  # its config or constructor does not take these sizes
+        return None
+    tied = set(getattr(skeleton, "all_tied_weights_keys", None) or {})
+    built = {n: tuple(t.shape) for n, t in skeleton.state_dict().items() if n not in tied}
+    if built != {name: spec.shape for name, spec in whole.specs.items()}:
+        return None
+    return WholeForm(form.config, form.weights, True, raw, whole, skeleton)
+
+
+class _Together:
+    """The tensors of the decoder in place of those in the model around it."""
+
+    def __init__(self, inner: Weights, around: Weights, names: Mapping[str, str]) -> None:
+        self._inner, self._around = inner, around
+        self._own = {names[name]: name for name in inner.specs if name in names}
+        unknown = {name: name for name in inner.specs if name not in names}
+        here = set(names.values())
+        kept = {n: spec for n, spec in around.specs.items() if n not in here}
+        # In the order of the model around: what is in the decoder's place has its own sizes.
+        order = [*dict.fromkeys([*around.specs, *self._own]), *unknown]
+        self._own |= unknown
+        self._specs = {
+            n: inner.specs[self._own[n]] if n in self._own else kept[n]
+            for n in order
+            if n in self._own or n in kept
+        }
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        return self._specs
+
+    def tensor(self, name: str) -> Tensor:
+        if name in self._own:
+            return self._inner.tensor(self._own[name])
+        return self._around.tensor(name)
+
+    def head(self, name: str) -> Tensor:
+        if name in self._own:
+            return self._inner.head(self._own[name])
+        return self._around.head(name)

@@ -1,0 +1,27 @@
+"""What kind of thing a MODEL is besides a plain checkpoint, and how each kind is read as one."""
+
+from .adapter import Merged, adapter_in, base_of
+from .gguf import Gguf, gguf_file
+from .live import check_live, check_named, holds_floats
+from .multimodal import Inside, Outer, is_multimodal, outer_of
+from .quantised import dequantised, scheme_of, without_quantisation
+from .tokenizers import has_tokenizer
+
+__all__ = [
+    "Gguf",
+    "Inside",
+    "Merged",
+    "Outer",
+    "adapter_in",
+    "base_of",
+    "check_live",
+    "check_named",
+    "dequantised",
+    "gguf_file",
+    "has_tokenizer",
+    "holds_floats",
+    "is_multimodal",
+    "outer_of",
+    "scheme_of",
+    "without_quantisation",
+]

@@ -1,0 +1,173 @@
+"""A folder with PEFT's adapter: merged into its base by PEFT itself, one layer at a time.
+
+PEFT puts its layers on the empty model and reads the adapter into them. When a tensor is asked for,
+its layer gets the weights of the base, merges them, and is thrown away.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...checkpoint import TensorSpec, Weights, read_json
+from ...errors import SecateurError
+
+CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+# The name that PEFT gives to the one adapter that it reads.
+_NAME = "default"
+
+
+def adapter_in(folder: Path, merge: bool | None) -> bool:
+    """Whether an adapter in `folder` is to be merged; `merge` is what the user said of it.
+
+    Raises:
+        SecateurError: the folder has an adapter, and nobody said what is meant.
+    """
+    if not (folder / CONFIG).is_file():
+        return False
+    if merge is None and has_weights(folder):
+        raise SecateurError(
+            f"{folder} has a whole model and an adapter ({CONFIG}); it is not clear which is"
+            " meant.\nAdd --merge-adapter (the model with the adapter) or --no-merge-adapter"
+            " (without)."
+        )
+    if not merge and not has_weights(folder):
+        base = read_json(folder / CONFIG).get("base_model_name_or_path")
+        raise SecateurError(
+            f"{folder} is an adapter and no model; it belongs to {base or 'a model it names not'}."
+            "\nAdd --merge-adapter to merge the two while they are read."
+        )
+    return bool(merge)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights besides those of an adapter, and a config to them."""
+    weights = (file for file in folder.glob("*.safetensors") if file.name != _WEIGHTS)
+    return (folder / "config.json").is_file() and any(weights)
+
+
+def base_of(folder: Path) -> str:
+    """The base of the adapter in `folder`: the weights beside it, or what its config names.
+
+    Raises:
+        SecateurError: there is none, PEFT is missing, or the adapter lies in a pickle.
+    """
+    if find_spec("peft") is None:
+        raise SecateurError(
+            'Merging an adapter needs the package peft.\nType: pip install "secateur[lora]"'
+        )
+    if not (folder / _WEIGHTS).is_file():
+        raise SecateurError(
+            f"{folder} has no {_WEIGHTS}; adapters in pickle files (.bin) can run code and are not"
+            " read.\nLoad it with peft where you trust it, then model.save_pretrained(FOLDER)."
+        )
+    if has_weights(folder):
+        return str(folder)
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise SecateurError(
+            f"{folder}/{CONFIG} names no base model.\n"
+            'Write its folder or hub name there: "base_model_name_or_path".'
+        )
+    return base
+
+
+class Merged:
+    """The weights of `base` with the adapter in `folder` merged; `skeleton` is the empty base.
+
+    Raises:
+        SecateurError: the adapter does not fit the base, or cannot be merged.
+    """
+
+    def __init__(self, base: Weights, skeleton: Any, folder: Path) -> None:
+        self._base = base
+        self._layers = dict(_adapted(copy.deepcopy(skeleton), folder))
+        tied = dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
+        both = {name for pair in tied.items() for name in pair}
+        touched = next((n for n in sorted(both) if n.rpartition(".")[0] in self._layers), None)
+        if touched is not None:
+            raise SecateurError(
+                f"The adapter in {folder} changes {touched}, which is tied to another tensor.\n"
+                "Merge it with peft (merge_and_unload), save that, and give the folder."
+            )
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Those of the base."""
+        return self._base.specs
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the base, with what the adapter changes of it."""
+        found = self._layer(name)
+        if found is None:
+            return self._base.tensor(name)
+        path, layer = found
+        layer = copy.deepcopy(layer)
+        with torch.no_grad():
+            parameter = _merged(layer, path, self._base, name)
+        return parameter.detach().to(self._base.specs[name].dtype)
+
+    def head(self, name: str) -> Tensor:
+        """The first row of the base and what the adapter has for it: for fingerprints."""
+        found = self._layer(name)
+        if found is None:
+            return self._base.head(name)
+        own = [p.detach() for p in found[1].parameters() if not p.is_meta]
+        return torch.cat([part.flatten().float() for part in (self._base.head(name), *own)])
+
+    def _layer(self, name: str) -> tuple[str, nn.Module] | None:
+        path = name.rpartition(".")[0]
+        return (path, self._layers[path]) if path in self._layers else None
+
+
+def _adapted(skeleton: Any, folder: Path) -> Iterator[tuple[str, nn.Module]]:
+    """PEFT's layers, by the paths of the modules that they stand for."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    try:
+        model = PeftModel.from_pretrained(
+            skeleton, str(folder), low_cpu_mem_usage=True, torch_device="cpu"
+        )
+    except Exception as error:  # shapes, names, versions: PEFT says which
+        raise _unfit(folder, error) from error
+    if not hasattr(model, "merge_and_unload") or model.active_peft_config.is_prompt_learning:
+        raise _unfit(folder, f"{model.active_peft_config.peft_type} has no weights to merge")
+    inside = ""
+    for path, module in model.get_base_model().named_modules():
+        kind = isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))
+        if kind and not (inside and path.startswith(inside)):
+            inside = f"{path}."
+            yield path, module
+
+
+def _merged(layer: Any, path: str, base: Weights, name: str) -> Tensor:
+    """The parameter `name` after the layer at `path` was merged."""
+    last = name.rpartition(".")[2]
+    if hasattr(layer, "modules_to_save"):
+        saved: Tensor = getattr(layer.modules_to_save[_NAME], last)
+        return saved
+    inner = layer.get_base_layer()
+    for key in list(inner._parameters):
+        if inner._parameters[key] is not None:
+            tensor = base.tensor(f"{path}.{key}").clone()
+            inner._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+    while hasattr(layer, "base_layer"):  # layers for single parameters lie in one another
+        layer.merge()
+        layer = layer.base_layer
+    merged: Tensor = getattr(layer, last)
+    return merged
+
+
+def _unfit(folder: Path, why: Exception | str) -> SecateurError:
+    reason = " ".join(str(why).split())[:200]
+    return SecateurError(
+        f"The adapter in {folder} cannot be merged into its base: {reason}\n"
+        "Check base_model_name_or_path in its adapter_config.json."
+    )
