@@ -104,7 +104,9 @@ def _where(error: BaseException) -> str:
 
 
 def _bug_at(said: str) -> str:
-    return next((line[:120] for line in said.splitlines() if "bug in" in line), said[-80:])
+    ours = re.findall(rf'File "{re.escape(_SOURCES)}([^"]+)", line (\d+)', said)
+    kind = re.search(r"bug in secateur: (\w+)", said)
+    return f"{kind[1] if kind else ''} {':'.join(ours[-1])}" if ours else said[-80:]
 
 
 def _peak() -> float:

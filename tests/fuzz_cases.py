@@ -36,7 +36,7 @@ _TEXT = " ".join(
 
 
 class World:
-    """Good inputs in one folder, made once: models, pruned and packed ones, plans, texts, a state."""
+    """Good inputs in one folder, made once: models, pruned ones, plans, texts, a state."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -115,7 +115,7 @@ Attempt = tuple[str, Callable[[], object]]
 
 def _command(*arguments: object) -> Attempt:
     words = [str(argument) for argument in arguments]
-    return " ".join(words)[:300], lambda: run(words)
+    return " ".join(words)[:300], lambda: run([*words, "--traceback"])
 
 
 def _copied(folder: Path, place: Path, name: str = "m") -> Path:
@@ -323,7 +323,7 @@ def _place(world: World, place: Path, rng: random.Random) -> Attempt:
     name = rng.choice(NAMES)
     kind = rng.randrange(4)
     odd: object = name
-    if kind == 0 and name.strip(" ./~") and len(name.encode("utf-8", "replace")) < 200:
+    if kind == 0 and name.strip(" ./~") and len(name) < 200 and name != "\ud83d":
         odd = _copied(world.pruned, place, name.replace("/", "_").replace("\0", ""))
     elif kind == 1:
         (place / "loop").symlink_to(place / "loop")

@@ -1,6 +1,9 @@
-"""What long work tells about itself; the command line draws it, everything else stays quiet."""
+"""What long work tells about itself; the command line draws it, Python callers find it logged."""
 
-from collections.abc import Iterable, Iterator
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
@@ -35,3 +38,77 @@ class Quiet:
 
     def note(self, message: str) -> None:
         """Drop the message."""
+
+
+class Lines:
+    """The course of long stages in lines, for where nothing can be drawn.
+
+    A stage says where it is after two seconds, then at every item, but at most once in ten seconds
+    and at least once in thirty: a stage that is soon over says nothing. `say` gets the lines.
+    """
+
+    FIRST, OFTEN, SELDOM = 2.0, 10.0, 30.0
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._status = say, ""
+        self._over = threading.Event()  # of the running stage
+
+    def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
+        """Yield `items`."""
+        course = _Course(stage, total, unit)
+        over = self._over = threading.Event()
+        self._status = ""
+        clock = threading.Thread(target=self._watch, args=(course, over), daemon=True)
+        clock.start()
+        try:
+            for item in items:
+                yield item
+                course.done += 1
+        finally:
+            over.set()
+
+    def status(self, message: str) -> None:
+        """What the stage says of itself stands in its next line."""
+        self._status = message
+
+    def close(self) -> None:
+        """No line more of the running stage, however it ended."""
+        self._over.set()
+
+    def _watch(self, course: "_Course", over: threading.Event) -> None:
+        said, last = -1, time.monotonic()
+        wait = self.FIRST
+        while not over.wait(wait):
+            wait = self.OFTEN
+            if course.done != said or time.monotonic() - last >= self.SELDOM:
+                said, last = course.done, time.monotonic()
+                self._say(course.line(self._status))
+
+
+class _Course:
+    """How far a stage is."""
+
+    def __init__(self, stage: str, total: int, unit: str) -> None:
+        self.stage, self.total, self.unit, self.done = stage, total, unit, 0
+        self._started = time.monotonic()
+
+    def line(self, status: str) -> str:
+        """The stage, what is done of it, and about how long the rest takes."""
+        spent = time.monotonic() - self._started
+        left = ""
+        if self.done:
+            seconds = round(spent / self.done * max(self.total - self.done, 0))
+            left = f", about {seconds // 60}:{seconds % 60:02} left"
+        more = f", {status}" if status else ""
+        return f"{self.stage}: {self.unit} {self.done} of {self.total}{left}{more}"
+
+
+class Logged(Lines):
+    """Lines and notes to the logger `secateur`, at the level INFO: what Python callers get."""
+
+    def __init__(self) -> None:
+        super().__init__(self.note)
+
+    def note(self, message: str) -> None:
+        """Log one line."""
+        logging.getLogger("secateur").info("%s", message)

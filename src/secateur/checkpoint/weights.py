@@ -1,6 +1,5 @@
 """Where weights come from: a folder of safetensors, or a live module. One tensor at a time."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import SecateurError
+from ..parsing import parse_json, read_text
 
 _DTYPES = {
     "F64": torch.float64,
@@ -185,14 +185,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         SecateurError: missing, unreadable, or not a JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SecateurError(f"Cannot read {path}: {_reason(error)}.") from error
-    except json.JSONDecodeError as error:
-        raise SecateurError(
-            f"{path} is not JSON: line {error.lineno}, {error.msg}. Download or export it again."
-        ) from error
+    value = parse_json(
+        read_text(path),
+        lambda why: SecateurError(f"{path} is not JSON: {why}. Download or export it again."),
+    )
     if not isinstance(value, dict):
         raise SecateurError(f"{path} does not hold a JSON object. Download or export it again.")
     return value

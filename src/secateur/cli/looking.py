@@ -5,8 +5,10 @@ from pathlib import Path
 import click
 
 from ..errors import SecateurError
+from ..extras import require
+from ..paths import typed_path
 from .options import FORCE, JSON, OUT, quiet_transformers
-from .screen import Screen, print_json, table
+from .screen import Screen, print_json, say, table
 
 
 @click.command(
@@ -95,6 +97,7 @@ def inspect_command(
     """Inspect a folder."""
     if picture is not None:
         _refuse_picture(picture, force)
+        require("report", "--picture")
     from ..checkpoint import write_text
     from ..pipeline import inspect
     from ..report import BLEND_COLUMNS, blend_chart, blend_rows
@@ -117,7 +120,7 @@ def inspect_command(
     if found["blend"]:
         table("Blend of coarse and fine scores", BLEND_COLUMNS, blend_rows(found["blend"]))
     if picture is not None:
-        click.echo(str(picture))
+        say(str(picture))
 
 
 @click.command(
@@ -152,7 +155,7 @@ def convert_command(model: str, out: Path | None, force: bool, as_json: bool) ->
     if as_json:
         print_json(done.to_json())
         return
-    click.echo(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
+    say(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
 
 
 @click.command(
@@ -196,18 +199,19 @@ def discover_command(
         print_json(found.to_json())
         return
     layout = "its layout is declared" if found.opened.declared else "its layout was traced"
-    click.echo(
+    say(
         f"Family {found.structure.family}: {layout}, and on a small model slicing equals masking"
         f" (difference {found.difference:.0e})."
     )
     cells = [structure_cells(row) for row in found.rows]
     table(model, STRUCTURE_COLUMNS, cells, texts=(0, len(STRUCTURE_COLUMNS) - 1), lines=True)
-    click.echo("* what prune takes unless --granularity names others; u is a unit's number")
+    say("* what prune takes unless --granularity names others; u is a unit's number")
     if picture is not None:
-        click.echo(str(picture))
+        say(str(picture))
 
 
 def _refuse_picture(picture: Path, force: bool) -> None:
+    typed_path(picture, "--picture")
     if picture.suffix != ".svg":
         raise SecateurError(f"--picture {picture} is not a name that ends in .svg.")
     if picture.is_dir() or not picture.parent.is_dir():

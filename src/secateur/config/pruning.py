@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import SecateurError
 from ..fusion import FUSIONS
@@ -10,15 +10,14 @@ from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import METHODS, use
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
+from .base import Settings
 from .explain import explained, known_name
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-class PruneConfig(BaseModel):
+class PruneConfig(Settings):
     """Everything that decides what a pruned folder holds. Unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
     method: Annotated[str, Field(description="Recipe of score, search and repair")] = "flap"

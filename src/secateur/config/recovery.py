@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import SecateurError
 from ..recovery import GRIDS, Schedule
+from .base import Settings
 from .explain import explained, known_name
 
 RECOVERY_DTYPES = ("auto", "float32", "bfloat16")
@@ -89,10 +90,8 @@ RECIPES = {
 }
 
 
-class RecoverConfig(BaseModel):
+class RecoverConfig(Settings):
     """Everything that decides what a recovered folder holds. Unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     model: Annotated[str, Field(description="Pruned folder, or any supported model")]
     recipe: Annotated[str, Field(description="What to train, and towards what")] = "distil"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import a_dtype, a_folder_or_name, a_model, a_word, optional, public
 from ..checkpoint import (
     FolderWeights,
     ModuleWeights,
@@ -19,6 +20,7 @@ from ..checkpoint import (
     read_json,
 )
 from ..errors import SecateurError
+from ..paths import typed_path
 from ..registry import choose
 from ..structure import Structure
 from .adapters import ADAPTERS, Adapter
@@ -105,7 +107,7 @@ class OpenModel:
             if self.adapter is not None:
                 return self.adapter.tokenizer(self.folder)
             return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        except Exception as error:  # tokenizers raises bare ones
             raise SecateurError(
                 f"The tokenizer in {self.folder} does not load:"
                 f" {type(error).__name__}, {(str(error).splitlines() or [''])[0]}\n"
@@ -125,6 +127,7 @@ class OpenModel:
 _NO_FAMILY = Family("", "", "", ())
 
 
+@public(model=a_model, revision=optional(a_word))
 def open_model(model: str | Path | nn.Module, *, revision: str | None = None) -> OpenModel:
     """Open a checkpoint folder, a model of the Hugging Face hub by name, or a live module.
 
@@ -232,6 +235,7 @@ def _opened(
     return OpenModel(source, folder, raw, config, fitted, family, known, adapter)
 
 
+@public(folder=a_folder_or_name, dtype=a_dtype)
 def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any) -> Any:
     """Load a pruned (or any supported) folder as a transformers model, ready for `generate`.
 
@@ -247,14 +251,19 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any
         return _loaded_adapted(opened, dtype, kwargs)
     # The registered classes serve; code in the folder runs only if the caller says so.
     kwargs = {"trust_remote_code": False, **kwargs}
-    return AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(opened.folder, dtype=dtype, **kwargs)
+    except Exception as error:  # of many kinds: a file that is wrong, an argument it does not take
+        reason = f"{type(error).__name__}, {' '.join(str(error).split())[:300]}"
+        raise SecateurError(f"transformers does not load {folder}: {reason}") from error
+    return model.eval()
 
 
 _FILES = ("*.json", "*.safetensors", "tokenizer*", "*.model", "*.txt")
 
 
 def _local(model: str, revision: str | None, files: Sequence[str] = _FILES) -> Path:
-    path = Path(model).expanduser()
+    path = typed_path(model)
     looks_like_a_hub_name = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     if path.exists() or not looks_like_a_hub_name:
         return path

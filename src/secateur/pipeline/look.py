@@ -5,18 +5,46 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..arguments import (
+    a_count,
+    a_device,
+    a_dtype,
+    a_model,
+    a_place,
+    a_progress,
+    a_text,
+    a_tokenizer,
+    a_whole,
+    optional,
+    public,
+    some,
+)
 from ..config import read_record
 from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..models import OpenModel, open_model
+from ..parsing import read_text
+from ..paths import typed_path
 from ..progress import Progress, Quiet
-from ..report import layer_rows, plan_difference
+from ..report import checked_blend, layer_rows, plan_difference
 from ..structure import Plan, Structure
 from .stages import evaluation_text, perplexities
 
 
+@public(
+    model=a_model,
+    text=a_text,
+    tokenizer=a_tokenizer,
+    tokens=optional(a_count(2)),
+    batch=a_count(1),
+    device=a_device,
+    dtype=a_dtype,
+    windows=optional(some(a_whole)),
+    progress=a_progress,
+)
 def evaluate(
     model: str | Path | nn.Module,
     text: str,
@@ -24,9 +52,9 @@ def evaluate(
     tokenizer: Any = None,
     tokens: int | None = None,
     batch: int = 8,
-    device: str = "auto",
-    dtype: str = "auto",
-    windows: Sequence[int] | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    windows: int | Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> list[Perplexity]:
     """Perplexity of any supported model, pruned or not, on `text`, one layer in memory at a time.
@@ -35,26 +63,27 @@ def evaluate(
         SecateurError: bad input.
     """
     opened = open_model(model)
-    source = opened.streamed(device=device, dtype=dtype)
+    source = opened.streamed(device=str(device), dtype=str(dtype))
     stream = evaluation_text(opened, text, tokenizer=tokenizer, tokens=tokens)
-    lengths = _fitting(windows or window_lengths(opened.context), opened.context, len(stream), text)
+    asked = [windows] if isinstance(windows, int) else windows
+    lengths = _fitting(asked or window_lengths(opened.context), opened.context, len(stream), text)
     return perplexities(source, stream, lengths, batch, progress or Quiet(), "perplexity")
 
 
+@public(path=a_place)
 def read_plan(path: str | Path) -> Plan:
     """Read a plan.json, or the one in a folder.
 
     Raises:
         SecateurError: no such file, or not a plan.
     """
-    path = Path(path).expanduser()
+    path = typed_path(path)
     file = path / "plan.json" if path.is_dir() else path
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file, "the plan ")
+    except SecateurError as error:
         raise SecateurError(
-            f"Cannot read the plan {file}: {getattr(error, 'strerror', None) or error}.\n"
-            "Make one: secateur prune MODEL --ratio 0.2 --dry-run --out DIR"
+            f"{error}\nMake one: secateur prune MODEL --ratio 0.2 --dry-run --out DIR"
         ) from error
     try:
         return Plan.from_json(text)
@@ -62,6 +91,7 @@ def read_plan(path: str | Path) -> Plan:
         raise SecateurError(f"{file}: {error}") from error
 
 
+@public(folder=a_place, against=optional(a_place))
 def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, Any]:
     """What a folder holds: facts, one row a layer, and the blend if two scores were fused.
 
@@ -70,7 +100,7 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
     Raises:
         SecateurError: neither a supported model nor a plan.
     """
-    folder = Path(folder).expanduser()
+    folder = typed_path(folder)
     plan = read_plan(folder) if (folder / "plan.json").is_file() or folder.is_file() else None
     facts: dict[str, Any] = {}
     layers: list[dict[str, Any]] = []
@@ -78,7 +108,7 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
         opened = open_model(folder)
         structure = opened.structure
         facts = {
-            "class": opened.raw_config.get("architectures", ["?"])[0],
+            "class": (opened.raw_config.get("architectures") or ["?"])[0],
             "family": structure.family,
             "parameters": f"{structure.parameters:,}",
             "decoder linears, parameters": f"{structure.prunable:,}",
@@ -124,8 +154,9 @@ def _blend(folder: Path) -> dict[str, dict[str, float]] | None:
     record = folder / "run.toml"
     if not record.is_file():
         return None
-    blend = read_record(record).get("results", {}).get("blend")
-    return blend if isinstance(blend, dict) else None
+    results = read_record(record).get("results")
+    blend = results.get("blend") if isinstance(results, dict) else None
+    return None if blend is None else checked_blend(blend, str(record))
 
 
 def bytes_before(opened: OpenModel) -> int:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_word, public
 from ..config import RECIPES, make_config, make_recover_config
 from ..errors import SecateurError
 from ..methods import METHODS
+from ..paths import expanded
 from ..progress import Progress, Quiet
+from ..registry import choose
 from . import stages
 from .checks import target
 from .recovery_run import Recovery, RecoveryRun, state_of
@@ -22,6 +25,9 @@ from .training_data import read_data
 _SHARED = ("seed", "device", "evaluate", "evaluate_tokens", "length", "hidden_gib")
 
 
+@public(
+    model=a_folder_or_name, out=a_target, force=a_flag, keep_adapter=a_flag, progress=a_progress
+)
 def recover(
     model: str | Path,
     *,
@@ -41,7 +47,7 @@ def recover(
         SecateurError: bad input; nothing was written.
     """
     config = make_recover_config(**settings, model=str(model))
-    out = Path(out).expanduser()
+    out = expanded(out)
     run = RecoveryRun(config, out, progress or Quiet())
     if keep_adapter and config.trained != "lora":
         raise SecateurError(
@@ -55,6 +61,7 @@ def recover(
     return done
 
 
+@public(model=a_folder_or_name, out=a_target, recipe=a_word, force=a_flag, progress=a_progress)
 def prune_and_recover(
     model: str | Path,
     *,
@@ -71,6 +78,7 @@ def prune_and_recover(
     Raises:
         SecateurError: bad input, or a method without a recovery; nothing was written.
     """
+    choose("recovery", recipe, {**RECIPES, "own": None})
     pruning = make_config(model=str(model), **settings)
     if recipe == "own":
         recipe = METHODS[pruning.method].recovery or ""
@@ -85,7 +93,7 @@ def prune_and_recover(
     if RECIPES[recipe].loss == "kl":
         shared["teacher"] = str(model)
     config = make_recover_config(model=str(model), recipe=recipe, **shared)
-    out = Path(out).expanduser()
+    out = expanded(out)
     # what it lacks shows before the pruning
     given = config.model_copy(update={"data": pruning.calibration})
     first = RecoveryRun(given, out, Quiet())

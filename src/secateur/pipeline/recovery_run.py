@@ -18,6 +18,7 @@ from ..errors import SecateurError
 from ..evaluation import Perplexity
 from ..export import Form, copy_companions, packed_form, pruned_form, write_model
 from ..models import OpenModel, StreamedModel, load, open_model, resolve_device
+from ..paths import resolved
 from ..progress import Progress
 from ..recovery import (
     STATE_FORMAT,
@@ -85,7 +86,8 @@ class Recovery:
 
 def state_of(out: Path) -> Path:
     """Where the state of a training is kept until `out` is there."""
-    return out.resolve().with_name(f".{out.resolve().name}.training.safetensors")
+    place = resolved(out)
+    return place.with_name(f".{place.name}.training.safetensors")
 
 
 class RecoveryRun:
@@ -157,6 +159,7 @@ class RecoveryRun:
             autocast=self._autocast,
             store=store,
             fingerprint=fingerprint,
+            anew=force,
             progress=self._progress,
         ).run()
         self._explain(outcome, schedule.steps)

@@ -16,6 +16,7 @@ from ..data import Windows, token_hash
 from ..evaluation import Perplexity, window_lengths
 from ..export import Form, copy_companions, prove, pruned_form, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
+from ..paths import expanded
 from ..progress import Progress, Quiet
 from ..search import Limits
 from ..stats import Statistics, collect_gradients
@@ -415,4 +416,4 @@ def name_of(model: str | Path | nn.Module) -> str:
 
 def path_of(out: str | Path | None) -> Path | None:
     """A path that the user typed."""
-    return None if out is None else Path(out).expanduser()
+    return None if out is None else expanded(out)

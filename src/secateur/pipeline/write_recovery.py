@@ -14,6 +14,7 @@ from ..report import number_rows
 
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 _HISTORY = ("plan.json", "run.toml")
+_MOST_OF_A_CARD = 2**20
 
 
 def copy_history(folder: Path, opened: OpenModel) -> None:
@@ -35,9 +36,8 @@ def write_recovery(
     versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
     record = {"versions": {"python": platform.python_version(), **versions}, "results": numbers}
     (folder / "recovery.toml").write_text(to_toml(config, record), encoding="utf-8")
-    earlier = opened.folder / "README.md" if opened.folder else None
     card = recovery_card(
-        earlier.read_text(encoding="utf-8") if earlier and earlier.is_file() else None,
+        _card_before(opened),
         base=Path(opened.source).resolve().name,
         architecture=opened.family.model,
         stock=stock,
@@ -49,3 +49,12 @@ def write_recovery(
         trained=(numbers["trained"], numbers["trained_parameters"]),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _card_before(opened: OpenModel) -> str | None:
+    """The card in the folder; what is no UTF-8 in it is replaced, for the work is done by now."""
+    file = opened.folder / "README.md" if opened.folder else None
+    if file is None or not file.is_file():
+        return None
+    with file.open("rb") as card:
+        return card.read(_MOST_OF_A_CARD).decode("utf-8-sig", errors="replace")

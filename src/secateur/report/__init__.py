@@ -1,6 +1,6 @@
 """Numbers as rows that people read."""
 
-from .blend import BLEND_COLUMNS, blend_chart, blend_rows
+from .blend import BLEND_COLUMNS, blend_chart, blend_rows, checked_blend
 from .rows import evaluation_line, layer_rows, number_rows, plan_difference
 from .structure_picture import structure_picture
 from .structures import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
@@ -12,6 +12,7 @@ __all__ = [
     "StructureRow",
     "blend_chart",
     "blend_rows",
+    "checked_blend",
     "comparison_columns",
     "comparison_row",
     "evaluation_line",

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..shown import one_line
 from .blend import Blend, blend_chart
 
 
@@ -76,7 +77,7 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
             marker=_MARKERS[style],
             linestyle=_LINES[style],
             color=f"C{methods.index(own[0].method)}",
-            label=label,
+            label=_literal(label),
         )
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -93,6 +94,12 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
     with rc_context({"svg.hashsalt": "secateur"}):  # same data, same bytes
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
+
+
+def _literal(name: str) -> str:
+    """A name that matplotlib does not take for mathematics, nor for one to be left out."""
+    text = one_line(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 _PAGE = """<!doctype html>

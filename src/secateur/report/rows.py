@@ -1,5 +1,6 @@
 """Rows for the summary table of the terminal and of the model card."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,5 +92,6 @@ def plan_difference(one: Plan, other: Plan) -> list[dict[str, Any]]:
 
 
 def _by_layer(name: str) -> tuple[int, str]:
-    """`layers.10.mlp` after `layers.9.mlp`."""
-    return int(name.split(".")[1]), name
+    """`layers.10.mlp` after `layers.9.mlp`; what names no layer comes first."""
+    layer = re.match(r"layers\.(\d{1,9})\.", name)
+    return int(layer[1]) if layer else -1, name
