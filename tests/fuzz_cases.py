@@ -114,7 +114,8 @@ Attempt = tuple[str, Callable[[], object]]
 
 
 def _command(*arguments: object) -> Attempt:
-    words = [str(argument) for argument in arguments]
+    # what a shell can hand over: no NUL, and foreign bytes as Python has them
+    words = [str(one).replace("\0", "").replace("\ud83d", "\udcff") for one in arguments]
     return " ".join(words)[:300], lambda: run([*words, "--traceback"])
 
 
@@ -221,7 +222,7 @@ def _record(world: World, place: Path, rng: random.Random) -> Attempt:
     _damage(file, mutated_toml, rng)
     out = ["--out", place / "out"]
     recovers = [
-        lambda: _command("recover", "--config", file, *out),
+        lambda: _command("recover", "--config", file, "--steps", 3, *out),
         lambda: _command("recover", folder, "--data", world.text, *_TRAIN, *out),
     ]
     if file.name == "recovery.toml":
@@ -314,7 +315,6 @@ def _option(world: World, place: Path, rng: random.Random) -> Attempt:
         words.append(option.opts[0])
         if not option.is_flag:
             words.append(rng.choice((*NAMES, *map(str, NUMBERS), "1,2", "0.2,x", "all", "0")))
-    words = [str(word).replace("\0", "") for word in words]
     return _command(*words)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import SecateurError
 from ..parsing import parse_json, read_text
+from .config_shape import check_shape
 
 _DTYPES = {
     "F64": torch.float64,
@@ -210,7 +211,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not a model folder: it has no config.json.\n"
             "Give the folder that save_pretrained wrote or that the hub downloads."
         )
-    return read_json(folder / "config.json")
+    raw = read_json(folder / "config.json")
+    check_shape(raw, str(folder / "config.json"))
+    return raw
 
 
 def _safetensors_files(folder: Path) -> list[Path]:

@@ -3,14 +3,17 @@
 from .files import read_record, read_toml, to_toml
 from .pruning import PruneConfig, make_config
 from .recovery import LOSSES, RECIPES, TRAINED, Recipe, RecoverConfig, make_recover_config
+from .typed import PruneSettings, RecoverSettings
 
 __all__ = [
     "LOSSES",
     "RECIPES",
     "TRAINED",
     "PruneConfig",
+    "PruneSettings",
     "Recipe",
     "RecoverConfig",
+    "RecoverSettings",
     "make_config",
     "make_recover_config",
     "read_record",

@@ -104,15 +104,19 @@ class OpenModel:
                 " needs one.\nCopy the tokenizer files of the original model into the folder."
             )
         try:
-            if self.adapter is not None:
-                return self.adapter.tokenizer(self.folder)
-            return AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+            found = (
+                AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+                if self.adapter is None
+                else self.adapter.tokenizer(self.folder)
+            )
+            found("Some text.", verbose=False)  # what is wrong with it shows now, not in mid-work
         except Exception as error:  # tokenizers raises bare ones
             raise SecateurError(
                 f"The tokenizer in {self.folder} does not load:"
                 f" {type(error).__name__}, {(str(error).splitlines() or [''])[0]}\n"
                 "Copy the tokenizer files of the original model into the folder again."
             ) from error
+        return found
 
     def whole(self, dtype: torch.dtype) -> Any:
         """The model with all its weights in memory, in `dtype`; packed ones as they stand for."""

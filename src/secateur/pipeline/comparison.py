@@ -6,7 +6,7 @@ made once for all methods that need it.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from ..arguments import (
     public,
     some,
 )
-from ..config import PruneConfig, make_config
+from ..config import PruneConfig, PruneSettings, make_config
 from ..errors import SecateurError
 from ..progress import Progress
 from ..surgery import REPAIRS
@@ -50,7 +50,7 @@ def compare(
     tokenizer: Any = None,
     progress: Progress | None = None,
     each: Callable[[Result], None] | None = None,
-    **settings: Any,
+    **settings: Unpack[PruneSettings],
 ) -> list[dict[str, Any]]:
     """One row for each method, ratio and repair (none given: the method's own).
 

@@ -5,10 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_word, public
-from ..config import RECIPES, make_config, make_recover_config
+from ..config import (
+    RECIPES,
+    PruneSettings,
+    RecoverSettings,
+    make_config,
+    make_recover_config,
+)
 from ..errors import SecateurError
 from ..methods import METHODS
 from ..paths import expanded
@@ -35,7 +41,7 @@ def recover(
     force: bool = False,
     keep_adapter: bool = False,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[RecoverSettings],
 ) -> Recovery:
     """Train the pruned folder `model` a little and write the better one to the folder `out`.
 
@@ -69,7 +75,7 @@ def prune_and_recover(
     recipe: str,
     force: bool = False,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[PruneSettings],
 ) -> tuple[Result, Recovery]:
     """Prune `model` and train what is left on its calibration text: `out` has the outcome.
 

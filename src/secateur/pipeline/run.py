@@ -7,7 +7,7 @@ open -> structure -> calibration -> statistics -> scores -> plan -> cut and repa
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from ..arguments import (
     optional,
     public,
 )
-from ..config import make_config
+from ..config import PruneSettings, make_config
 from ..errors import ArgumentError
 from ..progress import Progress
 from ..structure import Plan
@@ -63,7 +63,7 @@ def prune(
     dry_run: bool = False,
     tokenizer: Any = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[PruneSettings],
 ) -> Result:
     """Prune `model` and write the smaller one to the folder `out`.
 
@@ -103,7 +103,7 @@ def apply(
     force: bool = False,
     tokenizer: Any = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[PruneSettings],
 ) -> Result:
     """Cut `model` by a plan made before, perhaps edited since; the repair is done anew.
 
