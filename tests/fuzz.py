@@ -155,7 +155,9 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="all findings as JSON")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
-    os.chdir(tempfile.mkdtemp())
+    here = Path(tempfile.mkdtemp()) / "a" / "b" / "c"
+    here.mkdir(parents=True)
+    os.chdir(here)
     resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30))
     numbers = range(given.start, given.start + given.count)
     if given.only is not None:

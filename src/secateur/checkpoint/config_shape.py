@@ -20,6 +20,7 @@ _KINDS: dict[str, tuple[type, str]] = {
 # Numbers of layers, heads and experts in the names that families have for them.
 _COUNT = re.compile(r"(num|n)_.*(layer|head|expert|block)s?\w*")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _MOST_LAYERS, _MOST = 2000, 2**20
 
 
@@ -35,6 +36,10 @@ def check_shape(raw: Mapping[str, Any], where: str) -> None:
     names = raw.get("architectures") or []
     if not all(isinstance(name, str) for name in names):
         raise _senseless(where, "architectures", names, "a list of names")
+    experts = next((raw[key] for key in _EXPERTS if type(raw.get(key)) is int), None)
+    asked = raw.get("num_experts_per_tok")
+    if experts is not None and type(asked) is int and not 1 <= asked <= experts:
+        raise _senseless(where, "num_experts_per_tok", asked, f"1 to {experts}")
     for part in (raw, *(one for one in raw.values() if isinstance(one, dict))):
         for key, value in part.items():
             _check_count(where, key, value)

@@ -1,6 +1,7 @@
 """The commands that look and do not cut: evaluate, inspect, discover; and convert."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -99,26 +100,27 @@ def inspect_command(
         _refuse_picture(picture, force)
         require("report", "--picture")
     from ..checkpoint import write_text
-    from ..pipeline import inspect
+    from ..pipeline import look_at
     from ..report import BLEND_COLUMNS, blend_chart, blend_rows
 
-    found = inspect(folder, against)
+    quiet_transformers()
+    found = look_at(folder, against)
     if picture is not None:
-        if not found["blend"]:
+        if not found.blend:
             raise SecateurError(
                 f"{folder} has no blend to draw: its method fuses no two scores.\n"
                 "Type: secateur prune MODEL --method hywia --out DIR"
             )
-        method = str(found["facts"].get("method", folder))
-        write_text(picture, blend_chart({method: found["blend"]}))
+        method = str(found.facts.get("method", folder))
+        write_text(picture, blend_chart({method: found.blend}))
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
         return
-    table(str(folder), ("", "value"), found["facts"].items())
-    if found["layers"]:
-        table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))
-    if found["blend"]:
-        table("Blend of coarse and fine scores", BLEND_COLUMNS, blend_rows(found["blend"]))
+    table(str(folder), ("", "value"), ((key, _fact(key, v)) for key, v in found.facts.items()))
+    if found.rows:
+        table("Layers", tuple(found.rows[0]), (row.values() for row in found.rows))
+    if found.blend:
+        table("Blend of coarse and fine scores", BLEND_COLUMNS, blend_rows(found.blend))
     if picture is not None:
         say(str(picture))
 
@@ -208,6 +210,13 @@ def discover_command(
     say("* what prune takes unless --granularity names others; u is a unit's number")
     if picture is not None:
         say(str(picture))
+
+
+def _fact(key: str, value: Any) -> Any:
+    """A fact for people."""
+    if key.endswith("parameters") and isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if key.endswith(", MB") else value
 
 
 def _refuse_picture(picture: Path, force: bool) -> None:

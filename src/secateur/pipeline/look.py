@@ -1,7 +1,7 @@
 """Looking without cutting: perplexity of a model, plans, what a folder holds."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..models import OpenModel, open_model
 from ..parsing import read_text
 from ..paths import typed_path
 from ..progress import Progress, Quiet
-from ..report import checked_blend, layer_rows, plan_difference
+from ..report import checked_blend, layer_numbers, layer_rows, plan_difference
 from ..structure import Plan, Structure
 from .stages import evaluation_text, perplexities
 
@@ -91,34 +91,64 @@ def read_plan(path: str | Path) -> Plan:
         raise SecateurError(f"{file}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a folder holds: facts, numbers of its layers, and the blend if two scores were fused.
+
+    `layers` has numbers; `rows` says the same to people, with headings as keys.
+    """
+
+    facts: dict[str, Any]
+    layers: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    blend: dict[str, dict[str, float]] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the rows for people."""
+        return {"facts": self.facts, "layers": self.layers, "blend": self.blend}
+
+
 @public(folder=a_place, against=optional(a_place))
 def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, Any]:
-    """What a folder holds: facts, one row a layer, and the blend if two scores were fused.
+    """What a folder holds: facts, one row an axis, and the blend if two scores were fused.
 
     `against` compares the plans of two.
 
     Raises:
         SecateurError: neither a supported model nor a plan.
     """
+    return look_at(folder, against).to_json()
+
+
+@public(folder=a_place, against=optional(a_place))
+def look_at(folder: str | Path, against: str | Path | None = None) -> Look:
+    """The same as `inspect` gives, and rows for people.
+
+    Raises:
+        SecateurError: as `inspect`.
+    """
     folder = typed_path(folder)
     plan = read_plan(folder) if (folder / "plan.json").is_file() or folder.is_file() else None
     facts: dict[str, Any] = {}
     layers: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     if (folder / "config.json").is_file() or plan is None:
         opened = open_model(folder)
         structure = opened.structure
         facts = {
             "class": (opened.raw_config.get("architectures") or ["?"])[0],
             "family": structure.family,
-            "parameters": f"{structure.parameters:,}",
-            "decoder linears, parameters": f"{structure.prunable:,}",
-            "weights on disk, MB": f"{bytes_before(opened) / 1e6:,.1f}",
+            "parameters": structure.parameters,
+            "decoder linears, parameters": structure.prunable,
+            "weights on disk, MB": bytes_before(opened) / 1e6,
             "context, tokens": opened.context,
         }
         if plan is None or against is None:
-            layers = [
+            before = _before(structure, plan)
+            layers = layer_numbers(*before)
+            rows = [
                 {"layer": layer, "attention heads (KV)": heads, "MLP width": width}
-                for layer, heads, width in layer_rows(*_before(structure, plan))
+                for layer, heads, width in layer_rows(*before)
             ]
     if plan is not None:
         facts |= {key: value for key, value in plan.settings.items() if value is not None}
@@ -132,7 +162,7 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
             {"axis": name, "kept": len(units), "of": plan.units[name]}
             for name, units in plan.keep.items()
         ]
-    return {"facts": facts, "layers": layers, "blend": _blend(folder)}
+    return Look(facts, layers, rows or layers, _blend(folder))
 
 
 def _before(structure: Structure, plan: Plan | None) -> tuple[Structure, Plan]:

@@ -1,7 +1,7 @@
 """Numbers as rows that people read."""
 
 from .blend import BLEND_COLUMNS, blend_chart, blend_rows, checked_blend
-from .rows import evaluation_line, layer_rows, number_rows, plan_difference
+from .rows import evaluation_line, layer_numbers, layer_rows, number_rows, plan_difference
 from .structure_picture import structure_picture
 from .structures import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
 from .tables import comparison_columns, comparison_row, write_comparison
@@ -16,6 +16,7 @@ __all__ = [
     "comparison_columns",
     "comparison_row",
     "evaluation_line",
+    "layer_numbers",
     "layer_rows",
     "number_rows",
     "plan_difference",

@@ -58,6 +58,25 @@ def layer_rows(structure: Structure, plan: Plan) -> list[tuple[int | str, str, s
     return rows + hidden
 
 
+def layer_numbers(structure: Structure, plan: Plan) -> list[dict[str, Any]]:
+    """What stays of each axis, in numbers: heads or channels `kept` of how many.
+
+    `units` are what a plan counts: KV heads with their query heads, channels, experts.
+    """
+    return [
+        {
+            "layer": axis.layer if axis.layer >= 0 else None,
+            "kind": axis.kind,
+            "granularity": axis.granularity,
+            "kept": len(plan.kept(axis)) * axis.per_unit,
+            "of": axis.units * axis.per_unit,
+            "units_kept": len(plan.kept(axis)),
+            "units": axis.units,
+        }
+        for axis in structure.axes
+    ]
+
+
 def _kept(axis: Axis, plan: Plan) -> str:
     """How many units of `axis` stay, in words for a table."""
     kept, units = len(plan.kept(axis)), axis.units
