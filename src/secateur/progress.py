@@ -8,6 +8,9 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
+# What a run does before its first stage.
+READING = "reading the model and the text"
+
 
 @runtime_checkable
 class Progress(Protocol):
@@ -53,13 +56,14 @@ class Lines:
         self._say, self._status = say, ""
         self._over = threading.Event()  # of the running stage
 
+    def begin(self, stage: str) -> None:
+        """Watch a stage that nobody can count, until the first one that is tracked."""
+        self._watched(_Course(stage, 0, ""))
+
     def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
         """Yield `items`."""
         course = _Course(stage, total, unit)
-        over = self._over = threading.Event()
-        self._status = ""
-        clock = threading.Thread(target=self._watch, args=(course, over), daemon=True)
-        clock.start()
+        over = self._watched(course)
         try:
             for item in items:
                 yield item
@@ -74,6 +78,14 @@ class Lines:
     def close(self) -> None:
         """No line more of the running stage, however it ended."""
         self._over.set()
+
+    def _watched(self, course: "_Course") -> threading.Event:
+        """Start the clock of a stage; the one before it is over."""
+        self.close()
+        over = self._over = threading.Event()
+        self._status = ""
+        threading.Thread(target=self._watch, args=(course, over), daemon=True).start()
+        return over
 
     def _watch(self, course: "_Course", over: threading.Event) -> None:
         said, last = -1, time.monotonic()
@@ -95,12 +107,19 @@ class _Course:
     def line(self, status: str) -> str:
         """The stage, what is done of it, and about how long the rest takes."""
         spent = time.monotonic() - self._started
+        if not self.total:
+            return f"{self.stage}: {_clock(spent)} so far"
         left = ""
         if self.done:
-            seconds = round(spent / self.done * max(self.total - self.done, 0))
-            left = f", about {seconds // 60}:{seconds % 60:02} left"
+            rest = spent / self.done * max(self.total - self.done, 0)
+            left = f", about {_clock(rest)} left"
         more = f", {status}" if status else ""
         return f"{self.stage}: {self.unit} {self.done} of {self.total}{left}{more}"
+
+
+def _clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{round(seconds) // 60}:{round(seconds) % 60:02}"
 
 
 class Logged(Lines):
@@ -108,6 +127,7 @@ class Logged(Lines):
 
     def __init__(self) -> None:
         super().__init__(self.note)
+        self.begin(READING)
 
     def note(self, message: str) -> None:
         """Log one line."""

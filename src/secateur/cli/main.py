@@ -16,7 +16,7 @@ from ..shown import one_line
 from .looking import convert_command, discover_command, evaluate_command, inspect_command
 from .pruning import apply_command, compare_command, prune_command
 from .recover import recover_command
-from .screen import say
+from .screen import close_screens, say
 
 HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
 
@@ -114,6 +114,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         return _unexpected(error, wanted=_TRACEBACK in words)
+    finally:
+        close_screens()
     return 0
 
 

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ..progress import Lines
+from ..progress import READING, Lines
 from ..shown import one_line, printable
 
 T = TypeVar("T")
@@ -37,6 +37,9 @@ class Screen:
         self.console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
         self._lines = Lines(lambda line: say(line, error=True))
+        if not self.console.is_terminal:
+            self._lines.begin(READING)
+        _open.append(self)
 
     def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
         """Show a bar with stage, count, time left and memory while `items` are worked through."""
@@ -59,6 +62,10 @@ class Screen:
             yield from bar.track(items, task_id=task)
             self._bar = None
 
+    def close(self) -> None:
+        """No line more."""
+        self._lines.close()
+
     def status(self, message: str) -> None:
         """Show beside the bar what its stage says of itself."""
         self._lines.status(message)
@@ -70,6 +77,15 @@ class Screen:
         """Show one line that the user should read."""
         text = printable(f"Note: {message}")
         self.console.print(text, style="yellow", soft_wrap=True, markup=False)
+
+
+_open: list[Screen] = []
+
+
+def close_screens() -> None:
+    """End the lines of commands that are over."""
+    while _open:
+        _open.pop().close()
 
 
 class _Memory(ProgressColumn):

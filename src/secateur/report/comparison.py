@@ -1,6 +1,7 @@
 """Several methods on one model: a table for the terminal, a page with a chart for the browser."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ class Trial:
         """Method and repair."""
         return f"{self.method} + {self.repair}" if self.repair else self.method
 
+
+# Shares removed that differ by no more are taken for the same: half a point.
+ALIKE = 0.005
 
 # By repair, in the order in which they come.
 _LINES = ("-", "--", ":", "-.")
@@ -145,7 +149,7 @@ def page(
     trials: Sequence[Trial],
     blends: Mapping[str, Blend] | None = None,
 ) -> str:
-    """A page of its own: chart, then one table a ratio with the best method marked.
+    """A page of its own: chart, then one table a ratio with the best method marked (`best_of`).
 
     `blends` are those of the methods that fuse two scores: see `blend_chart`.
     """
@@ -155,10 +159,9 @@ def page(
     tables: list[tuple[str, Any, int]] = []
     for ratio in dict.fromkeys(trial.ratio for trial in trials):
         here = [trial for trial in trials if trial.ratio == ratio]
-        values = [trial.perplexity[windows[0]] for trial in here]
         rows = [trial_row(trial) for trial in (dense, *here)]
         tables.append(
-            (f"{ratio:.0%} of the decoder's linears", rows, 1 + values.index(min(values)))
+            (f"{ratio:.0%} of the decoder's linears", rows, 1 + best_of(here, windows[0]))
         )
     drawn = chart(dense, trials, windows[0])
     template = Environment(autoescape=True).from_string(_PAGE)
@@ -171,6 +174,16 @@ def page(
         columns=trial_columns(windows),
         tables=tables,
     )
+
+
+def best_of(trials: Sequence[Trial], window: int) -> int:
+    """Which of the trials has the lowest perplexity of those that removed as much as any.
+
+    Units are whole, so that `ALIKE` less counts as the same; who removed less yet is no winner.
+    """
+    most = max(trial.removed for trial in trials)
+    fair = [i for i, trial in enumerate(trials) if trial.removed >= most - ALIKE]
+    return min(fair, key=lambda i: (math.isnan(p := trials[i].perplexity[window]), p))
 
 
 def _inline(svg: str) -> Any:
