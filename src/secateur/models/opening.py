@@ -250,6 +250,8 @@ def load(folder: str | Path, *, dtype: str | torch.dtype = "auto", **kwargs: Any
     """
     from transformers import AutoModelForCausalLM
 
+    if dtype != "auto" and not isinstance(getattr(torch, str(dtype), dtype), torch.dtype):
+        raise SecateurError(f"Unknown dtype {dtype!r}. Use auto, float32, bfloat16 or float16.")
     opened = open_model(folder)
     if opened.adapter is not None:
         return _loaded_adapted(opened, dtype, kwargs)
