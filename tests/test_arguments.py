@@ -55,7 +55,10 @@ _CUT = {"method": "magnitude", "evaluate": "none", "align": 1}
             "batch": (lambda m: secateur.evaluate(m, "t", batch=True), "batch must be a whole"),
             "dtype": (lambda m: secateur.load(m, dtype="banana"), "Unknown dtype .banana"),
             "dtype 3": (lambda m: secateur.load(m, dtype=3), "dtype must be a text, not 3"),
-            "ratios": (lambda m: secateur.compare(m, methods="flap", ratios="x"), "ratios must be a number"),
+            "ratios": (
+                lambda m: secateur.compare(m, methods="flap", ratios="x"),
+                "ratios must be a number",
+            ),
             "ratio of many": (
                 lambda m: secateur.compare(m, methods="flap", ratios=0.2, ratio=0.1),
                 "takes ratios, not ratio",

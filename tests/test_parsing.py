@@ -81,7 +81,7 @@ def test_a_file_without_end_is_refused_before_it_fills_the_memory(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected 1 to 2000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected 1 to 1000"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"n_layer": -1}, "n_layer is -1"),
         ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers"),

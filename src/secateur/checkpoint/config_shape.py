@@ -21,7 +21,7 @@ _KINDS: dict[str, tuple[type, str]] = {
 _COUNT = re.compile(r"(num|n)_.*(layer|head|expert|block)s?\w*")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-_MOST_LAYERS, _MOST = 2000, 2**20
+_MOST_LAYERS, _MOST = 1000, 2**20
 
 
 def check_shape(raw: Mapping[str, Any], where: str) -> None:

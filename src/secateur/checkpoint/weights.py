@@ -142,11 +142,12 @@ class ModuleWeights:
                 continue
             seen.add(tensor.data_ptr())
             self._tensors[name] = tensor
+        self._specs = {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Names, shapes and dtypes of the module's state."""
-        return {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
+        return self._specs
 
     def tensor(self, name: str) -> Tensor:
         """The module's own tensor, not a copy."""

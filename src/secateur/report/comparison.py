@@ -48,7 +48,7 @@ def trial_columns(windows: Sequence[int]) -> list[str]:
 def trial_row(trial: Trial) -> list[str]:
     """A trial as cells for people."""
     return [
-        trial.label,
+        one_line(trial.label),
         f"{trial.removed:.1%}",
         *(f"{value:,.1f}" for value in trial.perplexity.values()),
         f"{trial.size:.2f}",
