@@ -38,6 +38,31 @@ def test_the_public_names_are_listed_before_anything_is_used() -> None:
         _ = secateur.prun
 
 
+@pytest.mark.parametrize(
+    ("argv", "original", "ours"),
+    [
+        (["-m", "--help"], ["python", "-m", "secateur", "--help"], True),
+        (["-m"], ["python", "-Im", "secateur"], True),
+        (["-m", "x"], ["python", "-msecateur", "x"], True),
+        (["-m", "secateur"], ["python", "-m", "package.main", "secateur"], False),
+        (["-m"], ["python", "-m", "secateur_things"], False),
+        (["secateur"], ["python", "secateur"], False),
+        (["secateur", "-m", "secateur"], ["python", "secateur", "-m", "secateur"], False),
+        ([""], ["python"], False),
+        ([], [], False),
+    ],
+)
+def test_only_our_own_program_leaves_the_registering_for_later(
+    argv: list[str], original: list[str], ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    assert secateur._is_program() is ours
+    monkeypatch.setitem(sys.modules, "secateur_command", sys)
+    assert secateur._is_program()
+
+
+@pytest.mark.slow
 def test_importing_registers_in_any_program_but_our_own(tmp_path: Path) -> None:
     """A module that imports us while `-m` looks for it, and a program of our name, register too."""
     says = "import secateur, sys; print('transformers' in sys.modules)"
@@ -59,6 +84,7 @@ def test_importing_registers_in_any_program_but_our_own(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_help_imports_neither_torch_models_nor_transformers(tmp_path: Path) -> None:
     code = (
         "import runpy, sys, atexit\n"
