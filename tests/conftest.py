@@ -22,7 +22,7 @@ from safetensors.torch import save_file  # noqa: E402
 
 import secateur  # noqa: E402  (registers the pruned classes)
 from secateur.cli.main import run  # noqa: E402
-from secateur.progress import Quiet  # noqa: E402
+from secateur.progress import Lines, Quiet  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -281,6 +281,12 @@ def transformers_voice() -> Iterator[None]:
     yield
     transformers.logging.set_verbosity(verbosity)
     transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def patient_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of progress because the machine that runs the tests is busy."""
+    monkeypatch.setattr(Lines, "FIRST", 3600.0)
 
 
 @pytest.fixture

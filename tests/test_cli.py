@@ -309,16 +309,21 @@ def test_inspect_shows_the_layers_of_any_folder(
         found = json.loads(said("inspect", folder, "--json"))
         assert found["facts"]["class"] == name
         assert found["facts"]["family"] == "llama"
-        assert found["facts"]["parameters"] == f"{elements(folder):,}"
-        assert [row["layer"] for row in found["layers"]] == [0, 1, 2]
+        assert found["facts"]["parameters"] == elements(folder)
+        rows = [row for row in found["layers"] if row["kind"] == "mlp"]
+        assert [row["layer"] for row in rows] == [0, 1, 2]
         out = said("inspect", folder)
         assert name in out
         assert f"{elements(folder):,}" in out
         if folder == model:
-            dense = [int(row["MLP width"].split(" of ")[1]) for row in found["layers"]]
-    for row in found["layers"]:
+            dense = [row["of"] for row in rows]
+    for row in rows:
         width = kept["kept"][f"layers.{row['layer']}.mlp"]
-        assert row["MLP width"] == f"{width} of {dense[row['layer']]}"
+        assert (row["kept"], row["of"]) == (width, dense[row["layer"]])
+        assert f"{width} of {row['of']}" in out
+    heads = next(row for row in found["layers"] if row["kind"] == "attention")
+    assert heads["units_kept"] == kept["kept"]["layers.0.attention"]
+    assert heads["of"] == 2 * heads["units"] == 6
     assert found["facts"]["method"] == "flap"
     assert found["facts"]["repair"] == "bias"
 

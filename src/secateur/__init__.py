@@ -8,15 +8,27 @@ After `import secateur`, `AutoModelForCausalLM.from_pretrained("small/")` loads 
 """
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import SecateurError, SecateurWarning
 
 if TYPE_CHECKING:
     from .models import load, open_model
-    from .pipeline import Result, apply, compare, evaluate, prune, recover
+    from .pipeline import (
+        Result,
+        apply,
+        compare,
+        evaluate,
+        inspect,
+        prune,
+        read_plan,
+        recover,
+    )
+    from .pipeline.convert import convert
+    from .pipeline.discover import discover
     from .structure import Plan, Structure
+
+    __version__: str
 
 __all__ = [
     "Plan",
@@ -24,12 +36,17 @@ __all__ = [
     "SecateurError",
     "SecateurWarning",
     "Structure",
+    "__version__",
     "apply",
     "compare",
+    "convert",
+    "discover",
     "evaluate",
+    "inspect",
     "load",
     "open_model",
     "prune",
+    "read_plan",
     "recover",
 ]
 
@@ -39,26 +56,53 @@ _HOME = {
     "Structure": "structure",
     "apply": "pipeline",
     "compare": "pipeline",
+    "convert": "pipeline",
+    "discover": "pipeline",
     "evaluate": "pipeline",
+    "inspect": "pipeline",
     "load": "models",
     "open_model": "models",
     "prune": "pipeline",
+    "read_plan": "pipeline",
     "recover": "pipeline",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names when they are used."""
+    from importlib import import_module, metadata
+
+    if name == "__version__":
+        return metadata.version("secateur")
+    if name == "pipeline":
+        return import_module(".pipeline", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, whether they have been imported or not."""
+    return sorted({*__all__, "pipeline", *(name for name in globals() if name.startswith("__"))})
+
+
+def _is_program() -> bool:
+    """Whether this process is the command line: the program `secateur`, or `python -m secateur`.
+
+    While `-m` looks for its module, sys.argv begins with "-m", and the name of the module stands
+    before the rest of it in what Python was called with.
+    """
+    if "secateur_command" in sys.modules:
+        return True
+    return sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") in (
+        "secateur",
+        "secateur.__main__",
+    )
 
 
 # Registering imports torch and transformers, four seconds that `secateur --help` need not take:
 # the command line registers when it opens a model.
-if Path(sys.argv[0] if sys.argv else "").stem not in ("secateur", "-m"):
+if not _is_program():
     from .models import register
 
     register()

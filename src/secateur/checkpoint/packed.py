@@ -104,6 +104,26 @@ class PackedWeights:
             for part in PARTS:
                 if f"{name.removesuffix('.weight')}.{part}" not in weights.specs:
                     raise _incomplete(f"{name.removesuffix('weight')}{part} is missing")
+            self._check(name.removesuffix(".weight"), self._widths[name])
+
+    def _check(self, path: str, width: int) -> None:
+        """Make sure that the parts of a linear have the shapes that config.json says."""
+        if not (2 <= self._bits <= 8 and self._group >= 1 and width >= 1):
+            raise _incomplete(f"{self._bits} bits, groups of {self._group}, width {width}")
+        rows = self._weights.specs[f"{path}.codes"].shape[:1]
+        groups = -(-width // self._group)
+        wanted = {
+            "codes": ((*rows, -(-width * self._bits // 8)), torch.uint8),
+            "scales": ((*rows, groups), torch.int16),
+            "zeros": ((*rows, groups), torch.int16),
+        }
+        for part, (shape, dtype) in wanted.items():
+            spec = self._weights.specs[f"{path}.{part}"]
+            if (spec.shape, spec.dtype) != (shape, dtype):
+                raise _incomplete(
+                    f"{path}.{part} is {spec.dtype} {list(spec.shape)}, config.json says {dtype}"
+                    f" {list(shape)}"
+                )
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:

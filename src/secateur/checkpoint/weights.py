@@ -1,6 +1,5 @@
 """Where weights come from: a folder of safetensors, or a live module. One tensor at a time."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import SecateurError
+from ..parsing import parse_json, read_text
+from .config_shape import check_shape
 from .files import INDEX, SINGLE, chosen_file, distributed_file, listed_files, pickles
 
 _DTYPES = {
@@ -146,11 +147,12 @@ class ModuleWeights:
                 continue
             seen.add(tensor.data_ptr())
             self._tensors[name] = tensor
+        self._specs = {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Names, shapes and dtypes of the module's state."""
-        return {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
+        return self._specs
 
     def tensor(self, name: str) -> Tensor:
         """The module's own tensor, not a copy."""
@@ -190,14 +192,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         SecateurError: missing, unreadable, or not a JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SecateurError(f"Cannot read {path}: {_reason(error)}.") from error
-    except json.JSONDecodeError as error:
-        raise SecateurError(
-            f"{path} is not JSON: line {error.lineno}, {error.msg}. Download or export it again."
-        ) from error
+    value = parse_json(
+        read_text(path),
+        lambda why: SecateurError(f"{path} is not JSON: {why}. Download or export it again."),
+    )
     if not isinstance(value, dict):
         raise SecateurError(f"{path} does not hold a JSON object. Download or export it again.")
     return value
@@ -219,7 +217,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not a model folder: it has no config.json.\n"
             "Give the folder that save_pretrained wrote or that the hub downloads."
         )
-    return read_json(folder / "config.json")
+    raw = read_json(folder / "config.json")
+    check_shape(raw, str(folder / "config.json"))
+    return raw
 
 
 def weight_files(folder: Path) -> tuple[list[Path], str]:

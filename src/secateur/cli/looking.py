@@ -6,8 +6,10 @@ from typing import Any
 import click
 
 from ..errors import SecateurError
+from ..extras import require
+from ..paths import typed_path
 from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
-from .screen import Screen, print_json, table
+from .screen import Screen, print_json, say, table
 
 
 @click.command(
@@ -123,31 +125,33 @@ def inspect_command(
     """Inspect a folder."""
     if picture is not None:
         _refuse_picture(picture, force)
+        require("report", "--picture")
     from ..checkpoint import write_text
-    from ..pipeline import inspect
+    from ..pipeline import look_at
     from ..report import BLEND_COLUMNS, blend_chart, blend_rows
 
-    found = inspect(folder, against, merge_adapter=merge_adapter, dequantise=dequantise)
+    quiet_transformers()
+    found = look_at(folder, against, merge_adapter=merge_adapter, dequantise=dequantise)
     if picture is not None:
-        if not found["blend"]:
+        if not found.blend:
             raise SecateurError(
                 f"{folder} has no blend to draw: its method fuses no two scores.\n"
                 "Type: secateur prune MODEL --method hywia --out DIR"
             )
-        method = str(found["facts"].get("method", folder))
-        write_text(picture, blend_chart({method: found["blend"]}))
+        method = str(found.facts.get("method", folder))
+        write_text(picture, blend_chart({method: found.blend}))
     if as_json:
-        print_json(found)
+        print_json(found.to_json())
         return
-    for note in found["notes"]:
+    for note in found.notes:
         Screen().note(note)
-    table(folder, ("", "value"), found["facts"].items())
-    if found["layers"]:
-        table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))
-    if found["blend"]:
-        table("Blend of coarse and fine scores", BLEND_COLUMNS, blend_rows(found["blend"]))
+    table(str(folder), ("", "value"), ((key, _fact(key, v)) for key, v in found.facts.items()))
+    if found.rows:
+        table("Layers", tuple(found.rows[0]), (row.values() for row in found.rows))
+    if found.blend:
+        table("Blend of coarse and fine scores", BLEND_COLUMNS, blend_rows(found.blend))
     if picture is not None:
-        click.echo(str(picture))
+        say(str(picture))
 
 
 @click.command(
@@ -186,7 +190,7 @@ def convert_command(model: str, out: Path | None, force: bool, as_json: bool, **
     if as_json:
         print_json(done.to_json())
         return
-    click.echo(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
+    say(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
 
 
 @click.command(
@@ -230,18 +234,26 @@ def discover_command(
         print_json(found.to_json())
         return
     layout = "its layout is declared" if found.opened.declared else "its layout was traced"
-    click.echo(
+    say(
         f"Family {found.structure.family}: {layout}, and on a small model slicing equals masking"
         f" (difference {found.difference:.0e})."
     )
     cells = [structure_cells(row) for row in found.rows]
     table(model, STRUCTURE_COLUMNS, cells, texts=(0, len(STRUCTURE_COLUMNS) - 1), lines=True)
-    click.echo("* what prune takes unless --granularity names others; u is a unit's number")
+    say("* what prune takes unless --granularity names others; u is a unit's number")
     if picture is not None:
-        click.echo(str(picture))
+        say(str(picture))
+
+
+def _fact(key: str, value: Any) -> Any:
+    """A fact for people."""
+    if key.endswith("parameters") and isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if key.endswith(", MB") else value
 
 
 def _refuse_picture(picture: Path, force: bool) -> None:
+    typed_path(picture, "--picture")
     if picture.suffix != ".svg":
         raise SecateurError(f"--picture {picture} is not a name that ends in .svg.")
     if picture.is_dir() or not picture.parent.is_dir():

@@ -1,17 +1,22 @@
 """Entry point: commands, and errors as one or two lines with exit code 2."""
 
+import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from ..arguments import refusal
 from ..errors import SecateurError
+from ..shown import one_line
 from .looking import convert_command, discover_command, evaluate_command, inspect_command
 from .pruning import apply_command, compare_command, prune_command
 from .recover import recover_command
+from .screen import close_screens, say
 
 HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
 
@@ -52,8 +57,14 @@ In Python:
 """
 
 
+_TRACEBACK = "--traceback"
+
+
 @click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="secateur")
+@click.option(
+    _TRACEBACK, is_flag=True, expose_value=False, help="Show where in secateur a bug happened"
+)
 def cli() -> None:
     """Hold the commands."""
 
@@ -72,31 +83,68 @@ for _command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 bad input, 130 interrupted."""
+    """Run the command line and exit: 0 done, 2 bad input, 130 interrupted, 1 a bug of ours."""
     signal.signal(signal.SIGTERM, _terminate)
     warnings.simplefilter("ignore")
-    sys.exit(run(arguments))
+    code = run(arguments)
+    sys.exit(_flushed(code))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    own = [word for word in words if word != _TRACEBACK]  # wherever it stands
     try:
-        cli.main(args=arguments, prog_name="secateur", standalone_mode=False)
+        cli.main(args=own, prog_name="secateur", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        say(error.format_message())
         return 0
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "secateur"
-        click.echo(f"Error: {error.format_message()}\nType: {where} --help", err=True)
+        say(f"Error: {error.format_message()}\nType: {where} --help", error=True)
         return 2
     except SecateurError as error:
-        click.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", error=True)
         return 2
     except (click.Abort, KeyboardInterrupt) as interruption:
         kept = str(interruption.__cause__ or "")  # what a command has to say of it
-        click.echo(f"Interrupted; {kept or 'nothing was left behind'}.", err=True)
+        say(f"Interrupted; {kept or 'nothing was left behind'}.", error=True)
         return 130
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        return 1
+    except Exception as error:
+        return _unexpected(error, wanted=_TRACEBACK in words)
+    finally:
+        close_screens()
     return 0
+
+
+def _unexpected(error: Exception, *, wanted: bool) -> int:
+    """What the system refused is said; all else is a bug, and how to report it."""
+    said = refusal(error)
+    if said is not None:
+        say(f"Error: {said}", error=True)
+        return 2
+    if wanted:
+        say("".join(traceback.format_exception(error)), error=True)
+    say(
+        f"This is a bug in secateur: {type(error).__name__}: {one_line(str(error))[:300]}\n"
+        f"Please report it with what the same command says when {_TRACEBACK} is added.",
+        error=True,
+    )
+    return 1
+
+
+def _flushed(code: int) -> int:
+    """`code`, if all that was said could be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second try at the exit
+        if not isinstance(error, BrokenPipeError):
+            say(f"Error: standard output cannot be written: {error.strerror}.", error=True)
+        return code or (1 if isinstance(error, BrokenPipeError) else 2)
+    return code
 
 
 def _terminate(signum: int, frame: Any) -> None:

@@ -8,6 +8,7 @@ import click
 
 from ..config import RECIPES, PruneConfig, read_toml
 from ..errors import SecateurError
+from ..extras import lacking
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import METHODS
@@ -17,7 +18,7 @@ from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
 from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
 from .recover import show_recovery
-from .screen import Screen, print_json, table
+from .screen import Screen, print_json, say, table
 from .settings import given_settings, listed, settings_options
 
 
@@ -202,23 +203,26 @@ def compare_command(
     from ..report import comparison_columns, comparison_row, write_comparison
 
     quiet_transformers()
+    screen = Screen()
+    if out is not None and (install := lacking("report")):
+        screen.note(f"comparison.html is not written, for want of matplotlib and jinja2: {install}")
     with new_folder(out, force=force) if out else nullcontext() as folder:
         rows = compare(
             model,
             methods=_names(methods),
             ratios=shares,
             repairs=_names(repairs),
-            progress=Screen(),
+            progress=screen,
             **given,
         )
+        if as_json:
+            print_json({"model": model, "rows": rows})
+        else:  # whatever becomes of the files
+            table(f"{model} pruned", comparison_columns(rows), map(comparison_row, rows))
         if folder is not None:
             write_comparison(folder, model, rows)
-    if as_json:
-        print_json({"model": model, "rows": rows})
-        return
-    table(f"{model} pruned", comparison_columns(rows), map(comparison_row, rows))
-    if out:
-        click.echo(f"{out}")
+    if out and not as_json:
+        say(f"{out}")
 
 
 def _names(text: str) -> list[str]:
@@ -242,8 +246,8 @@ def _show(result: Any, as_json: bool, dry_run: bool) -> None:
     table("What stays", columns, layer_rows(result.structure, result.plan))
     table("Numbers", ("", "before", "after"), number_rows(result.numbers))
     for line in filter(None, (evaluation_line(result.numbers), bos_line(result.numbers))):
-        click.echo(line)
+        say(line)
     where = result.out if result.out else "nothing written"
     if dry_run and result.out:
         where = result.out / "plan.json"
-    click.echo(f"{where}  ({result.seconds['total']:.1f} s)")
+    say(f"{where}  ({result.seconds['total']:.1f} s)")

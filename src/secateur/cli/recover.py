@@ -9,7 +9,7 @@ from ..config import LOSSES, RECIPES, TRAINED, RecoverConfig, read_toml
 from ..errors import SecateurError
 from ..recovery import GRIDS
 from .options import FORCE, JSON, OUT, quiet_transformers
-from .screen import Screen, print_json, table
+from .screen import Screen, print_json, say, table
 from .settings import given_settings, listed, settings_options
 
 
@@ -108,9 +108,7 @@ def show_recovery(done: Any, as_json: bool) -> None:
     rows = number_rows({key: done.numbers[key] for key in ("bytes", "perplexity")})
     table("Numbers", ("", "before", "after"), rows)
     if done.numbers["perplexity"]:
-        click.echo(f"Perplexity on {done.numbers['evaluation']['text']}.")
+        say(f"Perplexity on {done.numbers['evaluation']['text']}.")
     if line := bos_line(done.numbers):
-        click.echo(line)
-    click.echo(
-        f"{done.out}  ({done.seconds:.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)"
-    )
+        say(line)
+    say(f"{done.out}  ({done.seconds:.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)")

@@ -21,6 +21,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ..progress import READING, Lines
+from ..shown import one_line, printable
+
 T = TypeVar("T")
 
 # Texts of no more characters are names.
@@ -28,26 +31,30 @@ _NAME = 16
 
 
 class Screen:
-    """Progress on standard error, if that is a terminal; notes always."""
+    """Progress on standard error: bars if that is a terminal, else a line now and then; notes."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
+        self._lines = Lines(lambda line: say(line, error=True))
+        if not self.console.is_terminal:
+            self._lines.begin(READING)
+        _open.append(self)
 
     def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
         """Show a bar with stage, count, time left and memory while `items` are worked through."""
         if not self.console.is_terminal:
-            yield from items
+            yield from self._lines.track(items, stage, total, unit)
             return
         columns = (
-            TextColumn("{task.description:<22}"),
+            TextColumn("{task.description:<22}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn(unit),
             TextColumn("ETA"),
             TimeRemainingColumn(),
             _Memory(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
         )
         with Progress(*columns, console=self.console) as bar:
             self._bar = bar
@@ -55,15 +62,30 @@ class Screen:
             yield from bar.track(items, task_id=task)
             self._bar = None
 
+    def close(self) -> None:
+        """No line more."""
+        self._lines.close()
+
     def status(self, message: str) -> None:
         """Show beside the bar what its stage says of itself."""
+        self._lines.status(message)
         for task in self._bar.task_ids if self._bar else ():
             assert self._bar is not None
             self._bar.update(task, status=message)
 
     def note(self, message: str) -> None:
         """Show one line that the user should read."""
-        self.console.print(f"Note: {message}", style="yellow", soft_wrap=True, markup=False)
+        text = printable(f"Note: {message}")
+        self.console.print(text, style="yellow", soft_wrap=True, markup=False)
+
+
+_open: list[Screen] = []
+
+
+def close_screens() -> None:
+    """End the lines of commands that are over."""
+    while _open:
+        _open.pop().close()
 
 
 class _Memory(ProgressColumn):
@@ -71,6 +93,11 @@ class _Memory(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{psutil.Process().memory_info().rss / 2**30:.2f} GiB", style="cyan")
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print lines on standard output (or error) as they are, but for what a terminal would obey."""
+    click.echo(printable(text), err=error)
 
 
 def print_json(value: Any) -> None:
@@ -102,7 +129,8 @@ def table(
     columns no wider than their cells.
     """
     console = Console(highlight=False)
-    heads, cells = list(columns), [[str(cell) for cell in row] for row in rows]
+    heads = [one_line(head) for head in columns]
+    cells = [[one_line(str(cell)) for cell in row] for row in rows]
     longest = [max((len(row[i]) for row in cells), default=0) for i in range(len(heads))]
     broken = [
         "\n".join(textwrap.wrap(head, max([width, 1, *map(len, head.split())])))
@@ -110,17 +138,19 @@ def table(
     ]
 
     def made(heads: Iterable[str]) -> Table:
-        made = Table(title=title, title_justify="left", show_lines=lines)
+        made = Table(
+            title=Text(one_line(title), style="table.title"), title_justify="left", show_lines=lines
+        )
         for index, head in enumerate(heads):
             text = index in texts
             made.add_column(
-                head,
+                Text(head),
                 justify="left" if text else "right",
                 overflow="fold",
                 no_wrap=text and longest[index] <= _NAME,
             )
         for row in cells:
-            made.add_row(*row)
+            made.add_row(*map(Text, row))  # not markup: a name may be [anything]
         return made
 
     wide = made(heads)

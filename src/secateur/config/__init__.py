@@ -4,6 +4,7 @@ from .files import read_record, read_toml, to_toml
 from .pruning import PruneConfig, make_config
 from .reading import READING, Reading
 from .recovery import LOSSES, RECIPES, TRAINED, Recipe, RecoverConfig, make_recover_config
+from .typed import PruneSettings, RecoverSettings
 
 __all__ = [
     "LOSSES",
@@ -11,9 +12,11 @@ __all__ = [
     "RECIPES",
     "TRAINED",
     "PruneConfig",
+    "PruneSettings",
     "Reading",
     "Recipe",
     "RecoverConfig",
+    "RecoverSettings",
     "make_config",
     "make_recover_config",
     "read_record",

@@ -1,6 +1,5 @@
 """Settings in and out as TOML."""
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,14 @@ import tomli_w
 from pydantic import BaseModel
 
 from ..errors import SecateurError
+from ..parsing import parse_toml, read_text
 
 
 def to_toml(config: BaseModel, record: dict[str, Any]) -> str:
     """The settings as TOML, followed by tables of `record` that a later run does not read."""
     settings = {key: value for key, value in config.model_dump().items() if value is not None}
-    return tomli_w.dumps({"settings": settings, **record})
+    text = tomli_w.dumps({"settings": settings, **record})
+    return text.encode("utf-8", "replace").decode()  # a path may hold bytes that are no UTF-8
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -37,9 +38,4 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         SecateurError: no such file, or not TOML.
     """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SecateurError(f"Cannot read {path}: {getattr(error, 'strerror', error)}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SecateurError(f"{path} is not TOML: {error}.") from error
+    return parse_toml(read_text(path), lambda why: SecateurError(f"{path} is not TOML: {why}."))

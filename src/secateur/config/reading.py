@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from .base import Settings
 
 
-class Reading(BaseModel):
+class Reading(Settings):
     """What is made of a model while it is read, where that is not clear from the files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     merge_adapter: Annotated[
         bool | None, Field(description="Merge the adapter in the folder into its base")

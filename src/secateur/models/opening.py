@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import a_dtype, a_flag, a_folder_or_name, a_model, a_word, optional, public
 from ..checkpoint import (
     FolderWeights,
     ModuleWeights,
@@ -159,17 +160,21 @@ class OpenModel:
                 " the folder."
             )
         try:
-            if self.own_tokenizer is not None:
-                return self.own_tokenizer()
-            if self.adapter is not None:
-                return self.adapter.tokenizer(self.folder)
-            return _tokenizer(self.folder)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            found = (
+                self.own_tokenizer()
+                if self.own_tokenizer is not None
+                else _tokenizer(self.folder)
+                if self.adapter is None
+                else self.adapter.tokenizer(self.folder)
+            )
+            found("Some text.", verbose=False)  # what is wrong with it shows now, not in mid-work
+        except Exception as error:  # tokenizers raises bare ones
             raise SecateurError(
                 f"The tokenizer in {self.folder} does not load:"
                 f" {type(error).__name__}, {(str(error).splitlines() or [''])[0]}\n"
                 "Copy the tokenizer files of the original model into the folder again."
             ) from error
+        return found
 
     def whole(self, dtype: torch.dtype) -> Any:
         """The model with all its weights in memory, in `dtype`; packed ones as they stand for."""
@@ -184,6 +189,13 @@ class OpenModel:
 _NO_FAMILY = Family("", "", "", ())
 
 
+@public(
+    model=a_model,
+    revision=optional(a_word),
+    merge_adapter=optional(a_flag),
+    dequantise=a_flag,
+    text_only=a_flag,
+)
 def open_model(
     model: str | Path | nn.Module,
     *,
@@ -444,6 +456,13 @@ def _with_weights(opened: OpenModel, weights: Weights) -> OpenModel:
     return replace(opened, weights=fitted, notes=(*notes, *fitted.notes))
 
 
+@public(
+    folder=a_folder_or_name,
+    dtype=a_dtype,
+    merge_adapter=optional(a_flag),
+    dequantise=a_flag,
+    text_only=a_flag,
+)
 def load(
     folder: str | Path,
     *,
@@ -471,13 +490,20 @@ def loaded(opened: OpenModel, *, dtype: str | torch.dtype = "auto", **kwargs: An
     """The whole transformers model of what was opened, by transformers' own `from_pretrained`."""
     from transformers import AutoModelForCausalLM
 
+    if dtype != "auto" and not isinstance(getattr(torch, str(dtype), dtype), torch.dtype):
+        raise SecateurError(f"Unknown dtype {dtype!r}. Use auto, float32, bfloat16 or float16.")
     if opened.adapter is not None or opened.made:
         return _loaded_adapted(opened, dtype, kwargs)
     # The registered classes serve; code in the folder runs only if the caller says so.
     kwargs = {"trust_remote_code": False, **kwargs}
     around = opened.around
     kind: Any = AutoModelForCausalLM if around is None else around.kind
-    return kind.from_pretrained(opened.folder, dtype=dtype, **kwargs).eval()
+    try:
+        model = kind.from_pretrained(opened.folder, dtype=dtype, **kwargs)
+    except Exception as error:  # of many kinds: a file that is wrong, an argument it does not take
+        reason = f"{type(error).__name__}, {' '.join(str(error).split())[:300]}"
+        raise SecateurError(f"transformers does not load {opened.source}: {reason}") from error
+    return model.eval()
 
 
 def _check_decoder(raw: Mapping[str, Any], source: str) -> None:

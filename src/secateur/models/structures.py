@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -108,8 +109,22 @@ def _check_cover(axis: Axis, shapes: Shapes) -> None:
         if count != size:
             raise SecateurError(
                 f"{tensor} has size {size} where config.json gives {axis.units} x"
-                f" {count // axis.units}: the config does not describe this model."
+                f" {count // max(axis.units, 1)}: the config does not describe this model."
             )
+    for member in axis.members:
+        size = math.prod(shapes[member.tensor][dim] for dim in member.dims)
+        if not _lies_within(member, axis.units, size):
+            raise SecateurError(
+                f"{member.tensor} has size {size}, and config.json puts units outside of it: the"
+                " config does not describe this model."
+            )
+
+
+def _lies_within(member: Member, units: int, size: int) -> bool:
+    if units < 1 or member.blocks.width < 1:
+        return False
+    indices = member.blocks.indices(torch.arange(units))
+    return bool(indices.min() >= 0 and indices.max() < size)
 
 
 def _architecture(model_type: str, weights: Weights) -> str:

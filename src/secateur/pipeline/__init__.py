@@ -4,7 +4,7 @@ from .choice import kept_units
 from .comparison import compare
 from .convert import Conversion, convert
 from .discover import Discovery, discover
-from .look import evaluate, inspect, read_plan
+from .look import evaluate, inspect, look_at, read_plan
 from .recovery import prune_and_recover, recover
 from .recovery_run import Recovery
 from .result import Result
@@ -32,6 +32,7 @@ __all__ = [
     "evaluation_text",
     "inspect",
     "kept_units",
+    "look_at",
     "prune",
     "prune_and_recover",
     "read_plan",

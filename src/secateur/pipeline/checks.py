@@ -14,6 +14,7 @@ from ..errors import SecateurError
 from ..export import Form
 from ..importance import IMPORTANCE, gradients_needed
 from ..models import OpenModel
+from ..paths import resolved, typed_path
 from ..registry import choose
 from ..search import COMPARING, check_division
 from ..structure import GRANULARITIES, Structure, parse_ranges
@@ -34,7 +35,7 @@ def target(
         return nullcontext(None)
     for one, source in ((whole, part) for whole in read for part in _sources(whole)):
         place = _place(source)
-        if force and place is not None and path.resolve() in (place, *place.parents):
+        if force and place is not None and resolved(path) in (place, *place.parents):
             what = "the model" if isinstance(one, OpenModel) else str(one)
             raise SecateurError(
                 f"--out {path} holds {what} that is read, which --force would delete."
@@ -49,9 +50,8 @@ def _sources(one: OpenModel | str | None) -> tuple[str | Path | None, ...]:
 
 def _place(source: str | Path | None) -> Path | None:
     """Where something lies that was named by its path; None for all other names."""
-    if source is None or not Path(source).expanduser().exists():
-        return None
-    return Path(source).expanduser().resolve()
+    path = None if source is None else typed_path(source)
+    return resolved(path) if path is not None and path.exists() else None
 
 
 def tokenizer_to_write(opened: OpenModel, given: Any, note: Callable[[str], None]) -> Any:

@@ -6,11 +6,22 @@ made once for all methods that need it.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
-from ..config import PruneConfig, make_config
+from ..arguments import (
+    a_function,
+    a_model,
+    a_number,
+    a_progress,
+    a_tokenizer,
+    a_word,
+    optional,
+    public,
+    some,
+)
+from ..config import PruneConfig, PruneSettings, make_config
 from ..errors import SecateurError
 from ..progress import Progress
 from ..surgery import REPAIRS
@@ -22,16 +33,25 @@ from .session import Run, name_of
 from .texts import named
 
 
+@public(
+    model=a_model,
+    methods=some(a_word),
+    ratios=some(a_number),
+    repairs=some(a_word),
+    tokenizer=a_tokenizer,
+    progress=a_progress,
+    each=optional(a_function),
+)
 def compare(
     model: str | Path | nn.Module,
     *,
-    methods: Sequence[str],
-    ratios: Sequence[float],
-    repairs: Sequence[str] = (),
+    methods: str | Sequence[str],
+    ratios: float | Sequence[float],
+    repairs: str | Sequence[str] = (),
     tokenizer: Any = None,
     progress: Progress | None = None,
     each: Callable[[Result], None] | None = None,
-    **settings: Any,
+    **settings: Unpack[PruneSettings],
 ) -> list[dict[str, Any]]:
     """One row for each method, ratio and repair (none given: the method's own).
 
@@ -47,11 +67,13 @@ def compare(
             "Nothing to compare.\nType: secateur compare MODEL --methods flap,magnitude"
             " --ratios 0.2,0.5 --out DIR"
         )
-    settings, texts = named(settings)
+    _refuse_lists(settings)
+    shares = [ratios] if isinstance(ratios, int | float) else ratios
+    names, texts = named(settings)
     configs = [
-        make_config(**settings, model=name_of(model), method=method, ratio=ratio, repair=repair)
+        make_config(**names, model=name_of(model), method=method, ratio=ratio, repair=repair)
         for method in methods
-        for ratio in ratios
+        for ratio in shares
         for repair in (repairs or (None,))
     ]
     first = Run(model, configs[0], tokenizer, progress, texts)
@@ -68,6 +90,17 @@ def compare(
             each(result)
         rows.append(_row(run, result))
     return rows
+
+
+def _refuse_lists(settings: Mapping[str, Any]) -> None:
+    """One method, ratio or repair is one of a list here.
+
+    Raises:
+        SecateurError: it was given by the name that `prune` has for it.
+    """
+    for one, many in (("method", "methods"), ("ratio", "ratios"), ("repair", "repairs")):
+        if one in settings:
+            raise SecateurError(f"Comparing takes {many}, not {one}.")
 
 
 def _sees_tokens(config: PruneConfig) -> bool:

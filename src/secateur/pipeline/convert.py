@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_tokenizer, public
 from ..errors import SecateurError
 from ..export import Form, copy_companions, pruned_form, with_around, write_model
 from ..models import OpenModel, open_model
+from ..paths import expanded
 from ..progress import Progress, Quiet
 from ..structure import Plan
 from .checks import check_space, target, tokenizer_to_write
@@ -33,6 +35,13 @@ class Conversion:
         }
 
 
+@public(
+    model=a_folder_or_name,
+    out=a_target,
+    force=a_flag,
+    tokenizer=a_tokenizer,
+    progress=a_progress,
+)
 def convert(
     model: str | Path,
     *,
@@ -72,7 +81,7 @@ def convert(
 
     for message in opened.notes:
         note(message)
-    out = Path(out).expanduser()
+    out = expanded(out)
     form = with_around(_form(opened), opened, note)
     with target(out, force, opened) as folder:
         assert folder is not None  # there is a path

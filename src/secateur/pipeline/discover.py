@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import a_model, public
 from ..errors import SecateurError
 from ..export import prove
 from ..models import OpenModel, open_config, open_model
@@ -66,6 +67,7 @@ class Discovery:
         }
 
 
+@public(model=a_model)
 def discover(model: str | Path | nn.Module) -> Discovery:
     """Find the coupled structures of a model by its config.json alone (or of a live module).
 

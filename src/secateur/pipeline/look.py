@@ -1,26 +1,55 @@
 """Looking without cutting: perplexity of a model, plans, what a folder holds."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
+from ..arguments import (
+    a_count,
+    a_device,
+    a_dtype,
+    a_flag,
+    a_model,
+    a_place,
+    a_progress,
+    a_text,
+    a_tokenizer,
+    a_whole,
+    optional,
+    public,
+    some,
+)
 from ..checkpoint import weight_files
 from ..config import read_record
 from ..data import Beginning, Bos, Text, given_windows
 from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..models import OpenModel, open_model
+from ..parsing import read_text
+from ..paths import typed_path
 from ..progress import Progress, Quiet
 from ..registry import choose
-from ..report import layer_rows, plan_difference
+from ..report import checked_blend, layer_numbers, layer_rows, plan_difference
 from ..structure import Plan, Structure
 from .stages import evaluation_text, perplexities
 from .texts import named
 
 
+@public(
+    model=a_model,
+    text=a_text,
+    tokenizer=a_tokenizer,
+    tokens=optional(a_count(2)),
+    batch=a_count(1),
+    device=a_device,
+    dtype=a_dtype,
+    windows=optional(some(a_whole)),
+    progress=a_progress,
+)
 def evaluate(
     model: str | Path | nn.Module,
     text: Any,
@@ -30,9 +59,9 @@ def evaluate(
     tokenizer: Any = None,
     tokens: int | None = None,
     batch: int = 8,
-    device: str = "auto",
-    dtype: str = "auto",
-    windows: Sequence[int] | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    windows: int | Sequence[int] | None = None,
     merge_adapter: bool | None = None,
     dequantise: bool = False,
     progress: Progress | None = None,
@@ -73,9 +102,9 @@ def evaluated(
     tokenizer: Any = None,
     tokens: int | None,
     batch: int,
-    device: str,
-    dtype: str,
-    windows: Sequence[int] | None,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    windows: int | Sequence[int] | None,
     progress: Progress | None,
     merge_adapter: bool | None = None,
     dequantise: bool = False,
@@ -84,10 +113,10 @@ def evaluated(
     choose("--bos", bos, dict.fromkeys(get_args(Bos)))
     names, given = named({"evaluate": text})
     opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
-    for message in opened.notes:
-        (progress or Quiet()).note(message)
-    source = opened.streamed(device=device, dtype=dtype)
     progress = progress or Quiet()
+    for message in opened.notes:
+        progress.note(message)
+    source = opened.streamed(device=str(device), dtype=str(dtype))
     stream = evaluation_text(
         opened,
         names["evaluate"],
@@ -101,25 +130,26 @@ def evaluated(
     )
     ready = given_windows(given.get("evaluate"))
     usual = window_lengths(opened.context) if ready is None else (ready.shape[1],)
-    lengths = _fitting(windows or usual, opened.context, stream, names["evaluate"])
+    asked = [windows] if isinstance(windows, int) else windows
+    lengths = _fitting(asked or usual, opened.context, stream, names["evaluate"])
     found = perplexities(source, stream, lengths, batch, progress, "perplexity")
     return found, stream.begin
 
 
+@public(path=a_place)
 def read_plan(path: str | Path) -> Plan:
     """Read a plan.json, or the one in a folder.
 
     Raises:
         SecateurError: no such file, or not a plan.
     """
-    path = Path(path).expanduser()
+    path = typed_path(path)
     file = path / "plan.json" if path.is_dir() else path
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(file, "the plan ")
+    except SecateurError as error:
         raise SecateurError(
-            f"Cannot read the plan {file}: {getattr(error, 'strerror', None) or error}.\n"
-            "Make one: secateur prune MODEL --ratio 0.2 --dry-run --out DIR"
+            f"{error}\nMake one: secateur prune MODEL --ratio 0.2 --dry-run --out DIR"
         ) from error
     try:
         return Plan.from_json(text)
@@ -127,6 +157,36 @@ def read_plan(path: str | Path) -> Plan:
         raise SecateurError(f"{file}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a folder holds: facts, numbers of its layers, and the blend if two scores were fused.
+
+    `layers` has numbers; `rows` says the same to people, with headings as keys. `notes` are what
+    to know of how it was read.
+    """
+
+    facts: dict[str, Any]
+    layers: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    blend: dict[str, dict[str, float]] | None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the rows for people."""
+        return {
+            "facts": self.facts,
+            "layers": self.layers,
+            "blend": self.blend,
+            "notes": list(self.notes),
+        }
+
+
+@public(
+    folder=a_place,
+    against=optional(a_place),
+    merge_adapter=optional(a_flag),
+    dequantise=a_flag,
+)
 def inspect(
     folder: str | Path,
     against: str | Path | None = None,
@@ -134,36 +194,61 @@ def inspect(
     merge_adapter: bool | None = None,
     dequantise: bool = False,
 ) -> dict[str, Any]:
-    """What a folder holds: facts, one row a layer, and the blend if two scores were fused.
+    """What a folder holds: facts, one row an axis, and the blend if two scores were fused.
 
     `against` compares the plans of two; `merge_adapter` and `dequantise` are those of `open_model`.
 
     Raises:
         SecateurError: neither a supported model nor a plan.
     """
-    model, folder = folder, _folder(folder)
+    found = look_at(folder, against, merge_adapter=merge_adapter, dequantise=dequantise)
+    return found.to_json()
+
+
+@public(
+    folder=a_place,
+    against=optional(a_place),
+    merge_adapter=optional(a_flag),
+    dequantise=a_flag,
+)
+def look_at(
+    folder: str | Path,
+    against: str | Path | None = None,
+    *,
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
+) -> Look:
+    """The same as `inspect` gives, and rows for people.
+
+    Raises:
+        SecateurError: as `inspect`.
+    """
+    model, folder = folder, typed_path(folder)
     gguf = folder.suffix.lower() == ".gguf"
     has_plan = (folder / "plan.json").is_file() or (folder.is_file() and not gguf)
     plan = read_plan(folder) if has_plan else None
     facts: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     layers: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     if (folder / "config.json").is_file() or plan is None:
         opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
         structure, notes = opened.structure, opened.notes
         facts = {
-            "class": opened.raw_config.get("architectures", ["?"])[0],
+            "class": (opened.raw_config.get("architectures") or ["?"])[0],
             **_reading_facts(opened),
             "family": structure.family,
-            "parameters": f"{structure.parameters:,}",
-            "decoder linears, parameters": f"{structure.prunable:,}",
-            "weights on disk, MB": f"{bytes_before(opened) / 1e6:,.1f}",
+            "parameters": structure.parameters,
+            "decoder linears, parameters": structure.prunable,
+            "weights on disk, MB": bytes_before(opened) / 1e6,
             "context, tokens": opened.context,
         }
         if plan is None or against is None:
-            layers = [
+            before = _before(structure, plan)
+            layers = layer_numbers(*before)
+            rows = [
                 {"layer": layer, "attention heads (KV)": heads, "MLP width": width}
-                for layer, heads, width in layer_rows(*_before(structure, plan))
+                for layer, heads, width in layer_rows(*before)
             ]
     if plan is not None:
         facts |= {key: value for key, value in plan.settings.items() if value is not None}
@@ -177,15 +262,7 @@ def inspect(
             {"axis": name, "kept": len(units), "of": plan.units[name]}
             for name, units in plan.keep.items()
         ]
-    return {"facts": facts, "layers": layers, "blend": _blend(folder), "notes": list(notes)}
-
-
-def _folder(model: str | Path) -> Path:
-    """The path that `model` is, if it is one."""
-    try:
-        return Path(model).expanduser()
-    except RuntimeError:  # ~nobody
-        return Path(model)
+    return Look(facts, layers, rows or layers, _blend(folder), notes)
 
 
 def _reading_facts(opened: OpenModel) -> dict[str, str]:
@@ -215,8 +292,9 @@ def _blend(folder: Path) -> dict[str, dict[str, float]] | None:
     record = folder / "run.toml"
     if not record.is_file():
         return None
-    blend = read_record(record).get("results", {}).get("blend")
-    return blend if isinstance(blend, dict) else None
+    results = read_record(record).get("results")
+    blend = results.get("blend") if isinstance(results, dict) else None
+    return None if blend is None else checked_blend(blend, str(record))
 
 
 def bytes_before(opened: OpenModel) -> int:

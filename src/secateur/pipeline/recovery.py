@@ -5,12 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
-from ..config import READING, RECIPES, make_config, make_recover_config
+from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_word, public
+from ..config import (
+    READING,
+    RECIPES,
+    PruneSettings,
+    RecoverSettings,
+    make_config,
+    make_recover_config,
+)
 from ..errors import SecateurError
 from ..methods import METHODS
+from ..paths import expanded
 from ..progress import Progress, Quiet
+from ..registry import choose
 from . import stages
 from .checks import target
 from .recovery_run import Recovery, RecoveryRun, state_of
@@ -33,6 +43,9 @@ _SHARED = (
 )
 
 
+@public(
+    model=a_folder_or_name, out=a_target, force=a_flag, keep_adapter=a_flag, progress=a_progress
+)
 def recover(
     model: str | Path,
     *,
@@ -40,7 +53,7 @@ def recover(
     force: bool = False,
     keep_adapter: bool = False,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[RecoverSettings],
 ) -> Recovery:
     """Train the pruned folder `model` a little and write the better one to the folder `out`.
 
@@ -52,9 +65,9 @@ def recover(
     Raises:
         SecateurError: bad input; nothing was written.
     """
-    settings, texts = named(settings)
-    config = make_recover_config(**settings, model=str(model))
-    out = Path(out).expanduser()
+    names, texts = named(settings)
+    config = make_recover_config(**names, model=str(model))
+    out = expanded(out)
     run = RecoveryRun(config, out, progress or Quiet(), texts)
     if keep_adapter and config.trained != "lora":
         raise SecateurError(
@@ -68,6 +81,7 @@ def recover(
     return done
 
 
+@public(model=a_folder_or_name, out=a_target, recipe=a_word, force=a_flag, progress=a_progress)
 def prune_and_recover(
     model: str | Path,
     *,
@@ -75,7 +89,7 @@ def prune_and_recover(
     recipe: str,
     force: bool = False,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[PruneSettings],
 ) -> tuple[Result, Recovery]:
     """Prune `model` and train what is left on its calibration text: `out` has the outcome.
 
@@ -84,6 +98,7 @@ def prune_and_recover(
     Raises:
         SecateurError: bad input, or a method without a recovery; nothing was written.
     """
+    choose("recovery", recipe, {**RECIPES, "own": None})
     names, texts = named(settings)
     pruning = make_config(model=str(model), **names)
     if recipe == "own":
@@ -99,7 +114,7 @@ def prune_and_recover(
     if RECIPES[recipe].loss == "kl":
         shared["teacher"] = str(model)
     config = make_recover_config(model=str(model), recipe=recipe, **shared)
-    out = Path(out).expanduser()
+    out = expanded(out)
     # what it lacks shows before the pruning
     given = config.model_copy(update={"data": pruning.calibration})
     if "calibration" in texts:

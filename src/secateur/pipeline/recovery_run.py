@@ -25,6 +25,7 @@ from ..export import (
     write_model,
 )
 from ..models import OpenModel, StreamedModel, load, open_model, resolve_device
+from ..paths import resolved
 from ..progress import Progress
 from ..recovery import (
     STATE_FORMAT,
@@ -107,7 +108,8 @@ class Recovery:
 
 def state_of(out: Path) -> Path:
     """Where the state of a training is kept until `out` is there."""
-    return out.resolve().with_name(f".{out.resolve().name}.training.safetensors")
+    place = resolved(out)
+    return place.with_name(f".{place.name}.training.safetensors")
 
 
 class RecoveryRun:
@@ -193,6 +195,7 @@ class RecoveryRun:
             autocast=self._autocast,
             store=store,
             fingerprint=fingerprint,
+            anew=force,
             progress=self._progress,
         ).run()
         self._explain(outcome, schedule.steps)

@@ -4,23 +4,58 @@ open -> structure -> calibration -> statistics -> scores -> plan -> cut and repa
 -> write
 """
 
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
-from ..config import make_config
+from ..arguments import (
+    a_flag,
+    a_model,
+    a_progress,
+    a_target,
+    a_tokenizer,
+    of_kind,
+    optional,
+    public,
+)
+from ..config import PruneSettings, make_config
+from ..errors import ArgumentError
 from ..progress import Progress
 from ..structure import Plan
 from ..surgery import REPAIRS
 from .checks import target
 from .choice import check_ratio
+from .look import read_plan
 from .record import write_plan
 from .result import Result
 from .session import RECORDED, Run, name_of, path_of
 from .texts import named
 
 
+def _a_plan(name: str, value: Any) -> Plan:
+    """A plan, or where one can be read."""
+    if isinstance(value, Plan):
+        return value
+    if isinstance(value, Mapping):
+        return Plan.from_raw(value)
+    if not isinstance(value, str | PathLike):
+        raise ArgumentError(
+            f"{name} must be a Plan, a plan.json or its folder, not {of_kind(value)}."
+        )
+    return read_plan(Path(value))
+
+
+@public(
+    model=a_model,
+    out=optional(a_target),
+    force=a_flag,
+    dry_run=a_flag,
+    tokenizer=a_tokenizer,
+    progress=a_progress,
+)
 def prune(
     model: str | Path | nn.Module,
     *,
@@ -29,7 +64,7 @@ def prune(
     dry_run: bool = False,
     tokenizer: Any = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[PruneSettings],
 ) -> Result:
     """Prune `model` and write the smaller one to the folder `out`.
 
@@ -42,8 +77,8 @@ def prune(
     Raises:
         SecateurError: bad input; nothing was written.
     """
-    settings, texts = named(settings)
-    config = make_config(model=name_of(model), **settings)
+    names, texts = named(settings)
+    config = make_config(model=name_of(model), **names)
     run = Run(model, config, tokenizer, progress, texts)
     check_ratio(run.structure, run.config)
     with target(path_of(out), force, run.opened, *run.texts) as folder:
@@ -57,28 +92,38 @@ def prune(
         return run.carry_out(plan, statistics, folder, path_of(out))
 
 
+@public(
+    model=a_model,
+    plan=_a_plan,
+    out=optional(a_target),
+    force=a_flag,
+    tokenizer=a_tokenizer,
+    progress=a_progress,
+)
 def apply(
-    plan: Plan,
+    plan: Plan | str | Path | Mapping[str, Any],
     model: str | Path | nn.Module,
     *,
     out: str | Path | None = None,
     force: bool = False,
     tokenizer: Any = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **settings: Unpack[PruneSettings],
 ) -> Result:
     """Cut `model` by a plan made before, perhaps edited since; the repair is done anew.
 
+    `plan` is a `Plan`, the path of a plan.json (or of a folder that has one), or what it holds.
     `settings` override what the plan records (its repair, its calibration text and seed).
 
     Raises:
         SecateurError: bad input, or a plan for another architecture; nothing was written.
     """
+    assert isinstance(plan, Plan), "its check makes one of all that it takes"
     recorded = {key: value for key, value in plan.settings.items() if key in RECORDED}
-    settings, texts = named(settings)
+    names, texts = named(settings)
     # a plan that says nothing of BOS is of a time when texts alone began with it
     calibration = {"bos": "document", **plan.calibration}
-    merged = {**recorded, **calibration, "repair": plan.repair, **settings}
+    merged = {**recorded, **calibration, "repair": plan.repair, **names}
     config = make_config(**{**merged, "model": name_of(model)})
     run = Run(model, config, tokenizer, progress, texts)
     plan.check(run.structure)

@@ -17,6 +17,7 @@ from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..export import Form, copy_companions, prove, pruned_form, with_around, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
+from ..paths import expanded
 from ..progress import Progress, Quiet
 from ..search import Limits, one_by_one
 from ..stats import Statistics, collect, collect_gradients
@@ -546,4 +547,4 @@ def name_of(model: str | Path | nn.Module) -> str:
 
 def path_of(out: str | Path | None) -> Path | None:
     """A path that the user typed."""
-    return None if out is None else Path(out).expanduser()
+    return None if out is None else expanded(out)

@@ -14,6 +14,7 @@ from ..data import Examples
 from ..errors import SecateurError
 from ..evaluation import window_lengths
 from ..models import LIVE, OpenModel, open_model
+from ..paths import typed_path
 from ..progress import Progress, Quiet
 from .checks import known_ids
 from .held_out import HeldOut
@@ -112,7 +113,7 @@ def read_data(
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(config.seed))
     examples = Examples(examples.ids[order], examples.labels[order])
     held = min(max(1, int(len(examples) * _HELD_OUT)), _HELD_OUT_MOST)
-    if source == config.evaluate and Path(source).expanduser().exists():  # a set has two parts
+    if source == config.evaluate and typed_path(source).exists():  # a set has two parts
         note(f"perplexity is taken on {source}, which is trained on: another text would say more")
     text = _evaluation(opened, config, spare, texts.get("evaluate"), note)
     return TrainingData(examples, held, source, text, begin)

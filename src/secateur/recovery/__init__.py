@@ -1,11 +1,12 @@
 """Recovery: a short training that brings back what the cut took."""
 
+from .earlier import Check, Outcome
 from .grid import GRIDS, Quantised, quantised
 from .groupwise import Groupwise, GroupwiseLinear
 from .lora import Lora
 from .objectives import CachedDistillation, FullDistillation, Objective, next_token
 from .state import STATE_FORMAT, forget_other, read_state
-from .trainer import Check, Outcome, Schedule, Trainer
+from .trainer import Schedule, Trainer
 from .weights import Plain
 
 __all__ = [

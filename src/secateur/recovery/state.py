@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import SecateurError
+from ..parsing import parse_json
 
 # Part of every fingerprint: a state of another format is that of another run.
 STATE_FORMAT = "2"
@@ -55,6 +56,17 @@ def forget_other(path: Path, fingerprint: str) -> None:
         path.unlink()
 
 
+def damaged(path: Path) -> SecateurError:
+    """What to say of a state that does not hold what a training needs to go on."""
+    return SecateurError(
+        f"{path} is no state of a training, or damaged.\nAdd --force to begin anew."
+    )
+
+
+def _damaged_values(why: str) -> SecateurError:
+    return SecateurError(f"the values of a state are not JSON: {why}")
+
+
 def read_state(path: Path, fingerprint: str) -> State | None:
     """The state in `path`; None if there is no such file.
 
@@ -66,14 +78,14 @@ def read_state(path: Path, fingerprint: str) -> State | None:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            values = json.loads(about["values"])
+            values = parse_json(about["values"], _damaged_values)
             own = about.get("fingerprint") == fingerprint
             names = list(file.keys()) if own else []  # a state is as large as what is trained
             tensors = {name: file.get_tensor(name).clone() for name in names}
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise SecateurError(
-            f"{path} is no state of a training, or damaged.\nAdd --force to begin anew."
-        ) from error
+    except (OSError, SafetensorError, KeyError, TypeError, SecateurError) as error:
+        raise damaged(path) from error
+    if not isinstance(values, dict):
+        raise damaged(path)
     if not own:
         raise SecateurError(
             f"{path} is the state of an unfinished training with other settings, data or weights."

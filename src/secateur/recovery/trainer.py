@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from ..data import Examples
 from ..errors import SecateurError
 from ..progress import Progress, Quiet
+from .earlier import MOMENTS, Check, Earlier, Outcome
 from .objectives import Objective
-from .state import State, read_state, write_state
+from .state import State, damaged, read_state, write_state
 from .weights import relative_rate
 
 CHECKS = 10
@@ -76,46 +77,12 @@ class Schedule:
         return torch.stack([orders[place // count][place % count] for place in places])
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """Losses per token after `step` steps: on what was trained on since the last check, held out.
-
-    `trained` is None before the first step.
-    """
-
-    step: int
-    trained: float | None
-    held_out: float
-
-
-@dataclass
-class Outcome:
-    """How training went. `stopped` says why it ended before its last step, if it did."""
-
-    checks: list[Check] = field(default_factory=list)
-    steps: int = 0
-    best_step: int = 0
-    stopped: str | None = None
-    tokens: int = 0
-    seconds: float = 0.0
-
-    @property
-    def overfits(self) -> bool:
-        """Whether the loss fell on what was trained on while it rose on held-out examples."""
-        later = [check for check in self.checks if check.trained is not None]
-        if len(later) < 2:
-            return False
-        best = min(check.held_out for check in self.checks)
-        falls = (later[-1].trained or 0) < (later[0].trained or 0)
-        return falls and later[-1].held_out > 1.01 * best
-
-
 class Trainer:
     """Trains `parameters` of `model` on the first examples of `data`; the last `held` are held out.
 
     `device` and `autocast` (None: no) say where and in what the passes run. The state is kept in
     the file `store`, if there is one, and training goes on from there if `fingerprint` is that of
-    the state.
+    the state; one that is damaged is an error, or forgotten (`anew`).
     """
 
     def __init__(
@@ -131,13 +98,14 @@ class Trainer:
         autocast: torch.dtype | None = None,
         store: Path | None = None,
         fingerprint: str = "",
+        anew: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self._model, self._parameters = model, dict(parameters)
         self._data, self._train = data, len(data) - held
         self._objective, self._schedule = objective, schedule
         self._device, self._autocast = device, autocast
-        self._store, self._fingerprint = store, fingerprint
+        self._store, self._fingerprint, self._anew = store, fingerprint, anew
         self._progress = progress or Quiet()
         rates = {
             name: schedule.rate * (relative_rate(parameter) if schedule.relative else 1.0)
@@ -264,7 +232,8 @@ class Trainer:
     def _resume(self) -> int:
         """Take up the state in the file, if there is one; the number of steps done."""
         state = read_state(self._store, self._fingerprint) if self._store else None
-        if state is None:
+        earlier = None if state is None else self._checked(state)
+        if earlier is None:
             self._check(0)
             if not math.isfinite(self._best_loss):
                 raise SecateurError(
@@ -272,26 +241,35 @@ class Trainer:
                     " state to start from.\nTry --dtype float32, or another recipe."
                 )
             return 0
+        tensors = earlier.tensors
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                parameter.copy_(state.tensors[f"now/{name}"])
+                parameter.copy_(tensors[f"now/{name}"])
                 moments = {
-                    key: state.tensors[f"{key}/{name}"].to(parameter.device)
-                    for key in ("exp_avg", "exp_avg_sq")
-                    if f"{key}/{name}" in state.tensors
+                    key: tensors[f"{key}/{name}"].to(parameter.device)
+                    for key in MOMENTS
+                    if f"{key}/{name}" in tensors
                 }
                 if moments:
-                    step = state.tensors[f"step/{name}"]
+                    step = tensors[f"step/{name}"]
                     self._optimizer.state[parameter] = {"step": step, **moments}
-        self._best = {name: state.tensors[f"best/{name}"] for name in self._parameters}
-        values = dict(state.values)
-        self._best_loss, self._worse = values.pop("best_loss"), values.pop("worse")
-        self._share = values.pop("share")
-        self._since = [(loss, count) for loss, count in values.pop("since")]
-        checks = [Check(**check) for check in values.pop("checks")]
-        self._outcome = Outcome(checks=checks, **values)
+        self._best = {name: tensors[f"best/{name}"] for name in self._parameters}
+        self._best_loss, self._worse = earlier.best_loss, earlier.worse
+        self._share, self._since = earlier.share, earlier.since
+        self._outcome = earlier.outcome
         self._progress.note(f"going on after step {self._outcome.steps} of an earlier run")
         return self._outcome.steps
+
+    def _checked(self, state: State) -> Earlier | None:
+        """What the state holds; None if it is damaged and is to be forgotten."""
+        assert self._store is not None, "a state comes from a file"
+        try:
+            return Earlier.of(state, self._parameters, self._schedule.steps)
+        except (KeyError, TypeError, ValueError) as error:
+            if not self._anew:
+                raise damaged(self._store) from error
+            self._store.unlink()
+            return None
 
     def _save(self) -> None:
         if self._store is None:
@@ -301,7 +279,7 @@ class Trainer:
             tensors[f"now/{name}"] = parameter.detach()
             tensors[f"best/{name}"] = self._best[name]
             moments = self._optimizer.state.get(parameter, {})
-            for key in ("exp_avg", "exp_avg_sq", "step"):
+            for key in (*MOMENTS, "step"):
                 if key in moments:
                     tensors[f"{key}/{name}"] = moments[key]
         outcome = self._outcome

@@ -1,7 +1,14 @@
 """Numbers as rows that people read."""
 
-from .blend import BLEND_COLUMNS, blend_chart, blend_rows
-from .rows import bos_line, evaluation_line, layer_rows, number_rows, plan_difference
+from .blend import BLEND_COLUMNS, blend_chart, blend_rows, checked_blend
+from .rows import (
+    bos_line,
+    evaluation_line,
+    layer_numbers,
+    layer_rows,
+    number_rows,
+    plan_difference,
+)
 from .structure_picture import structure_picture
 from .structures import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
 from .tables import comparison_columns, comparison_row, write_comparison
@@ -13,9 +20,11 @@ __all__ = [
     "blend_chart",
     "blend_rows",
     "bos_line",
+    "checked_blend",
     "comparison_columns",
     "comparison_row",
     "evaluation_line",
+    "layer_numbers",
     "layer_rows",
     "number_rows",
     "plan_difference",

@@ -4,12 +4,40 @@ A blend is the two shares by axis name, `{"layers.3.mlp": {"coarse": 0.8, "fine"
 """
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import SecateurError
+from ..shown import one_line
+
 Blend = Mapping[str, Mapping[str, float]]
 
+# layers.3.mlp
+_AXIS = re.compile(r"layers\.\d{1,9}\..")
+
 BLEND_COLUMNS = ("layer", "units", "coarse", "fine")
+
+
+def checked_blend(raw: Any, where: str) -> dict[str, dict[str, float]]:
+    """A blend that was read from a file, if it is one.
+
+    Raises:
+        SecateurError: it is not; `where` says which file that was.
+    """
+    entries = raw.items() if isinstance(raw, dict) else ()
+    if not entries or not all(_AXIS.match(axis) and _is_shares(one) for axis, one in entries):
+        raise SecateurError(
+            f"{where}: results.blend is not what prune writes there, two shares (coarse, fine) by"
+            " axis.\nCopy the file from the pruned folder again, or remove the table."
+        )
+    return {axis: {name: float(one[name]) for name in ("coarse", "fine")} for axis, one in entries}
+
+
+def _is_shares(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"coarse", "fine"} <= value.keys():
+        return False
+    return all(type(value[name]) in (int, float) for name in ("coarse", "fine"))
 
 
 def blend_rows(blend: Blend) -> list[tuple[int, str, str, str]]:
@@ -38,7 +66,7 @@ def blend_chart(blends: Mapping[str, Blend]) -> str:
         panel.axhline(0.5, color="#888888", linewidth=0.8, linestyle="--")
         panel.set_ylim(-0.04, 1.04)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set_title(method, fontsize="medium")
+        panel.set_title(one_line(method).replace("$", r"\$"), fontsize="medium")
         panel.set_ylabel("share of the coarse\nscore (rest: fine)")
         panel.grid(visible=True, alpha=0.25)
         panel.legend(title="units", loc="center left", bbox_to_anchor=(1.0, 0.5))

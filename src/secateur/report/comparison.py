@@ -1,10 +1,12 @@
 """Several methods on one model: a table for the terminal, a page with a chart for the browser."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..shown import one_line
 from .blend import Blend, blend_chart
 
 
@@ -29,6 +31,9 @@ class Trial:
         return f"{self.method} + {self.repair}" if self.repair else self.method
 
 
+# Shares removed that differ by no more are taken for the same: half a point.
+ALIKE = 0.005
+
 # By repair, in the order in which they come.
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D")
@@ -43,7 +48,7 @@ def trial_columns(windows: Sequence[int]) -> list[str]:
 def trial_row(trial: Trial) -> list[str]:
     """A trial as cells for people."""
     return [
-        trial.label,
+        one_line(trial.label),
         f"{trial.removed:.1%}",
         *(f"{value:,.1f}" for value in trial.perplexity.values()),
         f"{trial.size:.2f}",
@@ -76,7 +81,7 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
             marker=_MARKERS[style],
             linestyle=_LINES[style],
             color=f"C{methods.index(own[0].method)}",
-            label=label,
+            label=_literal(label),
         )
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -93,6 +98,12 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
     with rc_context({"svg.hashsalt": "secateur"}):  # same data, same bytes
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
+
+
+def _literal(name: str) -> str:
+    """A name that matplotlib does not take for mathematics, nor for one to be left out."""
+    text = one_line(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 _PAGE = """<!doctype html>
@@ -138,7 +149,7 @@ def page(
     trials: Sequence[Trial],
     blends: Mapping[str, Blend] | None = None,
 ) -> str:
-    """A page of its own: chart, then one table a ratio with the best method marked.
+    """A page of its own: chart, then one table a ratio with the best method marked (`best_of`).
 
     `blends` are those of the methods that fuse two scores: see `blend_chart`.
     """
@@ -148,10 +159,9 @@ def page(
     tables: list[tuple[str, Any, int]] = []
     for ratio in dict.fromkeys(trial.ratio for trial in trials):
         here = [trial for trial in trials if trial.ratio == ratio]
-        values = [trial.perplexity[windows[0]] for trial in here]
         rows = [trial_row(trial) for trial in (dense, *here)]
         tables.append(
-            (f"{ratio:.0%} of the decoder's linears", rows, 1 + values.index(min(values)))
+            (f"{ratio:.0%} of the decoder's linears", rows, 1 + best_of(here, windows[0]))
         )
     drawn = chart(dense, trials, windows[0])
     template = Environment(autoescape=True).from_string(_PAGE)
@@ -164,6 +174,16 @@ def page(
         columns=trial_columns(windows),
         tables=tables,
     )
+
+
+def best_of(trials: Sequence[Trial], window: int) -> int:
+    """Which of the trials has the lowest perplexity of those that removed as much as any.
+
+    Units are whole, so that `ALIKE` less counts as the same; who removed less yet is no winner.
+    """
+    most = max(trial.removed for trial in trials)
+    fair = [i for i, trial in enumerate(trials) if trial.removed >= most - ALIKE]
+    return min(fair, key=lambda i: (math.isnan(p := trials[i].perplexity[window]), p))
 
 
 def _inline(svg: str) -> Any:

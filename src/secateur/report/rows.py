@@ -1,5 +1,6 @@
 """Rows for the summary table of the terminal and of the model card."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,25 @@ def layer_rows(structure: Structure, plan: Plan) -> list[tuple[int | str, str, s
     return rows + hidden
 
 
+def layer_numbers(structure: Structure, plan: Plan) -> list[dict[str, Any]]:
+    """What stays of each axis, in numbers: heads or channels `kept` of how many.
+
+    `units` are what a plan counts: KV heads with their query heads, channels, experts.
+    """
+    return [
+        {
+            "layer": axis.layer if axis.layer >= 0 else None,
+            "kind": axis.kind,
+            "granularity": axis.granularity,
+            "kept": len(plan.kept(axis)) * axis.per_unit,
+            "of": axis.units * axis.per_unit,
+            "units_kept": len(plan.kept(axis)),
+            "units": axis.units,
+        }
+        for axis in structure.axes
+    ]
+
+
 def _kept(axis: Axis, plan: Plan) -> str:
     """How many units of `axis` stay, in words for a table."""
     kept, units = len(plan.kept(axis)), axis.units
@@ -108,5 +128,6 @@ def plan_difference(one: Plan, other: Plan) -> list[dict[str, Any]]:
 
 
 def _by_layer(name: str) -> tuple[int, str]:
-    """`layers.10.mlp` after `layers.9.mlp`."""
-    return int(name.split(".")[1]), name
+    """`layers.10.mlp` after `layers.9.mlp`; what names no layer comes first."""
+    layer = re.match(r"layers\.(\d{1,9})\.", name)
+    return int(layer[1]) if layer else -1, name

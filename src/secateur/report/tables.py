@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..extras import lacking
+from ..shown import one_line
 from .blend import blends_of
 from .comparison import Trial, page
 
@@ -33,18 +35,22 @@ def comparison_row(row: Row) -> list[str]:
 
 
 def write_comparison(folder: Path, model: str, rows: Sequence[Row]) -> None:
-    """Write comparison.json, comparison.csv and, if there is a perplexity, comparison.html."""
+    """Write comparison.json, comparison.csv and, if there is a perplexity, comparison.html.
+
+    The last one needs the packages of the extra `report`.
+    """
     versions = {name: version(name) for name in _VERSIONS}
     record = {"model": model, "versions": versions, "rows": list(rows)}
     text = json.dumps(record, indent=1) + "\n"
     (folder / "comparison.json").write_text(text, encoding="utf-8")
     (folder / "comparison.csv").write_text(_csv(rows), encoding="utf-8")
-    if rows[0]["perplexity"]:
-        name = Path(model).name
+    if rows[0]["perplexity"] and not lacking("report"):
+        name = one_line(Path(model).name)
         html = page(
             f"{name} pruned",
             f"{name} pruned by each method at the same ratios. {_made_with(rows[0])}",
             "Lower perplexity is better; look at what was really removed, too: units are whole. "
+            "Marked is the lowest one of the rows that removed within half a point of the most. "
             "Weights are counted, not written. The time of a row leaves out what all share.",
             _dense(rows[0]),
             [_trial(row) for row in rows],
@@ -80,8 +86,14 @@ def _csv(rows: Sequence[Row]) -> str:
     writer.writerow([*names, *(f"perplexity_{window}" for window in windows)])
     for row in rows:
         values = [entry["after"] for entry in row["perplexity"]]
-        writer.writerow([*(row[name] for name in names), *values])
+        writer.writerow([*(_cell(row[name]) for name in names), *values])
     return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
 
 
 def _trial(row: Row) -> Trial:

@@ -11,11 +11,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..errors import SecateurError
+from ..parsing import parse_json
 from .axis import Axis, Structure
 
 T = TypeVar("T")
 
 FORMAT = "secateur-plan-1"
+# Of all axes together; the largest mixture of experts there is has 30 million channels.
+_MOST_UNITS = 2**25
 
 
 def format_ranges(indices: Iterable[int]) -> str:
@@ -37,9 +40,9 @@ def parse_ranges(text: str, *, what: str, size: int) -> tuple[int, ...]:
     """
     indices: list[int] = []
     for part in text.replace(" ", "").split(",") if text.strip() else []:
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", part)
         if not match:
-            raise SecateurError(f"{what}: {part!r} is not a number or a range like 4-29.")
+            raise SecateurError(f"{what}: {_short(part)} is not a number or a range like 4-29.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= size or (indices and first <= indices[-1]):
             raise SecateurError(
@@ -103,7 +106,8 @@ class Plan:
                 f" ({self.architecture[:12]}, this model is {structure.architecture[:12]}).\n"
                 "Make one for this model: secateur prune MODEL --ratio 0.2 --dry-run --out DIR"
             )
-        for name, units in self.keep.items():
+        for name, given in self.keep.items():
+            units = _whole_numbers(name, given)
             axis = structure.by_name.get(name)
             if axis is None:
                 raise SecateurError(f"The plan names {name!r}, which this model does not have.")
@@ -112,10 +116,7 @@ class Plan:
                     f"The plan keeps no unit of {name}: a layer without any loads in no engine.\n"
                     'Keep at least one, for example "keep": "0".'
                 )
-            if units and units[-1] >= axis.units:
-                raise SecateurError(
-                    f"The plan keeps unit {units[-1]} of {name}, which has {axis.units}."
-                )
+            _check_units(name, units, axis.units)
             per_group = axis.units // axis.groups
             counts = {sum(u // per_group == group for u in units) for group in range(axis.groups)}
             if len(counts) > 1 or min(counts) < axis.floor:
@@ -162,13 +163,18 @@ class Plan:
         Raises:
             SecateurError: not a plan, one of another version, or ranges that make no sense.
         """
-        try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SecateurError(
-                f"Not a plan: line {error.lineno} is not JSON ({error.msg})."
-            ) from error
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        return cls.from_raw(
+            parse_json(text, lambda why: SecateurError(f"Not a plan: it is not JSON ({why})."))
+        )
+
+    @classmethod
+    def from_raw(cls, raw: Any) -> "Plan":
+        """Read the value of the JSON text that `to_json` wrote.
+
+        Raises:
+            SecateurError: as `from_json`.
+        """
+        if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             raise SecateurError(
                 f"Not a plan of format {FORMAT!r}: plan.json of a pruned folder is."
             )
@@ -180,6 +186,8 @@ class Plan:
             if name in keep:
                 raise SecateurError(f"The plan names {name} twice; remove one of the two lines.")
             units, text = _part(axis, "units", int, name), _part(axis, "keep", str, name)
+            if units < 0 or units + sum(sizes.values()) > _MOST_UNITS:
+                raise SecateurError(f"The plan gives {name} {units:,} units; no model has so many.")
             keep[name] = parse_ranges(text, what=name, size=units)
             sizes[name] = units
         return cls(
@@ -193,9 +201,34 @@ class Plan:
         )
 
 
+def _whole_numbers(name: str, units: Any) -> tuple[int, ...]:
+    """The units that a plan keeps, if they are whole numbers: programs make plans, too."""
+    sound = isinstance(units, tuple) and all(type(unit) is int for unit in units)
+    if not sound:
+        raise SecateurError(
+            f"The plan keeps {_short(units)} of {name}; expected a tuple of whole numbers, (0, 2)."
+        )
+    return units
+
+
+def _check_units(name: str, units: tuple[int, ...], size: int) -> None:
+    if units and max(units) >= size:
+        raise SecateurError(f"The plan keeps unit {max(units)} of {name}, which has {size}.")
+    if any(unit < 0 for unit in units) or list(units) != sorted(set(units)):
+        raise SecateurError(
+            f"The plan keeps {_short(units)} of {name}; expected ascending numbers from 0 to"
+            f" {size - 1}."
+        )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _part(raw: Any, key: str, kind: type[T], where: str = "it") -> T:
     """`raw[key]`, if it is there and a `kind`."""
-    value = raw.get(key) if isinstance(raw, dict) else None
+    value = raw.get(key) if isinstance(raw, Mapping) else None
     if not isinstance(value, kind):
         names = {str: 'a text like "0-3,7"', int: "a number", list: "a list", dict: "an object"}
         raise SecateurError(

@@ -1,0 +1,262 @@
+"""What every public function does first and last: its arguments checked, its errors in our words.
+
+    @public(model=a_model, out=a_place, force=a_flag)
+    def prune(model, *, out=None, force=False, **settings): ...
+
+Settings are not listed: pydantic checks those.
+"""
+
+import errno
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any, ParamSpec, TypeVar
+
+from .errors import ArgumentError, SecateurError
+from .paths import expanded, resolved, typed_path
+from .progress import Logged, Progress
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Takes the name of an argument and its value; gives the value to pass on.
+Check = Callable[[str, Any], Any]
+
+
+def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Check the arguments named; say what the system refuses as a `SecateurError`."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = _bound(function.__name__, signature, args, kwargs)
+            for name, check in checks.items():
+                bound.arguments[name] = check(name, bound.arguments[name])
+            own = bound.arguments.get("progress")
+            try:
+                return function(*bound.args, **bound.kwargs)
+            except (OSError, MemoryError, RuntimeError) as error:
+                said = refusal(error)
+                if said is None:
+                    raise
+                raise said from error
+            finally:
+                if isinstance(own, Logged):
+                    own.close()
+
+        return checked
+
+    return decorate
+
+
+def _bound(
+    name: str, signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, Any]
+) -> inspect.BoundArguments:
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ArgumentError(f"{name}{_listed(signature)}: {error}.") from error
+    bound.apply_defaults()
+    return bound
+
+
+def _listed(signature: inspect.Signature) -> str:
+    names = [
+        f"**{name}" if parameter.kind is parameter.VAR_KEYWORD else name
+        for name, parameter in signature.parameters.items()
+    ]
+    return f"({', '.join(names)})"
+
+
+def refusal(error: BaseException) -> SecateurError | None:
+    """What the system refused, as an error for users; None for errors of another kind."""
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno == errno.ENOSPC:
+            return SecateurError(f"No space left{_where(error)}. Free some and try again.")
+        return SecateurError(f"The system refuses: {error.strerror}{_where(error)}.")
+    if isinstance(error, MemoryError) or _out_of_memory(error):
+        return SecateurError(
+            "There is not enough memory for this.\nTry a smaller --batch, --length or --samples, or"
+            " a machine with more."
+        )
+    return None
+
+
+def _where(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename is not None else ""
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Torch raises a class of its own for a GPU, and a bare RuntimeError for a CPU."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def of_kind(value: object) -> str:
+    """What a value is, in a few words for an error."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    try:
+        text = repr(value)
+    except Exception:  # objects of others, and numbers of too many digits
+        text = ""
+    short = text if 0 < len(text) <= 60 and "\n" not in text else "one"
+    return f"{short} ({type(value).__name__})"
+
+
+def a_place(name: str, value: Any) -> Any:
+    """A path of a file or folder, `~` expanded."""
+    if not isinstance(value, str | PathLike):
+        raise ArgumentError(f"{name} must be a path, not {of_kind(value)}.")
+    return typed_path(value, name)
+
+
+def a_target(name: str, value: Any) -> Any:
+    """A path to write to, `~` expanded; whether it can be written shows when it is."""
+    if not isinstance(value, str | PathLike):
+        raise ArgumentError(f"{name} must be a path, not {of_kind(value)}.")
+    path = expanded(value, name)
+    resolved(path)
+    return path
+
+
+def a_model(name: str, value: Any) -> Any:
+    """A folder, a name on the hub, or a module (of which `open_model` says what it must be)."""
+    from torch import nn
+
+    if isinstance(value, nn.Module):
+        return value
+    if not isinstance(value, str | PathLike):
+        raise ArgumentError(
+            f"{name} must be a folder, a name on the hub or a transformers model, not"
+            f" {of_kind(value)}."
+        )
+    typed_path(value, name)
+    return value
+
+
+def a_folder_or_name(name: str, value: Any) -> Any:
+    """A folder, or a name on the hub."""
+    if not isinstance(value, str | PathLike):
+        raise ArgumentError(f"{name} must be a folder or a name on the hub, not {of_kind(value)}.")
+    typed_path(value, name)
+    return value
+
+
+def a_text(name: str, value: Any) -> Any:
+    """A text by its name or path; what is no name is a text itself, and looked at where it is read.
+
+    `None`, numbers and functions can be neither.
+    """
+    if value is None or isinstance(value, bool | int | float) or callable(value):
+        raise ArgumentError(
+            f"{name} must name a text (a file, a folder, wikitext2...) or be one (strings, rows,"
+            f" tokens), not {of_kind(value)}."
+        )
+    if not isinstance(value, str | PathLike):
+        return value
+    typed_path(value, name)
+    return str(value)
+
+
+def a_word(name: str, value: Any) -> Any:
+    """A text that is a name."""
+    if not isinstance(value, str):
+        raise ArgumentError(f"{name} must be a text, not {of_kind(value)}.")
+    return value
+
+
+def a_flag(name: str, value: Any) -> Any:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name} must be True or False, not {of_kind(value)}.")
+    return value
+
+
+def a_tokenizer(name: str, value: Any) -> Any:
+    """A tokenizer of transformers, or what can be called like one."""
+    fits = callable(value) and hasattr(value, "eos_token_id") and not isinstance(value, type)
+    if value is not None and not fits:
+        raise ArgumentError(
+            f"{name} must be a tokenizer, not {of_kind(value)}.\n"
+            "Type: AutoTokenizer.from_pretrained(FOLDER)"
+        )
+    return value
+
+
+def a_progress(name: str, value: Any) -> Progress:
+    """What shows the course of long work; by default the logger `secateur` does."""
+    if value is None:
+        return Logged()
+    if isinstance(value, type) or not isinstance(value, Progress):
+        raise ArgumentError(
+            f"{name} must have the methods of secateur.progress.Progress (track, status, note); it"
+            f" is {of_kind(value)}."
+        )
+    return value
+
+
+def a_dtype(name: str, value: Any) -> str:
+    """The name of a dtype, or torch's own."""
+    from torch import dtype
+
+    if isinstance(value, dtype):
+        return str(value).removeprefix("torch.")
+    return a_word(name, value)
+
+
+def a_device(name: str, value: Any) -> str:
+    """The name of a device, or torch's own."""
+    from torch import device
+
+    return str(value) if isinstance(value, device) else a_word(name, value)
+
+
+def a_function(name: str, value: Any) -> Any:
+    """What can be called."""
+    if not callable(value):
+        raise ArgumentError(f"{name} must be a function, not {of_kind(value)}.")
+    return value
+
+
+def a_whole(name: str, value: Any) -> Any:
+    """A whole number."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ArgumentError(f"{name} must be a whole number, not {of_kind(value)}.")
+    return value
+
+
+def a_count(least: int) -> Check:
+    """A whole number that is not below `least`."""
+
+    def check(name: str, value: Any) -> Any:
+        if a_whole(name, value) < least:
+            raise ArgumentError(f"{name} must be {least} or more, not {of_kind(value)}.")
+        return value
+
+    return check
+
+
+def a_number(name: str, value: Any) -> Any:
+    """A number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ArgumentError(f"{name} must be a number, not {of_kind(value)}.")
+    return value
+
+
+def some(check: Check) -> Check:
+    """One value, or a sequence of them."""
+
+    def each(name: str, value: Any) -> Any:
+        if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+            return [check(f"each of {name}", one) for one in value]
+        return [check(name, value)]
+
+    return each
+
+
+def optional(check: Check) -> Check:
+    """None, or what `check` takes."""
+    return lambda name, value: None if value is None else check(name, value)

@@ -1,0 +1,103 @@
+"""How a training went, and how far an earlier one came whose state is on disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .state import State
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Losses per token after `step` steps: on what was trained on since the last check, held out.
+
+    `trained` is None before the first step.
+    """
+
+    step: int
+    trained: float | None
+    held_out: float
+
+
+@dataclass
+class Outcome:
+    """How training went. `stopped` says why it ended before its last step, if it did."""
+
+    checks: list[Check] = field(default_factory=list)
+    steps: int = 0
+    best_step: int = 0
+    stopped: str | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def overfits(self) -> bool:
+        """Whether the loss fell on what was trained on while it rose on held-out examples."""
+        later = [check for check in self.checks if check.trained is not None]
+        if len(later) < 2:
+            return False
+        best = min(check.held_out for check in self.checks)
+        falls = (later[-1].trained or 0) < (later[0].trained or 0)
+        return falls and later[-1].held_out > 1.01 * best
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What an earlier run left: tensors by name, and where it stood."""
+
+    tensors: Mapping[str, Tensor]
+    outcome: Outcome
+    best_loss: float
+    worse: int
+    share: float
+    since: list[tuple[float, int]]
+
+    @classmethod
+    def of(cls, state: State, parameters: Mapping[str, Tensor], steps: int) -> "Earlier":
+        """What `state` holds, if it fits `parameters` and a training of so many `steps`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it does not.
+        """
+        for name, parameter in parameters.items():
+            _check_tensors(state.tensors, name, parameter)
+        values = dict(state.values)
+        best_loss, share = float(values.pop("best_loss")), float(values.pop("share"))
+        worse = _count(values.pop("worse"))
+        since = [(float(loss), _count(count)) for loss, count in values.pop("since")]
+        checks = [Check(**_check(check)) for check in values.pop("checks")]
+        outcome = Outcome(checks=checks, **values)
+        if max(_count(outcome.steps), _count(outcome.best_step)) > steps:
+            raise ValueError("more steps than there are")
+        outcome.tokens, outcome.seconds = _count(outcome.tokens), float(outcome.seconds)
+        return cls(state.tensors, outcome, best_loss, worse, share, since)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], name: str, parameter: Tensor) -> None:
+    moments = [f"{key}/{name}" for key in MOMENTS if f"{key}/{name}" in tensors]
+    for key in (f"now/{name}", f"best/{name}", *moments):
+        if tensors[key].shape != parameter.shape or not tensors[key].is_floating_point():
+            raise ValueError(f"{key} is of another kind")
+    if moments and (len(moments) < len(MOMENTS) or tensors[f"step/{name}"].numel() != 1):
+        raise ValueError(f"the moments of {name} are not whole")
+
+
+def _check(raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `Check`, as numbers."""
+    trained = raw["trained"]
+    return {
+        **raw,
+        "step": _count(raw["step"]),
+        "trained": None if trained is None else float(trained),
+        "held_out": float(raw["held_out"]),
+    }
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value

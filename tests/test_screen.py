@@ -1,0 +1,282 @@
+"""What reaches the screen and files: names as they are, no markup, no control, no formula."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from safetensors.torch import load_file, save_file
+
+import secateur
+from secateur.cli.main import cli, run
+from secateur.cli.screen import Screen, table
+from secateur.errors import SecateurError
+from secateur.recovery import forget_other, read_state
+from secateur.report import checked_blend, plan_difference, write_comparison
+from secateur.report.comparison import Trial, best_of, page
+
+Said = Callable[..., str]
+ODD = "[v2]model [/x] [bold]\x1b[31m"
+SHOWN = r"[v2]model [/x] [bold]\x1b[31m"
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_name_is_shown_as_it_is(tiny_folder: Any, text_file: Path, said: Said) -> None:
+    folder = tiny_folder()
+    odd = folder.rename(folder.with_name("[q4]m[x]\x1b[31m"))
+    seen = r"[q4]m[x]\x1b[31m"
+    assert seen in said("inspect", odd).replace("\n", "")
+    assert seen in said("discover", odd).replace("\n", "")
+    out = said("evaluate", odd, "--text", text_file, "--windows", "16", "--tokens", "64")
+    assert seen in out.replace("\n", "")
+    options = ["--methods", "magnitude", "--ratios", "0.4", "--evaluate", "none", "--align", "1"]
+    assert seen in said("compare", odd, *options).replace("\n", "")
+
+
+def test_tables_and_notes_take_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    table(ODD, (ODD, "b"), [(ODD, 1)])
+    Screen().note(f"{ODD}\nmore")
+    out, err = capsys.readouterr()
+    assert out.replace("\n", "").count(SHOWN) == 3
+    assert SHOWN in err
+    assert "\x1b" not in out + err
+
+
+def test_an_error_shows_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "a\x1b[31mb"]) == 2
+    assert run(["prune", "x", "--ratio", "\x1b[2J"]) == 2
+    out, err = capsys.readouterr()
+    assert r"a\x1b[31mb" in err
+    assert "\x1b" not in out + err
+
+
+# --- a bug of ours --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """A command that raises."""
+
+    def make(error: Exception) -> None:
+        def fails() -> None:
+            raise error
+
+        monkeypatch.setitem(cli.commands, "broken", click.Command("broken", callback=fails))
+
+    return make
+
+
+def test_a_bug_is_one_line_and_how_to_report_it(
+    broken: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken(ZeroDivisionError("by\nzero"))
+    assert run(["broken"]) == 1
+    err = capsys.readouterr().err
+    assert "This is a bug in secateur: ZeroDivisionError: by\\nzero\n" in err
+    assert "--traceback" in err
+    assert "Traceback" not in err
+    assert run(["broken", "--traceback"]) == 1
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (PermissionError(13, "Permission denied", "x"), 2, "Error: .*Permission denied"),
+        (MemoryError(), 2, "Error: .*not enough memory"),
+        (SecateurError("bad"), 2, "Error: bad"),
+        (BrokenPipeError(), 1, "^$"),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(
+    error: Exception, code: int, says: str, broken: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken(error)
+    assert run(["broken"]) == code
+    assert re.search(says, capsys.readouterr().err)
+
+
+def test_output_that_cannot_be_written_is_an_error() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    code = "import sys; sys.argv = ['secateur', '--help']; import secateur_command as c; c.main()"
+    source = str(Path(secateur.__file__).parent.parent)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": source},
+        )
+    assert done.returncode == 2
+    assert re.fullmatch(r"Error: .*(No space left).*\n", done.stderr)
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+def _row(method: str) -> dict[str, Any]:
+    entry = {"window": 16, "tokens": 9, "before": 2.0, "after": 3.0}
+    return {
+        "method": method,
+        "ratio": 0.2,
+        "repair": "none",
+        "removed": 0.2,
+        "parameters": 10,
+        "dense_parameters": 12,
+        "bytes_each": 4,
+        "seed": 0,
+        "calibration": None,
+        "evaluation": {"text": "t"},
+        "seconds": 1.0,
+        "perplexity": [entry],
+    }
+
+
+NAMES = ("=1+1", "+x", "-x", "@x", r"$\frac{a}{$", "_hidden", "a,b", '"', "plain", "a\x1bb")
+
+
+def test_a_comparison_of_any_names_is_written(tmp_path: Path) -> None:
+    write_comparison(tmp_path, f"models/{ODD}", [_row(name) for name in NAMES])
+    cells = [row[0] for row in csv.reader(io.StringIO((tmp_path / "comparison.csv").read_text()))]
+    assert cells[1:] == [f"'{name}" if name[0] in "=+-@" else name for name in NAMES]
+    assert [row["method"] for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]]
+    html = (tmp_path / "comparison.html").read_text()
+    assert "\x1b" not in html
+    assert r"\frac{a}{" in html
+
+
+def test_without_the_packages_for_pictures_the_numbers_are_written(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text_file: Path,
+) -> None:
+    """Said before the work; nothing is lost after it."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("secateur.extras.find_spec", lambda name: None)
+    out = tmp_path / "compared"
+    options = ["--methods", "magnitude", "--ratios", "0.4", "--align", "1", "--out", out]
+    text = ["--evaluate", text_file, "--evaluate-tokens", "64"]
+    assert run([str(word) for word in ("compare", model, *options, *text)]) == 0
+    said = capsys.readouterr()
+    assert 'pip install "secateur[report]"' in said.err
+    assert "magnitude" in said.out
+    assert sorted(file.name for file in out.iterdir()) == ["comparison.csv", "comparison.json"]
+    assert run(["inspect", str(model), "--picture", str(tmp_path / "x.svg")]) == 2
+    assert "matplotlib" in capsys.readouterr().err
+
+
+def test_a_row_that_removed_less_than_its_rival_is_not_the_best() -> None:
+    def trial(removed: float, perplexity: float, name: str = "m") -> Trial:
+        return Trial(name, 0.2, removed, {16: perplexity}, 1.0, 1.0)
+
+    assert best_of([trial(0.186, 10), trial(0.197, 12)], 16) == 1
+    assert best_of([trial(0.196, 10), trial(0.197, 12)], 16) == 0
+    assert best_of([trial(0.2, float("nan")), trial(0.2, 12)], 16) == 1
+    html = page("t", "a", "f", trial(0, 2), [trial(0.18, 3, "less"), trial(0.2, 4, "more")])
+    assert re.findall(r'<tr class="best"><td>(.*?)</td>', html) == ["more"]
+
+
+# --- what records and plans may hold --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        5,
+        {},
+        {"layers.0.mlp": 3},
+        {"layers.0.mlp": {"coarse": "x", "fine": 0.5}},
+        {"layers.0.mlp": {"coarse": 0.5}},
+        {"elsewhere": {"coarse": 0.5, "fine": 0.5}},
+        {"layers.x.mlp": {"coarse": 0.5, "fine": 0.5}},
+    ],
+)
+def test_a_blend_that_is_none_is_refused(raw: object) -> None:
+    with pytest.raises(SecateurError, match=r"results.blend is not what prune writes"):
+        checked_blend(raw, "run.toml")
+
+
+def test_a_record_whose_results_are_a_number_has_no_blend(pruned: Any) -> None:
+    folder = pruned()
+    (folder / "run.toml").write_text("results = 3\n[settings]\n")
+    assert secateur.inspect(folder)["blend"] is None
+
+
+def test_axes_of_any_name_are_compared_in_order() -> None:
+    names = ("layers.10.mlp", "../../x", "layers.9.mlp", "x")
+    plan = secateur.Plan(dict.fromkeys(names, (0,)), "a", "w")
+    order = [row["axis"] for row in plan_difference(plan, plan)]
+    assert order == ["../../x", "x", "layers.9.mlp", "layers.10.mlp"]
+
+
+# --- the state of a training ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", ["3", "[]", "[" * 9000, "1" * 9000, '{"a": '])
+def test_a_state_whose_values_are_none_is_damaged(values: str, tmp_path: Path) -> None:
+    file = tmp_path / "state.safetensors"
+    save_file({}, file, metadata={"fingerprint": "f", "values": values})
+    with pytest.raises(SecateurError, match="or damaged"):
+        read_state(file, "f")
+    forget_other(file, "f")
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("damage", ["no values", "no tensor", "another shape", "many steps"])
+def test_a_state_with_our_fingerprint_and_other_content_is_refused_and_force_begins_anew(
+    damage: str, pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+
+    from conftest import Cut
+
+    folder, out = pruned(), tmp_path / "out"
+    state = tmp_path / ".out.training.safetensors"
+    settings: dict[str, Any] = {
+        "data": str(text_file), "steps": 3, "length": 16, "evaluate": "none", "batch": 2,
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        secateur.recover(folder, out=out, progress=Cut(2), **settings)
+    tensors = load_file(state)
+    with safe_open(state, framework="pt") as file:
+        about = dict(file.metadata())
+    values = json.loads(about["values"])
+    first = next(name for name in tensors if name.startswith("now/"))
+    if damage == "no values":
+        values = {}
+    elif damage == "no tensor":
+        del tensors[first]
+    elif damage == "another shape":
+        tensors[first] = tensors[first][:1].clone()
+    else:
+        values["steps"] = 10**6
+    save_file(tensors, state, metadata={**about, "values": json.dumps(values)})
+    with pytest.raises(SecateurError, match="or damaged"):
+        secateur.recover(folder, out=out, **settings)
+    assert state.exists()
+    secateur.recover(folder, out=out, force=True, **settings)
+    assert (out / "config.json").is_file()
+
+
+def test_a_card_that_is_no_utf8_does_not_cost_a_training(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder, out = pruned(), tmp_path / "out"
+    card = (folder / "README.md").read_bytes()
+    (folder / "README.md").write_bytes(card + b"caf\xe9\n")
+    secateur.recover(folder, out=out, data=str(text_file), steps=1, length=16, evaluate="none")
+    assert "caf\ufffd" in (out / "README.md").read_text()
