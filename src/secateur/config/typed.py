@@ -23,7 +23,7 @@ class PruneSettings(TypedDict, total=False):
     probes: int | None
     splits: int | None
     shrinkage: float | None
-    scope: Optional[Literal["layer_kind", "global"]]
+    scope: Literal["layer_kind", "global"] | None
     members: str
     search: str | None
     rescore: bool
