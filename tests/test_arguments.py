@@ -44,7 +44,7 @@ _CUT = {"method": "magnitude", "evaluate": "none", "align": 1}
             "samples": (lambda m: secateur.prune(m, samples=10**19), "samples .* is too large"),
             "home": (
                 lambda m: secateur.prune(m, calibration="~nobody-there/x"),
-                "--calibration: .* home folder",
+                "nobody-there.* home",
             ),
             "plan": (lambda m: secateur.apply(5, m), "plan must be a Plan, a plan.json"),
             "plan {}": (lambda m: secateur.apply({}, m), "Not a plan"),
