@@ -3,7 +3,7 @@
 from .conversion import converted, reverted
 from .families import FAMILIES, Family, Part, layout_for
 from .opening import LIVE, OpenModel, load, open_config, open_model, resolve_device, resolve_dtype
-from .registration import register
+from .registration import auto_classes, register
 from .streamed import StreamedModel, empty_model, filled
 from .structures import layer_sizes, structure_of
 
@@ -14,6 +14,7 @@ __all__ = [
     "OpenModel",
     "Part",
     "StreamedModel",
+    "auto_classes",
     "converted",
     "empty_model",
     "filled",
