@@ -172,9 +172,7 @@ def test_they_are_what_they_were_after_a_second_cut(name: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["gemma3-1b", "smollm3-sliding", "gpt2", "qwen3_moe"])
 @pytest.mark.parametrize("granularity", ["attention_block", "mlp_block"])
-def test_blocks_leave_every_layer_what_it_was(
-    name: str, granularity: str, tmp_path: Path
-) -> None:
+def test_blocks_leave_every_layer_what_it_was(name: str, granularity: str, tmp_path: Path) -> None:
     model, folder = written(name, tmp_path / "dense")
     opened = open_model(folder)
     structure = opened.structures.select([granularity])

@@ -51,7 +51,7 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-# By each of these every family was loaded and gave the same logits (scripts/transformers-versions).
+# By each of these all families were loaded: see benchmarks/transformers_versions.py.
 MEASURED = ("4.57.6", "5.0.0", "5.8.0", "5.15.0", "5.23.0")
 RUNS_ON = (
     "modeling_secateur.py runs on transformers 4.57 to 5.x (mixtures of experts: 5.x), measured"
@@ -275,6 +275,9 @@ def _old_names(settings: dict[str, Any]) -> dict[str, Any]:
         old["rope_scaling"] = {key: full[key] for key in full if key not in old}
     if sliding:
         old["rope_local_base_freq"] = sliding["rope_theta"]
+    # GPT-NeoX's
+    names = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+    old |= {name: full[key] for name, key in names.items() if key in full}
     return {**settings, **old}
 
 
@@ -308,8 +311,9 @@ def fit(model: Any, config: Any) -> None:
 
     A base model has the paths of `config.pruned_modules` and `config.packed` without its prefix.
     """
-    prefix = f"{model.base_model_prefix}."
-    inner = getattr(model, model.base_model_prefix, None)
+    paths = [*config.pruned_modules, *(getattr(config, "packed", None) or {}).get("modules", ())]
+    name = next((path.partition(".")[0] for path in paths if "." in path), "")
+    prefix, inner = f"{name}." if name else "", getattr(model, name, None)
     if inner is None:
         _fit_paths(model, config, prefix)
     elif not type(inner).__name__.startswith(PREFIX):
@@ -344,7 +348,7 @@ def _narrow_heads(model: Any, config: Any, width: int) -> None:
     left = model.get_input_embeddings().weight.shape[1]
     for name, head in model.named_children():
         reads = isinstance(head, nn.Linear) and head.in_features == width != left
-        if reads and name not in config.pruned_modules and name != model.base_model_prefix:
+        if reads and name not in config.pruned_modules:
             _reshape(head, "weight", [head.out_features, left])
             head.in_features = left
 
@@ -374,8 +378,11 @@ def _model_class(name: str) -> type:
     config_class.register_for_auto_class("AutoConfig")
     auto = next((auto for end, auto in _AUTO_CLASSES.items() if name.endswith(end)), "AutoModel")
     cls.register_for_auto_class(auto)
-    if auto == "AutoModel":  # stock classes build the model that they wrap by it
+    if auto == "AutoModel":
         transformers.AutoModel.register(config_class, cls, exist_ok=True)
+    else:  # stock classifiers build the model that they wrap by `AutoModel`
+        base = transformers.MODEL_MAPPING[stock.config_class].__name__
+        getattr(sys.modules[__name__], PREFIX + base)
     return cls
 
 

@@ -146,12 +146,14 @@ def convert_command(model: str, out: Path | None, force: bool, as_json: bool) ->
     if out is None:
         raise SecateurError("Where to? Add --out DIR.")
     from ..pipeline import convert
+    from ..report import form_line
 
     quiet_transformers()
     done = convert(model, out=out, force=force, progress=Screen())
     if as_json:
         print_json(done.to_json())
         return
+    click.echo(form_line(done.form))
     click.echo(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
 
 

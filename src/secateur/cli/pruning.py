@@ -226,7 +226,7 @@ def _ratios(text: str) -> list[float]:
 
 
 def _show(result: Any, as_json: bool, dry_run: bool) -> None:
-    from ..report import evaluation_line, layer_rows, number_rows
+    from ..report import evaluation_line, form_line, layer_rows, number_rows
 
     if as_json:
         print_json(result.to_json())
@@ -236,6 +236,7 @@ def _show(result: Any, as_json: bool, dry_run: bool) -> None:
     table("Numbers", ("", "before", "after"), number_rows(result.numbers))
     if line := evaluation_line(result.numbers):
         click.echo(line)
+    click.echo(form_line(result.numbers["form"]))
     where = result.out if result.out else "nothing written"
     if dry_run and result.out:
         where = result.out / "plan.json"

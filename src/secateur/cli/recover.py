@@ -94,7 +94,7 @@ def recover_command(
 
 def show_recovery(done: Any, as_json: bool) -> None:
     """The result as JSON or tables."""
-    from ..report import number_rows
+    from ..report import form_line, number_rows
 
     if as_json:
         print_json(done.to_json())
@@ -108,6 +108,7 @@ def show_recovery(done: Any, as_json: bool) -> None:
     table("Numbers", ("", "before", "after"), rows)
     if done.numbers["perplexity"]:
         click.echo(f"Perplexity on {done.numbers['evaluation']['text']}.")
+    click.echo(form_line(done.numbers["form"]))
     click.echo(
         f"{done.out}  ({done.seconds:.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)"
     )

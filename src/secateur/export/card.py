@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .loading import about_custom
+
 _HOW_OWN = """\
 The stock class cannot hold these layers (their widths differ, or do not go with its rules). Any one
 of these loads it:
@@ -42,6 +44,7 @@ def model_card(
     numbers: Sequence[tuple[str, str, str]],
     layers: Sequence[tuple[int | str, str, str]],
     evaluated_on: str,
+    why_not_stock: str = "",
 ) -> str:
     """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width)."""
     how = (_HOW_STOCK if stock else _HOW_OWN).format(architecture=architecture)
@@ -66,6 +69,7 @@ def model_card(
         "",
         how,
         "",
+        *about_custom(why_not_stock),
         "## How it was made",
         "",
         "| setting | value |",
@@ -97,6 +101,7 @@ def recovery_card(
     settings: Mapping[str, Any],
     steps: tuple[int, int],
     trained: tuple[str, int],
+    why_not_stock: str = "",
 ) -> str:
     """The card after a recovery: the `earlier` one, if the folder had one, and what was trained.
 
@@ -108,6 +113,7 @@ def recovery_card(
         earlier = "\n".join(
             ["---", "library_name: transformers", "---", "", f"# {base}", "", "## Loading", "", how]
         )
+    packed = settings["recipe"] == "groupwise"
     loading = _HOW_OWN.splitlines() if not stock and "trust_remote_code" not in earlier else []
     lines = [
         earlier.rstrip(),
@@ -131,5 +137,10 @@ def recovery_card(
         "`recovery.toml` has every setting and number.",
         "",
         *(["## Loading after the recovery", "", *loading, ""] if loading else []),
+        *(
+            about_custom(why_not_stock, packed=packed)
+            if packed or "per_layer_config" not in earlier
+            else []
+        ),
     ]
     return "\n".join(lines)

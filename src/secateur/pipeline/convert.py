@@ -1,5 +1,6 @@
 """Writing a checkpoint in the layout of the stock class that computes the same."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from ..models import OpenModel, open_model
 from ..progress import Progress, Quiet
 from ..structure import Plan
 from .checks import check_space, target, tokenizer_to_write
+from .stock import form_facts
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Conversion:
 
     out: Path
     architecture: str
+    form: Mapping[str, Any]
     parameters: int
     bytes: int
     notes: tuple[str, ...]
@@ -27,6 +30,7 @@ class Conversion:
         return {
             "out": str(self.out),
             "architecture": self.architecture,
+            "form": dict(self.form),
             "parameters": self.parameters,
             "bytes": self.bytes,
             "notes": list(self.notes),
@@ -78,7 +82,7 @@ def convert(
         )
     parameters = sum(spec.elements for spec in form.weights.specs.values())
     architecture = str(form.config["architectures"][0])
-    return Conversion(out, architecture, parameters, size, tuple(notes))
+    return Conversion(out, architecture, form_facts(form), parameters, size, tuple(notes))
 
 
 def _floating(opened: OpenModel) -> Form:

@@ -1,5 +1,6 @@
 """Looking without cutting: perplexity of a model, plans, what a folder holds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..models import OpenModel, open_model
 from ..progress import Progress, Quiet
-from ..report import layer_rows, plan_difference
+from ..report import layer_rows, parallel_sizes, plan_difference
 from ..structure import Plan, Structure
 from .stages import evaluation_text, perplexities
+from .stock import form_facts, form_of
 
 
 def evaluate(
@@ -84,6 +86,7 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
             "decoder linears, parameters": f"{structure.prunable:,}",
             "weights on disk, MB": f"{bytes_before(opened) / 1e6:,.1f}",
             "context, tokens": opened.context,
+            **_for_engines(opened),
         }
         if plan is None or against is None:
             layers = [
@@ -103,6 +106,27 @@ def inspect(folder: str | Path, against: str | Path | None = None) -> dict[str, 
             for name, units in plan.keep.items()
         ]
     return {"facts": facts, "layers": layers, "blend": _blend(folder)}
+
+
+def _for_engines(opened: OpenModel) -> dict[str, Any]:
+    """What decides which engines take the model, and how: its form, and what divides its widths."""
+    structure = opened.structures
+    form = form_of(opened, structure, Plan({}, structure.architecture, structure.weights))
+    facts = form_facts(form)
+    if opened.packed:
+        facts |= {"stock": False, "why_not_stock": "its weights are in few bits"}
+        facts["class"] = opened.raw_config["architectures"][0]
+    groups = [axis.units for axis in structure.axes if axis.granularity == "kv_group"]
+    widths = [a.units // a.groups for a in structure.axes if a.size == "I"]
+    found: dict[str, Any] = {"form": "stock" if facts["stock"] else "custom"}
+    if not facts["stock"]:
+        found["why not stock"] = facts["why_not_stock"]
+    if groups:
+        sizes = parallel_sizes(groups)
+        found["tensor-parallel sizes"] = ", ".join(map(str, sizes))
+    if widths:
+        found["MLP widths, multiples of"] = math.gcd(*widths)
+    return found
 
 
 def _before(structure: Structure, plan: Plan | None) -> tuple[Structure, Plan]:

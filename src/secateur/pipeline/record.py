@@ -62,6 +62,7 @@ def write_record(
         numbers=number_rows(numbers),
         layers=layer_rows(structure, plan),
         evaluated_on=evaluation_line(numbers),
+        why_not_stock=numbers["form"]["why_not_stock"],
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -39,6 +39,7 @@ from .checks import check_space, idle_recovery_settings, tokenizer_to_write, voc
 from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
 from .stages import window_length
+from .stock import form_facts
 from .trainable import adaptable, make_trained, trained_tensors
 from .training_data import FEW_TOKENS, TrainingData, no_dense_model, read_data, with_target
 from .write_recovery import copy_history, write_recovery
@@ -328,6 +329,7 @@ class RecoveryRun:
         check_space(folder, stored)
         size = write_model(folder, stored)
         numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
+        numbers["form"] = form_facts(stored)
         copy_companions(
             folder,
             self.opened.folder,

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from ..config import PruneConfig
 from ..data import Windows, token_hash
+from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..export import Form, copy_companions, prove, pruned_form, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
 from ..progress import Progress, Quiet
+from ..report import engine_notes
 from ..search import Limits
 from ..stats import Statistics, collect_gradients
 from ..structure import Axis, Plan, Structure
@@ -29,6 +31,7 @@ from .held_out import HeldOut, compared, streamed
 from .look import bytes_before
 from .record import write_record
 from .result import Result
+from .stock import form_facts, form_of, keep_to_stock
 
 # Settings that a plan records because they say how it came about; applying it needs none of them.
 RECORDED = (
@@ -41,6 +44,7 @@ RECORDED = (
     "attention_units",
     "attention_ratio",
     "align",
+    "stock",
     "seed",
     "importance",
     "fusion",
@@ -78,6 +82,7 @@ class Run:
         self._estimated: dict[Any, Estimate] = {}
         self._before: list[Perplexity] = []
         self._numbers: dict[str, Any] = {}
+        self._even: dict[str, PruneConfig] = {}
         self.opened = open_model(model)
         for message in idle_settings(config):
             self.note(message)
@@ -93,6 +98,16 @@ class Run:
                 f"nobody declared the layout of {self.opened.config.model_type!r}: its coupled"
                 " structures were traced from its code, and hold on a small model of it"
             )
+        self._keep_to_stock()
+
+    def _keep_to_stock(self) -> None:
+        """With --stock, settings by which the search finds what the family's class holds."""
+        if not self.config.stock:
+            return
+        asked = self.config.model_dump_json()
+        if asked not in self._even:
+            self._even[asked] = keep_to_stock(self.opened, self.structure, self.config, self.note)
+        self.config = self._even[asked]
 
     @cached_property
     def structure(self) -> Structure:
@@ -256,12 +271,38 @@ class Run:
             self.note("nothing is removed: the ratio asks for less than one unit")
         return plan, statistics
 
+    def check_form(self, plan: Plan) -> Form:
+        """The form that the folder will have, found before the repair.
+
+        Raises:
+            SecateurError: --stock, and the family's class does not hold it.
+        """
+        form = form_of(self.opened, self.structure, plan, self.config.repair_name)
+        if self.config.stock and not form.stock:
+            raise SecateurError(f"--stock: {form.why}.\nChange --ratio, or leave out --stock.")
+        return form
+
+    def say_form(self, plan: Plan, form: Form) -> None:
+        """Put into the result which class loads it, and tell what other engines make of it."""
+        self._numbers["form"] = form_facts(form)
+        for message in engine_notes(self.structure, self.opened.weights.specs, form.weights.specs):
+            self.note(message)
+        if self.config.stock:
+            of = "the whole model" if self.config.of == "model" else "them"
+            self.note(
+                f"--stock: {self.found(plan)['removed_share']:.1%} of the decoder's linears go; the"
+                f" ratio asks for {self.config.ratio:.1%} of {of}"
+            )
+
     def carry_out(
         self, plan: Plan, statistics: Statistics, folder: Path | None, out: Path | None
     ) -> Result:
         """Cut, repair, evaluate; write into `folder` if there is one."""
+        if self.config.stock:
+            self.check_form(plan)
         with self._timed("cut"):
             form = self._cut(plan, statistics)
+        self.say_form(plan, form)
         if folder is not None:
             check_space(folder, form)
         numbers = self.found(plan)
@@ -395,6 +436,7 @@ class Run:
         other.__dict__.pop("structure", None)
         other._started, other._seconds = time.monotonic(), {}
         other._notes, other._numbers = [], {}
+        other._keep_to_stock()
         return other
 
     @contextmanager

@@ -47,5 +47,6 @@ def write_recovery(
         settings={key: value for key, value in config.model_dump().items() if value is not None},
         steps=(numbers["steps"], numbers["best_step"]),
         trained=(numbers["trained"], numbers["trained_parameters"]),
+        why_not_stock=numbers["form"]["why_not_stock"],
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

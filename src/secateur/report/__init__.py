@@ -1,7 +1,8 @@
 """Numbers as rows that people read."""
 
 from .blend import BLEND_COLUMNS, blend_chart, blend_rows
-from .rows import evaluation_line, layer_rows, number_rows, plan_difference
+from .engines import engine_notes, parallel_sizes
+from .rows import evaluation_line, form_line, layer_rows, number_rows, plan_difference
 from .structure_picture import structure_picture
 from .structures import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
 from .tables import comparison_columns, comparison_row, write_comparison
@@ -14,9 +15,12 @@ __all__ = [
     "blend_rows",
     "comparison_columns",
     "comparison_row",
+    "engine_notes",
     "evaluation_line",
+    "form_line",
     "layer_rows",
     "number_rows",
+    "parallel_sizes",
     "plan_difference",
     "structure_cells",
     "structure_picture",

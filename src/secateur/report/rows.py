@@ -33,6 +33,13 @@ def evaluation_line(numbers: Mapping[str, Any]) -> str:
     return f"Perplexity on {numbers['evaluation']['text']} ({tokens:,} predicted tokens)."
 
 
+def form_line(form: Mapping[str, Any]) -> str:
+    """In one sentence, which class loads a folder, and why not the family's own."""
+    if form["stock"]:
+        return f"A stock checkpoint: {form['class']}."
+    return f"A custom checkpoint, {form['class']}: {form['why_not_stock']}."
+
+
 def layer_rows(structure: Structure, plan: Plan) -> list[tuple[int | str, str, str]]:
     """(layer, heads kept of all with KV heads, MLP width kept of all).
 
