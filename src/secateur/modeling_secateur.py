@@ -5,9 +5,11 @@ folder loads with `trust_remote_code=True` and nothing but torch and transformer
 `secateur` package registers the very same classes, so that after `import secateur` the folder
 loads without that flag.
 
-`SecateurLlamaConfig` and `SecateurLlamaForCausalLM` are the stock `LlamaConfig` and
-`LlamaForCausalLM` with one addition, and so for every other family: after the stock constructor
-has built the dense model, the modules listed in `config.pruned_modules` get their true sizes.
+`SecateurLlamaConfig` and `SecateurLlamaModel` are the stock `LlamaConfig` and `LlamaModel` with one
+addition, and so for every other family: after the stock constructor has built the dense model, the
+modules listed in `config.pruned_modules` get their true sizes. `SecateurLlamaForCausalLM` and
+`SecateurLlamaForSequenceClassification` are the stock classes around that base model. Paths are
+those of the causal model.
 
     "pruned_modules": {
         "model.layers.0.mlp.down_proj": {
@@ -29,12 +31,16 @@ and kept these: arguments with one row a head (the slopes of ALiBi) are cut to t
 the linears that hold their weights as codes of so many bits, with their inputs (`PackedLinear`).
 
 `config.per_layer_config` holds the widths of each layer in transformers' own schema: caches and
-other readers of the config find them there.
+other readers of the config find them there. Read without a layer, `config.num_key_value_heads` and
+its like are numbers that no layer exceeds.
+
+It runs on transformers 4.57 and newer, mixtures of experts on 5.0 and newer (see `RUNS_ON`).
 
 Licence: Apache-2.0.
 """
 
 import copy
+import dataclasses
 import functools
 import logging
 import sys
@@ -44,6 +50,16 @@ import torch
 import transformers
 from huggingface_hub.dataclasses import strict
 from torch import nn
+
+# By each of these all families were loaded: see benchmarks/transformers_versions.py.
+MEASURED = ("4.57.6", "5.0.0", "5.8.0", "5.15.0", "5.23.0")
+RUNS_ON = (
+    "modeling_secateur.py runs on transformers 4.57 to 5.x (mixtures of experts: 5.x), measured"
+    f" on {', '.join(MEASURED)}; this is transformers {transformers.__version__}."
+)
+_VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+if not (4, 57) <= _VERSION < (6, 0):
+    raise ImportError(RUNS_ON)
 
 PREFIX = "Secateur"
 # What the config of a pruned model has beyond the stock class' keys.
@@ -65,26 +81,32 @@ logging.getLogger("transformers.integrations.heterogeneity.configuration_utils")
 def resize(model: nn.Module, pruned_modules: dict[str, dict[str, Any]]) -> None:
     """Give every listed module of the freshly built dense `model` its true size, in place."""
     for path, sizes in pruned_modules.items():
-        if "absent" in sizes:
-            parent, _, name = path.rpartition(".")
-            setattr(
-                model.get_submodule(parent), name, Absent(gives_tuple=sizes["absent"] == "tuple")
-            )
-            continue
-        module = model.get_submodule(path)
-        for name, shape in sizes.get("shapes", {}).items():
-            _reshape(module, name, shape)
-        for attribute, value in sizes.get("attributes", {}).items():
-            if not _set(module, attribute, value):
-                raise ValueError(f"config.pruned_modules: {path} has no attribute {attribute!r}")
-        if "heads" in sizes:
-            rows = functools.partial(_keep_rows, **sizes["heads"])
-            module.register_forward_pre_hook(rows, with_kwargs=True)
+        try:
+            _resize_one(model, path, sizes)
+        except AttributeError as error:
+            raise ValueError(f"config.pruned_modules: {path}: {error}. {RUNS_ON}") from error
 
 
-def pack(model: nn.Module, packed: dict[str, Any]) -> None:
-    """Put a `PackedLinear` in place of every linear that `packed` lists."""
-    for path in packed["modules"]:
+def _resize_one(model: nn.Module, path: str, sizes: dict[str, Any]) -> None:
+    if "absent" in sizes:
+        parent, _, name = path.rpartition(".")
+        absent = Absent(gives_tuple=sizes["absent"] == "tuple")
+        setattr(model.get_submodule(parent), name, absent)
+        return
+    module = model.get_submodule(path)
+    for name, shape in sizes.get("shapes", {}).items():
+        _reshape(module, name, shape)
+    for attribute, value in sizes.get("attributes", {}).items():
+        if not _set(module, attribute, value):
+            raise AttributeError(f"no attribute {attribute!r}")
+    if "heads" in sizes:
+        rows = functools.partial(_keep_rows, **sizes["heads"])
+        module.register_forward_pre_hook(rows, with_kwargs=True)
+
+
+def pack(model: nn.Module, packed: dict[str, Any], paths: list[str]) -> None:
+    """Put a `PackedLinear` in place of every linear in `paths`."""
+    for path in paths:
         parent, _, name = path.rpartition(".")
         linear: Any = model.get_submodule(path)
         small = PackedLinear(
@@ -214,22 +236,61 @@ def _keep_rows(
 
 def _config_class(name: str) -> type:
     stock = getattr(transformers, name.removeprefix(PREFIX))
+    own_type = f"{PREFIX.lower()}_{stock.model_type}"
 
     def validate_architecture(self: Any) -> None:
         """The stock check ties hidden size to one head count; here every layer has its own."""
 
-    return strict(
-        type(
-            name,
-            (stock,),
-            {
-                "__module__": __name__,
-                "__doc__": f"{stock.__name__} with `pruned_modules`, see the top of this file.",
-                "model_type": f"secateur_{stock.model_type}",
-                "validate_architecture": validate_architecture,
-            },
-        )
+    def to_dict(self: Any) -> dict[str, Any]:
+        """The stock one. PEFT asks for it just before it looks for the type in its tables."""
+        _tell_peft(stock.model_type, own_type)
+        return dict(stock.to_dict(self))
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, *args, **_old_names(kwargs))
+
+    cls = type(
+        name,
+        (stock,),
+        {
+            "__module__": __name__,
+            "__doc__": f"{stock.__name__} with `pruned_modules`, see the top of this file.",
+            "model_type": own_type,
+            "validate_architecture": validate_architecture,
+            "to_dict": to_dict,
+            **({} if dataclasses.is_dataclass(stock) else {"__init__": init}),
+        },
     )
+    return strict(cls) if dataclasses.is_dataclass(stock) else cls
+
+
+def _old_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the rotation as transformers 4 calls it, where only the new name is given."""
+    rope = settings.get("rope_parameters")
+    if _VERSION >= (5, 0) or not rope or "rope_theta" in settings:
+        return settings
+    full, sliding = rope.get("full_attention", rope), rope.get("sliding_attention")
+    old = {key: full[key] for key in ("rope_theta", "partial_rotary_factor") if key in full}
+    if full.get("rope_type", "default") != "default":
+        old["rope_scaling"] = {key: full[key] for key in full if key not in old}
+    if sliding:
+        old["rope_local_base_freq"] = sliding["rope_theta"]
+    # GPT-NeoX's
+    names = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+    old |= {name: full[key] for name, key in names.items() if key in full}
+    return {**settings, **old}
+
+
+def _tell_peft(stock: str, own: str) -> None:
+    """Enter our type into PEFT's tables of default targets, if PEFT has been imported."""
+    tables: Any = sys.modules.get("peft.utils.constants")
+    for name, table in vars(tables).items() if tables else ():
+        if not name.startswith("TRANSFORMERS_MODELS_TO_") or not isinstance(table, dict):
+            continue
+        if stock in table:
+            table.setdefault(own, table[stock])
+        elif name == "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING":
+            table.setdefault(own, "all-linear")
 
 
 # transformers looks for these in the source of a class' module, and this file is not the family's.
@@ -245,15 +306,62 @@ def _asked_of(stock: Any) -> dict[str, Any]:
     return {name: asked(name) for name in _FEATURES if hasattr(stock, name)}
 
 
+def fit(model: Any, config: Any) -> None:
+    """Make the freshly built `model` the pruned one: the base model, then what lies around it.
+
+    A base model has the paths of `config.pruned_modules` and `config.packed` without its prefix.
+    """
+    paths = [*config.pruned_modules, *(getattr(config, "packed", None) or {}).get("modules", ())]
+    name = next((path.partition(".")[0] for path in paths if "." in path), "")
+    prefix, inner = f"{name}." if name else "", getattr(model, name, None)
+    if inner is None:
+        _fit_paths(model, config, prefix)
+    elif not type(inner).__name__.startswith(PREFIX):
+        width = model.get_input_embeddings().weight.shape[1]
+        inner.__class__ = getattr(sys.modules[__name__], PREFIX + type(inner).__name__)
+        _fit_paths(inner, config, prefix)
+        _fit_paths(model, config, "", prefix)
+        _narrow_heads(model, config, width)
+    else:  # built by AutoModel, fitted by its own constructor
+        _fit_paths(model, config, "", prefix)
+        _narrow_heads(model, config, inner.config.hidden_size)
+
+
+def _fit_paths(model: nn.Module, config: Any, prefix: str, without: str | None = None) -> None:
+    """Fit the modules below `prefix`, or those that are not below `without` and are there."""
+    there = dict(model.named_modules())
+    packed = getattr(config, "packed", None) or {}
+
+    def own(path: str) -> bool:
+        if without is None:
+            return path.startswith(prefix)
+        return not path.startswith(without) and path in there
+
+    sizes = {p.removeprefix(prefix): s for p, s in config.pruned_modules.items() if own(p)}
+    resize(model, sizes)
+    if packed:
+        pack(model, packed, [p.removeprefix(prefix) for p in packed["modules"] if own(p)])
+
+
+def _narrow_heads(model: Any, config: Any, width: int) -> None:
+    """Give a new head (a classifier's) the hidden width that is left."""
+    left = model.get_input_embeddings().weight.shape[1]
+    for name, head in model.named_children():
+        reads = isinstance(head, nn.Linear) and head.in_features == width != left
+        if reads and name not in config.pruned_modules:
+            _reshape(head, "weight", [head.out_features, left])
+            head.in_features = left
+
+
 def _model_class(name: str) -> type:
     stock = getattr(transformers, name.removeprefix(PREFIX))
     config_class = getattr(sys.modules[__name__], PREFIX + stock.config_class.__name__)
 
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        if _VERSION < (5, 0) and any(getattr(config, name, None) for name in _EXPERTS):
+            raise ValueError(RUNS_ON)  # the tensors of experts had other names
         stock.__init__(self, config, *args, **kwargs)
-        resize(self, config.pruned_modules)
-        if getattr(config, "packed", None):
-            pack(self, config.packed)
+        fit(self, config)
 
     cls: Any = type(
         name,
@@ -268,12 +376,26 @@ def _model_class(name: str) -> type:
     )
     # save_pretrained then copies this file beside the weights, whoever loaded the model.
     config_class.register_for_auto_class("AutoConfig")
-    cls.register_for_auto_class("AutoModelForCausalLM")
+    auto = next((auto for end, auto in _AUTO_CLASSES.items() if name.endswith(end)), "AutoModel")
+    cls.register_for_auto_class(auto)
+    if auto == "AutoModel":
+        transformers.AutoModel.register(config_class, cls, exist_ok=True)
+    else:  # stock classifiers build the model that they wrap by `AutoModel`
+        base = transformers.MODEL_MAPPING[stock.config_class].__name__
+        getattr(sys.modules[__name__], PREFIX + base)
     return cls
 
 
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_AUTO_CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+}
+
+
 def __getattr__(name: str) -> type:
-    """Build `Secateur<Family>Config` or `Secateur<Family>ForCausalLM` when first asked for."""
+    """Build `Secateur<Family>Config`, `...Model`, `...ForCausalLM` and so on when asked for."""
     if not name.startswith(PREFIX) or not hasattr(transformers, name.removeprefix(PREFIX)):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     built = _config_class(name) if name.endswith("Config") else _model_class(name)

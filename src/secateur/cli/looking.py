@@ -184,12 +184,14 @@ def convert_command(model: str, out: Path | None, force: bool, as_json: bool, **
     if out is None:
         raise SecateurError("Where to? Add --out DIR.")
     from ..pipeline import convert
+    from ..report import form_line
 
     quiet_transformers()
     done = convert(model, out=out, force=force, progress=Screen(), **how)
     if as_json:
         print_json(done.to_json())
         return
+    say(form_line(done.form))
     say(f"{done.out}  ({done.architecture}, {done.bytes / 1e6:,.1f} MB of weights)")
 
 
@@ -249,6 +251,8 @@ def _fact(key: str, value: Any) -> Any:
     """A fact for people."""
     if key.endswith("parameters") and isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return f"{value:,.1f}" if key.endswith(", MB") else value
 
 

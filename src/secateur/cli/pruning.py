@@ -237,7 +237,7 @@ def _ratios(text: str) -> list[float]:
 
 
 def _show(result: Any, as_json: bool, dry_run: bool) -> None:
-    from ..report import bos_line, evaluation_line, layer_rows, number_rows
+    from ..report import bos_line, evaluation_line, form_line, layer_rows, number_rows
 
     if as_json:
         print_json(result.to_json())
@@ -247,6 +247,7 @@ def _show(result: Any, as_json: bool, dry_run: bool) -> None:
     table("Numbers", ("", "before", "after"), number_rows(result.numbers))
     for line in filter(None, (evaluation_line(result.numbers), bos_line(result.numbers))):
         say(line)
+    say(form_line(result.numbers["form"]))
     where = result.out if result.out else "nothing written"
     if dry_run and result.out:
         where = result.out / "plan.json"

@@ -95,7 +95,7 @@ def recover_command(
 
 def show_recovery(done: Any, as_json: bool) -> None:
     """The result as JSON or tables."""
-    from ..report import bos_line, number_rows
+    from ..report import bos_line, form_line, number_rows
 
     if as_json:
         print_json(done.to_json())
@@ -111,4 +111,5 @@ def show_recovery(done: Any, as_json: bool) -> None:
         say(f"Perplexity on {done.numbers['evaluation']['text']}.")
     if line := bos_line(done.numbers):
         say(line)
+    say(form_line(done.numbers["form"]))
     say(f"{done.out}  ({done.seconds:.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)")

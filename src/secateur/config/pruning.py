@@ -89,7 +89,16 @@ class PruneConfig(Reading):
         str | None,
         Field(description="What a unit is: kv_group,channel by default; see discover"),
     ] = None
-    align: Annotated[int, Field(ge=1, description="Grid of MLP widths; 1: exact")] = 8
+    align: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Grid of MLP widths; 1: exact, 256: k-quants  [32; below 1024 channels 8]",
+        ),
+    ] = None
+    stock: Annotated[bool, Field(description="Plans alone that the family's own class holds")] = (
+        False
+    )
     calibration: Annotated[str | None, Field(description="Calibration text")] = None
     samples: Annotated[int, Field(ge=1, description="Calibration windows")] = 128
     length: Annotated[int | None, Field(ge=2, description="Tokens in a calibration window")] = None

@@ -38,7 +38,8 @@ class PruneSettings(TypedDict, total=False):
     attention_layers: str | None
     mlp_layers: str | None
     granularity: str | None
-    align: int
+    align: int | None
+    stock: bool
     calibration: Any
     samples: int
     length: int | None

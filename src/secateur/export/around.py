@@ -15,7 +15,7 @@ from .form import Form
 _OWN = ("architectures", "model_type")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WholeForm(Form):
     """A decoder that is written with the model around it: `config` and `weights` are the decoder's.
 
@@ -80,7 +80,7 @@ def whole_form(form: Form, outer: Outer) -> WholeForm | None:
     built = {n: tuple(t.shape) for n, t in skeleton.state_dict().items() if n not in tied}
     if built != {name: spec.shape for name, spec in whole.specs.items()}:
         return None
-    return WholeForm(form.config, form.weights, True, raw, whole, skeleton)
+    return WholeForm(form.config, form.weights, True, together=raw, whole=whole, skeleton=skeleton)
 
 
 class _Together:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .front_matter import front_matter, licence_line, with_base
+from .loading import about_custom
 from .markdown import inline, row, without_place, without_places
 
 _HOW_OWN = """\
@@ -64,6 +65,7 @@ def model_card(
     earlier: str | None = None,
     hub_name: str | None = None,
     licences: Sequence[str] = (),
+    why_not_stock: str = "",
 ) -> str:
     """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width).
 
@@ -92,6 +94,7 @@ def model_card(
         "",
         how,
         "",
+        *about_custom(why_not_stock),
         *(["## Licence", "", inline(licence), ""] if licence else []),
         "## How it was made",
         "",
@@ -125,6 +128,7 @@ def recovery_card(
     steps: tuple[int, int],
     trained: tuple[str, int],
     hub_name: str | None = None,
+    why_not_stock: str = "",
 ) -> str:
     """The card after a recovery: the `earlier` one, if the folder had one, and what was trained.
 
@@ -135,6 +139,7 @@ def recovery_card(
         how = (_HOW_STOCK if stock else _HOW_OWN).format(architecture=architecture)
         head = "---\nlibrary_name: transformers\n---\n"
         earlier = "\n".join([head, f"# {inline(base)}", "", "## Loading", "", how])
+    packed = settings["recipe"] == "groupwise"
     loading = _HOW_OWN.splitlines() if not stock and "modeling_secateur.py" not in earlier else []
     on = inline(without_places(evaluated_on, settings)) if evaluated_on else None
     source = inline(without_places(str(data["source"]), settings))
@@ -160,5 +165,10 @@ def recovery_card(
         "`recovery.toml` has every setting and number.",
         "",
         *(["## Loading after the recovery", "", *loading, ""] if loading else []),
+        *(
+            about_custom(why_not_stock, packed=packed)
+            if packed or "per_layer_config" not in earlier
+            else []
+        ),
     ]
     return "\n".join(lines)

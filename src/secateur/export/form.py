@@ -8,9 +8,9 @@ transformers' `per_layer_config` schema, with `modeling_secateur.py` beside the 
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from .. import modeling_secateur
 from ..checkpoint import TensorSpec, Weights
 from ..modeling_secateur import OWN_KEYS, PREFIX
-from ..models import Family, empty_model, reverted
+from ..models import Family, auto_classes, empty_model, reverted
 from ..structure import Axis, Blocks, Plan, Structure
+from .kinds import Attributes, carried, plain_values, size_attributes
 from .layers import renamed_axes, renumbered, without_layers
+from .skeleton import lenient_config, lenient_skeleton, skeleton
 
 _BIAS_FLAGS = ("attention_bias", "mlp_bias")
 # By coupling and letter, the config attributes that may count it: the first that a config has.
@@ -36,11 +38,12 @@ _WIDTHS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Form:
-    """config.json of a pruned model, and its tensors."""
+    """config.json of a pruned model, and its tensors; `why` it is not `stock` (empty if it is)."""
 
     config: Mapping[str, Any]
     weights: Weights
     stock: bool
+    why: str = ""
 
     @property
     def stored(self) -> Weights:
@@ -93,17 +96,18 @@ def pruned_form(
         weights, base, earlier = without_layers(family, gone, weights, base, earlier)
         structure = renumbered(family, gone, structure)
         plan = replace(plan, keep=renamed_axes(gone, plan.keep))
-    dense = _skeleton(family, base)
-    base_config: Any = dense.config
     layers = kept_layers(family, structure, plan)
     widths = {layer: _config_widths(family, base, sizes) for layer, sizes in layers.items()}
     width = _hidden_width(structure, plan)
-    stock = None
-    scaled = bool(width) and family.scales_by_width
-    if not own and not scaled and not _any_absent(family, structure, plan, earlier):
-        stock = _stock(family, base | width, widths, weights)
-    if stock is not None:
+    stays = carried(family, earlier)
+    why = "its weights are in few bits" if own else _no_stock(family, width, stays)
+    if not why and _any_absent(family, structure, plan, earlier):
+        why = "whole attention or MLP blocks are gone, which the class has in every layer"
+    stock = why or _stock(family, base | width, widths, weights)
+    if isinstance(stock, Form):
         return stock
+    base, dense = _bounded(family, base, widths)
+    base_config: Any = dense.config
     pruned = _resized(dense, weights.specs)
     pruned |= {path: dict(sizes) for path, sizes in earlier.items() if "absent" in sizes}
     pruned |= _absent(family, structure, plan)
@@ -111,7 +115,22 @@ def pruned_form(
     for layer in range(base_config.num_hidden_layers):
         _follow(family, dense, pruned, layer, layers.get(layer, {}), hidden)
         _keep_slopes(family, pruned, earlier, structure, plan, layer)
-    return _own(family, base, widths, pruned, weights)
+    for path, values in stays.items():
+        sizes = pruned.setdefault(path, {})
+        sizes["attributes"] = {**values, **sizes.get("attributes", {})}
+    return replace(_own(family, base, widths, pruned, weights), why=stock)
+
+
+def _no_stock(family: Family, width: Mapping[str, int], stays: Attributes) -> str:
+    """Why the class cannot hold the cut whatever the widths are; empty if it may."""
+    if width and family.scales_by_width:
+        return "the class computes a factor from hidden_size, and the cut makes that smaller"
+    if stays:
+        path, values = next(iter(stays.items()))
+        return (
+            f"the class derives {path}.{next(iter(values))} from the layer's number, which changed"
+        )
+    return ""
 
 
 def _stock_config(family: Family, raw: Mapping[str, Any], config: Any) -> dict[str, Any]:
@@ -125,27 +144,89 @@ def _stock_config(family: Family, raw: Mapping[str, Any], config: Any) -> dict[s
 
 def _stock(
     family: Family, base: dict[str, Any], widths: dict[int, dict[str, int]], weights: Weights
-) -> Form | None:
+) -> Form | str:
+    """The checkpoint of the stock class, or why it holds no such weights."""
     shared: dict[str, int] = {}
     for layer in widths.values():
         # A layer of another make (a dense one among mixtures) says nothing of what it lacks.
-        if any(shared.setdefault(name, size) != size for name, size in layer.items()):
-            return None
+        for name, size in layer.items():
+            if shared.setdefault(name, size) != size:
+                return f"layers differ in {name} ({shared[name]}, {size}), and the class has one"
+    why = ""
     for flags in _bias_flags(base):
         candidate = base | shared | flags
         try:
-            expected = _specs(_skeleton(family, candidate))
-        except Exception:
+            expected = _specs(skeleton(family, candidate))
+        except Exception as error:  # the family's own checks
+            why = f"transformers refuses it: {_reason(error)}"
             continue
-        fill = expected.keys() - weights.specs.keys()
-        fits = weights.specs.keys() <= expected.keys() and all(
-            weights.specs[name].shape == spec.shape
-            for name, spec in expected.items()
-            if name not in fill
-        )
-        if fits and all(name.endswith(".bias") for name in fill):
+        why = _misfit(family, weights.specs, expected)
+        if not why:
             return Form(candidate, _ZeroFilled(weights, expected), stock=True)
-    return None
+    return why
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a message, which says it after those of the checking library."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:200]
+
+
+def _misfit(
+    family: Family, held: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]
+) -> str:
+    """Why the class does not hold these tensors; biases that it has and they lack can be zeros."""
+    extra = [name for name in held if name not in expected]
+    if extra and all(name.endswith(".bias") for name in extra):
+        return f"{family.model} has no place for the biases that the repair adds ({extra[0]})"
+    if extra:
+        return f"{family.model} has no place for {extra[0]}"
+    for name, spec in expected.items():
+        if name not in held and not name.endswith(".bias"):
+            return f"{family.model} asks for {name}, which is gone"
+        if name in held and held[name].shape != spec.shape:
+            there, asked = (" x ".join(map(str, one.shape)) for one in (held[name], spec))
+            return f"{family.model} would build {name} as {asked}, and it is {there}"
+    return ""
+
+
+def _bounded(
+    family: Family, base: dict[str, Any], widths: Mapping[int, Mapping[str, int]]
+) -> tuple[dict[str, Any], nn.Module]:
+    """The config with global widths that no layer exceeds, and the modules that it builds.
+
+    Who reads `num_key_value_heads` without asking for a layer sizes a cache by it: the largest of
+    all layers is enough for each. Where the family derives something else from it, the dense
+    number stays, which is enough as well.
+    """
+    dense: nn.Module = lenient_skeleton(family, base)
+    count = int(cast(Any, dense.config).num_hidden_layers)
+    common = [widths.get(layer, {}).keys() for layer in range(count)]
+    names = set.intersection(*map(set, common)) if common else set()
+    largest = {name: max(widths[layer][name] for layer in range(count)) for name in sorted(names)}
+    if all(base.get(name) == size for name, size in largest.items()):
+        return base, dense
+    try:
+        smaller: nn.Module = lenient_skeleton(family, base | largest)
+    except Exception:  # the family's own checks
+        return base, dense
+    known = size_attributes(family) | largest.keys()
+    return (base | largest, smaller) if _alike(known, dense, smaller) else (base, dense)
+
+
+def _alike(known: Set[str], dense: nn.Module, other: nn.Module) -> bool:
+    """Whether the modules of two models differ in nothing but the sizes that are `known`."""
+    modules = dict(other.named_modules())
+    for path, module in dense.named_modules():
+        buffers = [{n: b.shape for n, b in m._buffers.items() if b is not None} for m in
+                   (module, modules[path])]  # fmt: skip
+        values = [
+            {name: value for name, value in plain_values(m) if name not in known}
+            for m in (module, modules[path])
+        ]
+        if buffers[0] != buffers[1] or values[0] != values[1]:
+            return False
+    return True
 
 
 def _own(
@@ -159,8 +240,11 @@ def _own(
         "model_type": f"{PREFIX.lower()}_{base['model_type']}",
         "architectures": [PREFIX + family.model],
         "auto_map": {
-            "AutoConfig": f"modeling_secateur.{PREFIX}{family.config}",
-            "AutoModelForCausalLM": f"modeling_secateur.{PREFIX}{family.model}",
+            auto: f"modeling_secateur.{PREFIX}{name}"
+            for auto, name in {
+                "AutoConfig": family.config,
+                **auto_classes(family.config, family.model),
+            }.items()
         },
         "allow_global_per_layer_attribute_access": True,
         "per_layer_config": {str(layer): sizes for layer, sizes in widths.items()},
@@ -275,7 +359,7 @@ def _config_widths(
     """The config's own attributes for one layer's sizes."""
     stock = getattr(transformers, family.config)
     names = getattr(stock, "attribute_map", None) or {}
-    known = stock.from_dict(copy.deepcopy(dict(base))).to_dict()
+    known = lenient_config(family, base).to_dict()
     widths: dict[str, int] = {}
     attention = sizes.get("attention", {})
     if "r" in attention:
@@ -346,12 +430,6 @@ def _keep_slopes(
                 "kept": before,
                 "arguments": list(arguments),
             }
-
-
-def _skeleton(family: Family, raw: Mapping[str, Any]) -> nn.Module:
-    config = getattr(transformers, family.config).from_dict(copy.deepcopy(dict(raw)))
-    model: nn.Module = empty_model(config, torch.float32)
-    return model
 
 
 def _specs(model: nn.Module) -> dict[str, TensorSpec]:

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..checkpoint import TensorSpec, Weights
 from ..models import Family
 from ..structure import Structure
+from .kinds import kept_kinds, without_numbers
+from .skeleton import lenient_config
 
 
 def without_layers(
@@ -19,18 +21,21 @@ def without_layers(
     base: Mapping[str, Any],
     earlier: Mapping[str, Any],
 ) -> tuple[Weights, dict[str, Any], dict[str, Any]]:
-    """Weights, config and earlier `pruned_modules` with the layers counted anew."""
-    count = int(base[_count_key(base)])
+    """Weights, config and earlier `pruned_modules` with the layers counted anew.
+
+    What a layer was by its number is in the config, or among the attributes in `pruned_modules`.
+
+    Raises:
+        SecateurError: neither can say it.
+    """
+    count = int(lenient_config(family, base).num_hidden_layers)
     kept = [layer for layer in range(count) if layer not in gone]
     names = _Names(family.layers, kept)
-    config = {
-        key: [value[layer] for layer in kept]
-        if isinstance(value, list) and len(value) == count and key != "architectures"
-        else value
-        for key, value in base.items()
-    }
-    config[_count_key(base)] = len(kept)
-    modules = {names.new(path): sizes for path, sizes in earlier.items() if names.stays(path)}
+    config = without_numbers(family, base, kept)
+    modules = {names.new(path): dict(sizes) for path, sizes in earlier.items() if names.stays(path)}
+    for path, attributes in kept_kinds(family, base, config, kept).items():
+        sizes = modules.setdefault(path, {})
+        sizes["attributes"] = {**attributes, **sizes.get("attributes", {})}
     return _Renamed(weights, names), config, modules
 
 
@@ -80,10 +85,6 @@ def _layer_of(axis: str) -> int:
 def _axis_name(name: str, moved: Mapping[int, int]) -> str:
     layer = _layer_of(name)
     return name if layer < 0 else f"layers.{moved[layer]}.{name.split('.', 2)[2]}"
-
-
-def _count_key(base: Mapping[str, Any]) -> str:
-    return next(key for key in ("num_hidden_layers", "n_layer", "n_layers") if key in base)
 
 
 class _Names:

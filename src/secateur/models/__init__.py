@@ -14,7 +14,7 @@ from .opening import (
     resolve_device,
     resolve_dtype,
 )
-from .registration import register
+from .registration import auto_classes, register
 from .streamed import StreamedModel, empty_model, filled
 from .structures import layer_sizes, structure_of
 
@@ -26,6 +26,7 @@ __all__ = [
     "Outer",
     "Part",
     "StreamedModel",
+    "auto_classes",
     "converted",
     "empty_model",
     "filled",

@@ -251,6 +251,8 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
                 *_GROUPS,
                 ("self_attn", "num_heads", K * r),
                 ("self_attn", "num_key_value_heads", K),
+                # the width of its heads together: what transformers 4 gives o_proj
+                ("self_attn", "hidden_size", K * r * d),
             ),
             when={"qk_layernorm": False},
         ),

@@ -8,20 +8,38 @@ from ..modeling_secateur import PREFIX
 from .families import FAMILIES
 
 
+def auto_classes(config: str, model: str) -> dict[str, str]:
+    """The stock classes for one config, by the Auto class that finds them.
+
+    `config` and `model` name the config and the causal model.
+    """
+    import transformers
+
+    stock = getattr(transformers, config)
+    found = {"AutoModelForCausalLM": model}
+    for auto in ("AutoModel", "AutoModelForSequenceClassification"):
+        mapping = getattr(transformers, auto)._model_mapping
+        name = mapping[stock].__name__ if stock in mapping else ""
+        if hasattr(transformers, name):
+            found[auto] = name
+    return found
+
+
 def register() -> None:
-    """Make `AutoConfig` and `AutoModelForCausalLM` know the pruned form of every family."""
+    """Make transformers' Auto classes know the pruned form of every family."""
     for layouts in FAMILIES.values():
         register_classes(layouts[0].config, layouts[0].model)
 
 
 def register_classes(config: str, model: str) -> None:
     """Make them know the pruned form of the stock classes with these names."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     config_class = getattr(modeling_secateur, PREFIX + config)
-    model_class = getattr(modeling_secateur, PREFIX + model)
-    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+    transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    for auto, name in auto_classes(config, model).items():
+        model_class = getattr(modeling_secateur, PREFIX + name)
+        getattr(transformers, auto).register(config_class, model_class, exist_ok=True)
 
 
 def register_form(raw: Mapping[str, Any]) -> None:

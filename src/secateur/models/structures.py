@@ -77,7 +77,7 @@ def layer_sizes(
     """The letters' values for `coupling` in one layer; None if the layer has no such thing."""
     here = config.per_layer_config[layer]
     groups, per_group = family.heads(here)
-    # The global config has the head count of the dense model, that of a layer perhaps fewer.
+    # The global config has a head count that no layer exceeds, that of a layer perhaps fewer.
     values = {"K": groups, "r": per_group, "d": family.head_dim(config), "D": config.hidden_size}
     reader = next(piece for piece in coupling.slices if piece.role == "consumer")
     shape = shapes.get(f"{family.layers}.{layer}.{reader.module}.{reader.parameter}")

@@ -135,6 +135,8 @@ def _row(run: Run, result: Result) -> dict[str, Any]:
         "ratio": run.config.ratio,
         "repair": run.config.repair_name,
         "removed": numbers["removed_share"],
+        "stock": numbers["form"]["stock"],
+        "why_not_stock": numbers["form"]["why_not_stock"],
         "parameters": numbers["parameters"]["after"],
         "dense_parameters": numbers["parameters"]["before"],
         "bytes_each": run.opened.dtype.itemsize,

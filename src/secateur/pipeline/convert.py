@@ -1,5 +1,6 @@
 """Writing a checkpoint in the layout of the stock class that computes the same."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..paths import expanded
 from ..progress import Progress, Quiet
 from ..structure import Plan
 from .checks import check_space, target, tokenizer_to_write
+from .stock import form_facts
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Conversion:
 
     out: Path
     architecture: str
+    form: Mapping[str, Any]
     parameters: int
     bytes: int
     notes: tuple[str, ...]
@@ -29,6 +32,7 @@ class Conversion:
         return {
             "out": str(self.out),
             "architecture": self.architecture,
+            "form": dict(self.form),
             "parameters": self.parameters,
             "bytes": self.bytes,
             "notes": list(self.notes),
@@ -96,7 +100,7 @@ def convert(
             note=note,
         )
     parameters = sum(spec.elements for spec in form.stored.specs.values())
-    return Conversion(out, form.architecture, parameters, size, tuple(notes))
+    return Conversion(out, form.architecture, form_facts(form), parameters, size, tuple(notes))
 
 
 def _form(opened: OpenModel) -> Form:

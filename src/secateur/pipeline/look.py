@@ -1,5 +1,6 @@
 """Looking without cutting: perplexity of a model, plans, what a folder holds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,9 +34,10 @@ from ..parsing import read_text
 from ..paths import typed_path
 from ..progress import Progress, Quiet
 from ..registry import choose
-from ..report import checked_blend, layer_numbers, layer_rows, plan_difference
+from ..report import checked_blend, layer_numbers, layer_rows, parallel_sizes, plan_difference
 from ..structure import Plan, Structure
 from .stages import evaluation_text, perplexities
+from .stock import form_facts, form_of
 from .texts import named
 
 
@@ -242,6 +244,7 @@ def look_at(
             "decoder linears, parameters": structure.prunable,
             "weights on disk, MB": bytes_before(opened) / 1e6,
             "context, tokens": opened.context,
+            **_for_engines(opened),
         }
         if plan is None or against is None:
             before = _before(structure, plan)
@@ -271,6 +274,26 @@ def _reading_facts(opened: OpenModel) -> dict[str, str]:
     if opened.around is not None:
         facts["text decoder of"] = opened.around.architecture
     return facts
+
+
+def _for_engines(opened: OpenModel) -> dict[str, Any]:
+    """What decides which engines take the model, and how: its form, and what divides its widths."""
+    structure = opened.structures
+    form = form_of(opened, structure, Plan({}, structure.architecture, structure.weights))
+    facts = form_facts(form)
+    if opened.packed:
+        facts |= {"stock": False, "why_not_stock": "its weights are in few bits"}
+        facts["class"] = opened.raw_config["architectures"][0]
+    groups = [axis.units for axis in structure.axes if axis.granularity == "kv_group"]
+    widths = [a.units // a.groups for a in structure.axes if a.size == "I"]
+    found: dict[str, Any] = {"form": "stock" if facts["stock"] else "custom"}
+    if not facts["stock"]:
+        found["why not stock"] = facts["why_not_stock"]
+    if groups:
+        found["tensor-parallel sizes"] = list(parallel_sizes(groups))
+    if widths:
+        found["MLP widths, multiples of"] = math.gcd(*widths)
+    return found
 
 
 def _before(structure: Structure, plan: Plan | None) -> tuple[Structure, Plan]:

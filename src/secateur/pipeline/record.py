@@ -67,6 +67,7 @@ def write_record(
         earlier=earlier_card(opened.folder),
         hub_name=opened.hub_name,
         licences=licence_files(folder),
+        why_not_stock=numbers["form"]["why_not_stock"],
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

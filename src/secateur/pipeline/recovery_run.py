@@ -54,6 +54,7 @@ from .checks import (
 from .held_out import HeldOut, compared, streamed
 from .look import bytes_before, read_plan
 from .stages import hidden_bytes, window_length
+from .stock import form_facts
 from .trainable import adaptable, make_trained, trained_tensors
 from .training_data import (
     FEW_TOKENS,
@@ -372,6 +373,7 @@ class RecoveryRun:
         check_space(folder, stored)
         size = write_model(folder, stored)
         numbers["bytes"] = {"before": bytes_before(self.opened), "after": size}
+        numbers["form"] = form_facts(stored)
         copy_companions(
             folder,
             self.opened.companions,

@@ -84,6 +84,7 @@ def prune(
     with target(path_of(out), force, run.opened, *run.texts) as folder:
         if dry_run:
             plan, _ = run.plan()
+            run.say_form(plan, run.check_form(plan))
             if folder is not None:
                 write_plan(folder, run.opened.weights, run.structure, plan)
             return run.result(plan, run.found(plan), None, path_of(out))

@@ -19,6 +19,7 @@ from ..export import Form, copy_companions, prove, pruned_form, with_around, wri
 from ..models import LIVE, StreamedModel, open_model, resolve_device
 from ..paths import expanded
 from ..progress import Progress, Quiet
+from ..report import engine_notes
 from ..search import Limits, one_by_one
 from ..stats import Statistics, collect, collect_gradients
 from ..structure import Axis, Plan, Structure
@@ -39,6 +40,7 @@ from .held_out import HeldOut, compared, streamed
 from .look import bytes_before
 from .record import write_record
 from .result import Result
+from .stock import form_facts, form_of, keep_to_stock
 
 # Settings that a plan records because they say how it came about; applying it needs none of them.
 RECORDED = (
@@ -51,6 +53,7 @@ RECORDED = (
     "attention_units",
     "attention_ratio",
     "align",
+    "stock",
     "seed",
     "importance",
     "fusion",
@@ -111,6 +114,7 @@ class Run:
         self._estimated: dict[Any, Estimate] = {}
         self._before: list[Perplexity] = []
         self._numbers: dict[str, Any] = {}
+        self._even: dict[str, PruneConfig] = {}
         self.opened = open_model(model, **config.reading)
         for message in (
             *self.opened.notes,
@@ -130,6 +134,16 @@ class Run:
                 f"nobody declared the layout of {self.opened.config.model_type!r}: its coupled"
                 " structures were traced from its code, and hold on a small model of it"
             )
+        self._keep_to_stock()
+
+    def _keep_to_stock(self) -> None:
+        """With --stock, settings by which the search finds what the family's class holds."""
+        if not self.config.stock:
+            return
+        asked = self.config.model_dump_json()
+        if asked not in self._even:
+            self._even[asked] = keep_to_stock(self.opened, self.structure, self.config, self.note)
+        self.config = self._even[asked]
 
     @cached_property
     def structure(self) -> Structure:
@@ -365,12 +379,38 @@ class Run:
             budget = budget_of(self.structure, config)
             return {axis.name: () for axis in one_by_one(chosen, budget, scores)}
 
+    def check_form(self, plan: Plan) -> Form:
+        """The form that the folder will have, found before the repair.
+
+        Raises:
+            SecateurError: --stock, and the family's class does not hold it.
+        """
+        form = form_of(self.opened, self.structure, plan, self.config.repair_name)
+        if self.config.stock and not form.stock:
+            raise SecateurError(f"--stock: {form.why}.\nChange --ratio, or leave out --stock.")
+        return form
+
+    def say_form(self, plan: Plan, form: Form) -> None:
+        """Put into the result which class loads it, and tell what other engines make of it."""
+        self._numbers["form"] = form_facts(form)
+        for message in engine_notes(self.structure, self.opened.weights.specs, form.weights.specs):
+            self.note(message)
+        if self.config.stock:
+            of = "the whole model" if self.config.of == "model" else "them"
+            self.note(
+                f"--stock: {self.found(plan)['removed_share']:.1%} of the decoder's linears go; the"
+                f" ratio asks for {self.config.ratio:.1%} of {of}"
+            )
+
     def carry_out(
         self, plan: Plan, statistics: Statistics, folder: Path | None, out: Path | None
     ) -> Result:
         """Cut, repair, evaluate; write into `folder` if there is one."""
+        if self.config.stock:
+            self.check_form(plan)
         with self._timed("cut"):
             form = self._cut(plan, statistics)
+        self.say_form(plan, form)
         if folder is not None:
             check_space(folder, form)
         numbers = self.found(plan)
@@ -527,6 +567,7 @@ class Run:
         other.__dict__.pop("structure", None)
         other._started, other._seconds = time.monotonic(), {}
         other._notes, other._numbers = [], {}
+        other._keep_to_stock()
         return other
 
     @contextmanager

@@ -48,5 +48,6 @@ def write_recovery(
         steps=(numbers["steps"], numbers["best_step"]),
         trained=(numbers["trained"], numbers["trained_parameters"]),
         hub_name=opened.hub_name,
+        why_not_stock=numbers["form"]["why_not_stock"],
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

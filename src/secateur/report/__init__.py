@@ -1,9 +1,11 @@
 """Numbers as rows that people read."""
 
 from .blend import BLEND_COLUMNS, blend_chart, blend_rows, checked_blend
+from .engines import engine_notes, parallel_sizes
 from .rows import (
     bos_line,
     evaluation_line,
+    form_line,
     layer_numbers,
     layer_rows,
     number_rows,
@@ -23,10 +25,13 @@ __all__ = [
     "checked_blend",
     "comparison_columns",
     "comparison_row",
+    "engine_notes",
     "evaluation_line",
+    "form_line",
     "layer_numbers",
     "layer_rows",
     "number_rows",
+    "parallel_sizes",
     "plan_difference",
     "structure_cells",
     "structure_picture",

@@ -51,6 +51,13 @@ def bos_line(numbers: Mapping[str, Any]) -> str:
     return f"{said if bos['token'] else nothing} (--bos {bos['mode']})."
 
 
+def form_line(form: Mapping[str, Any]) -> str:
+    """In one sentence, which class loads a folder, and why not the family's own."""
+    if form["stock"]:
+        return f"A stock checkpoint: {form['class']}."
+    return f"A custom checkpoint, {form['class']}: {form['why_not_stock']}."
+
+
 def layer_rows(structure: Structure, plan: Plan) -> list[tuple[int | str, str, str]]:
     """(layer, heads kept of all with KV heads, MLP width kept of all).
 

@@ -8,26 +8,30 @@ from ..structure import Axis
 
 # Grouped matrix products over experts want rows of 16 bytes, whatever --align says.
 EXPERT_GRID = 8
+# Quantised rows are made of blocks of 32; widths below this lose too much of a budget to that grid.
+ROW_GRID, ROW_GRID_FROM, SMALL_GRID = 32, 1024, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Which layers may lose units (`None`: all), and the grid of MLP widths.
+    """Which layers may lose units (`None`: all), and the grid of MLP widths (`None`: by width).
 
     `attention_layers` and `mlp_layers` take the place of `layers` for units of that kind.
     No layer loses its last attention unit, nor its last `align` MLP channels.
     """
 
     layers: tuple[int, ...] | None = None
-    align: int = 1
+    align: int | None = 1
     attention_layers: tuple[int, ...] | None = None
     mlp_layers: tuple[int, ...] | None = None
 
     def grid(self, axis: Axis) -> int:
         """Widths that `axis` may have are multiples of this."""
-        if axis.granularity == "expert_channel":
-            return max(self.align, EXPERT_GRID)
-        return self.align if axis.size in ("I", "D") else 1
+        if axis.size not in ("I", "D"):
+            return 1
+        wide = axis.units // axis.groups >= ROW_GRID_FROM
+        align = self.align or (ROW_GRID if wide else SMALL_GRID)
+        return max(align, EXPERT_GRID) if axis.granularity == "expert_channel" else align
 
     def floor(self, axis: Axis) -> int:
         """Units that stay at least in `axis` (in each of its groups)."""

@@ -1,0 +1,197 @@
+"""Plans that the family's own class holds: `--stock`, and what keeps others from it.
+
+Such a plan leaves every layer the same widths, as many heads as the class and transformers' checks
+take, and no bias that the class has no place for. Whether it does is not declared: the class is
+asked, by `pruned_form`, for plans nearer and nearer to the uncut model.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from ..config import PruneConfig
+from ..errors import SecateurError
+from ..export import Form, pruned_form
+from ..methods import METHODS
+from ..models import OpenModel
+from ..search import Limits
+from ..structure import Axis, Plan, Structure
+from ..surgery import PrunedWeights
+from .choice import budget_of, limits_of
+
+# Repairs that give every linear that they mend a bias.
+_BIASED = ("bias", "refit")
+# The searches that take the same number of units from each layer, and can be told how many.
+_EVEN = ("uniform", "UL-MM")
+
+
+def form_of(opened: OpenModel, structure: Structure, plan: Plan, repair: str = "none") -> Form:
+    """The form that the folder will have, before anything is cut or repaired."""
+    biases = {
+        f"{axis.consumer.module}.bias": torch.zeros(_outputs(opened, axis))
+        for axis in structure.axes
+        if repair in _BIASED and plan.removed(axis) and _is_linear(axis)
+    }
+    weights = PrunedWeights(opened.weights, structure, plan, biases)
+    return pruned_form(
+        opened.family, opened.raw_config, opened.config, opened.structures, plan, weights
+    )
+
+
+def form_facts(form: Form) -> dict[str, Any]:
+    """Which class loads it and, if that is not the family's own, why; for results and JSON."""
+    return {"stock": form.stock, "class": form.architecture, "why_not_stock": form.why}
+
+
+def _is_linear(axis: Axis) -> bool:
+    return not axis.of and axis.layer >= 0 and axis.consumer.parameter == "weight"
+
+
+def _outputs(opened: OpenModel, axis: Axis) -> int:
+    consumer = axis.consumer
+    return opened.weights.specs[consumer.tensor].shape[1 - consumer.dim]
+
+
+def keep_to_stock(
+    opened: OpenModel, structure: Structure, config: PruneConfig, note: Callable[[str], None]
+) -> PruneConfig:
+    """The settings with which the search finds a plan that the stock class holds.
+
+    Raises:
+        SecateurError: the units, the search, the layers or the repair that were asked for do not
+            go with one.
+    """
+    coarse = {axis.granularity for axis in structure.axes if axis.of or axis.layer < 0}
+    _check_units(structure, coarse)
+    if coarse:  # layers go whole, the hidden width everywhere: any search does
+        return config
+    config = _even(structure, config, note)
+    _check_repair(opened, structure, config)
+    attention = [axis for axis in structure.axes if axis.kind == "attention"]
+    if not attention:
+        return config
+    wanted = _wanted(attention, structure, config)
+    taken = next(_taken(opened, structure, config, wanted), None)
+    if taken is None:
+        why = _why(opened, structure, config, round(wanted)) or "the MLPs cannot give the rest"
+        raise SecateurError(
+            f"No number of heads that {opened.family.model} takes goes with --ratio"
+            f" {config.ratio:g}: {why}.\n"
+            "Change --ratio, or leave out --stock."
+        )
+    if abs(taken - wanted) > attention[0].groups / 2:
+        note(
+            f"--stock: each layer loses {taken} of its {attention[0].units} attention units, not"
+            f" {wanted:.1f}: the nearest number that {opened.family.model} takes"
+        )
+    update = {"attention_units": taken * len(attention), "attention_ratio": None}
+    return config.model_copy(update=update)
+
+
+def _check_units(structure: Structure, coarse: set[str]) -> None:
+    blocks = sorted(coarse & {"attention_block", "mlp_block"})
+    if blocks:
+        raise SecateurError(
+            f"--stock and --granularity {blocks[0]}: the class has both blocks in every layer.\n"
+            "Type --granularity layer, or leave out --stock."
+        )
+    if coarse and coarse != {axis.granularity for axis in structure.axes}:
+        raise SecateurError(
+            f"--stock: {sorted(coarse)[0]} units and finer ones together leave layers of different"
+            " widths.\nName one granularity, or leave out --stock."
+        )
+
+
+def _even(structure: Structure, config: PruneConfig, note: Callable[[str], None]) -> PruneConfig:
+    """The settings with a search and layers by which every layer loses the same."""
+    given = next(
+        (n for n in ("layers", "attention_layers", "mlp_layers") if getattr(config, n)), None
+    )
+    every = f"0-{structure.layers - 1}"
+    if given and getattr(config, given) != every:
+        raise SecateurError(
+            f"--stock: every layer must lose the same, and --{given.replace('_', '-')} names some."
+            "\nLeave it out, or leave out --stock."
+        )
+    if config.search not in (None, *_EVEN):
+        raise SecateurError(
+            f"--stock: every layer must lose the same, and the search {config.search} finds out"
+            " itself how much each loses.\nType --search uniform, or leave out --stock."
+        )
+    update: dict[str, Any] = {}
+    if config.search_name not in _EVEN:
+        note(f"--stock: the search is uniform, not {config.search_name}: all layers lose the same")
+        update["search"] = "uniform"
+    if any(METHODS[config.method].untouched) and not given:
+        note(f"--stock: all layers lose units; {config.method} would leave the first and last")
+        update["layers"] = every
+    return config.model_copy(update=update)
+
+
+def _check_repair(opened: OpenModel, structure: Structure, config: PruneConfig) -> None:
+    """A repair may give biases to linears that the class has none for."""
+    if config.repair_name not in _BIASED:
+        return
+    plan = _trial(structure, config, 0)
+    if form_of(opened, structure, plan).stock:
+        form = form_of(opened, structure, plan, config.repair_name)
+        if not form.stock:
+            raise SecateurError(
+                f"--stock and --repair {config.repair_name}: {form.why}.\n"
+                "Type --repair mask-tuning or --repair none, or leave out --stock."
+            )
+
+
+def _wanted(attention: list[Axis], structure: Structure, config: PruneConfig) -> float:
+    """Attention units that each layer is to lose."""
+    if config.attention_units is not None:
+        return config.attention_units / len(attention)
+    share = config.attention_ratio
+    if share is None:
+        cost = sum(axis.units * axis.cost for axis in structure.axes)
+        share = budget_of(structure, config) / max(cost, 1)
+    return share * attention[0].units
+
+
+def _taken(
+    opened: OpenModel, structure: Structure, config: PruneConfig, wanted: float
+) -> Iterator[int]:
+    """The numbers of units that a layer can lose, the nearest to `wanted` first."""
+    axis = next(axis for axis in structure.axes if axis.kind == "attention")
+    limits = limits_of(structure, config)
+    numbers = range(0, axis.units - limits.floor(axis) * axis.groups + 1, axis.groups)
+    for number in sorted(numbers, key=lambda n: abs(n - wanted)):
+        if _leaves_enough(structure, config, limits, number) and not _why(
+            opened, structure, config, number
+        ):
+            yield number
+
+
+def _leaves_enough(structure: Structure, config: PruneConfig, limits: Limits, number: int) -> bool:
+    """Whether the MLPs can give what attention leaves of the budget."""
+    left, least, most = budget_of(structure, config), 0, 0
+    for axis in structure.axes:
+        if axis.kind == "attention":
+            left -= number * axis.cost
+            least += axis.cost * axis.groups
+        else:
+            most += (axis.units - limits.floor(axis) * axis.groups) * axis.cost
+    return -least / 2 <= left <= most + least / 2
+
+
+def _why(opened: OpenModel, structure: Structure, config: PruneConfig, number: int) -> str:
+    """Why the class does not hold a plan that takes `number` attention units from each layer."""
+    return form_of(opened, structure, _trial(structure, config, number), config.repair_name).why
+
+
+def _trial(structure: Structure, config: PruneConfig, number: int) -> Plan:
+    """A plan of the kind: `number` attention units of each layer go, and one step of channels."""
+    limits = limits_of(structure, config)
+    keep = {}
+    for axis in structure.axes:
+        per_group = axis.units // axis.groups
+        step = number // axis.groups if axis.kind == "attention" else limits.grid(axis)
+        left = max(per_group - step, limits.floor(axis))
+        keep[axis.name] = tuple(u for u in range(axis.units) if u % per_group < left)
+    return Plan(keep, structure.architecture, structure.weights)

@@ -1,0 +1,46 @@
+"""What other engines make of the widths that are left: quantised rows, tensor parallelism."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ..checkpoint import TensorSpec
+from ..structure import Structure, format_ranges
+
+# (values in a block of a row, what is made of such blocks)
+_BLOCKS = ((32, "quantised (q4_0, q8_0)"), (256, "given k-quants (q4_K and the like)"))
+
+
+def engine_notes(
+    structure: Structure, before: Mapping[str, TensorSpec], after: Mapping[str, TensorSpec]
+) -> list[str]:
+    """What to tell the user of rows that could be quantised before the cut, and now cannot.
+
+    A row is what a linear reads: llama.cpp cuts it into blocks of 32 or 256 values, and keeps a
+    tensor of other rows in 16 bits (or gives it a type of smaller blocks).
+    """
+    notes = []
+    told: set[str] = set()
+    for block, what in _BLOCKS:
+        found: dict[int, int] = {}
+        for axis in structure.axes:
+            if axis.layer < 0 or axis.of or axis.consumer.tensor not in after:
+                continue
+            member = axis.consumer
+            was, now = (specs[member.tensor].shape[member.dim] for specs in (before, after))
+            if was % block == 0 and now % block and axis.name not in told:
+                found[axis.layer] = now
+                told.add(axis.name)
+        if found:
+            layers = format_ranges(sorted(found))
+            example = next(iter(found.values()))
+            notes.append(
+                f"rows of layers {layers} (such as {example:,} values) are no multiples of {block},"
+                f" so llama.cpp has them not {what}; --align {block} makes MLP widths that are"
+            )
+    return notes
+
+
+def parallel_sizes(groups: Sequence[int]) -> list[int]:
+    """The numbers of devices that the KV groups of all layers can be shared out to evenly."""
+    common = math.gcd(*groups)
+    return [size for size in range(1, common + 1) if common % size == 0]
