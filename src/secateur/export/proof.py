@@ -6,13 +6,22 @@ reads the same units. A wrong index map, an attribute that does not follow, slop
 heads: each of them makes the two differ.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..checkpoint import ModuleWeights
 from ..errors import SecateurError
-from ..models import OpenModel, filled, structure_of
-from ..models.discovery import dense_config, linearise_norms, norm_sizes, running_model, tokens
+from ..models import OpenModel, empty_model, filled, structure_of
+from ..models.discovery import (
+    dense_config,
+    linearise_norms,
+    norm_sizes,
+    running_model,
+    shallow_config,
+    tokens,
+)
 from ..structure import Member, Plan, Structure
 from ..surgery import PrunedWeights
 from .form import pruned_form
@@ -46,7 +55,7 @@ def prove(opened: OpenModel, *, seed: int = 0) -> float:
 
 
 def _difference(opened: OpenModel, seed: int) -> float:
-    dense = running_model(dense_config(opened.config), seed)
+    dense = running_model(_shallow(opened), seed)
     weights = ModuleWeights(dense)
     structure = structure_of(opened.family, dense, weights).select()
     plan = ragged_plan(structure, seed)
@@ -65,6 +74,14 @@ def _difference(opened: OpenModel, seed: int) -> float:
         mask(dense, structure, plan)
         masked = dense(input_ids=ids, use_cache=False).logits
     return float((sliced - masked).abs().max() / masked.abs().max())
+
+
+def _shallow(opened: OpenModel) -> Any:
+    """The dense config, with as many layers as show one of each kind."""
+    config, model = dense_config(opened.config), opened.skeleton
+    if config is not opened.config:
+        model = empty_model(config, torch.float32)
+    return shallow_config(config, model, opened.family.layers)
 
 
 def ragged_plan(structure: Structure, seed: int) -> Plan:
