@@ -116,6 +116,9 @@ def inspect_command(
         table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))
     if found["blend"]:
         table("Blend of coarse and fine scores", BLEND_COLUMNS, blend_rows(found["blend"]))
+    for left in found.left:
+        layers = format_ranges(left.layers)
+        click.echo(f"Left whole: {left.module} in layers {layers}; {left.reason}.")
     if picture is not None:
         click.echo(str(picture))
 
@@ -187,6 +190,7 @@ def discover_command(
     from ..checkpoint import write_text
     from ..pipeline import discover
     from ..report import STRUCTURE_COLUMNS, structure_cells
+    from ..structure import format_ranges
 
     quiet_transformers()
     found = discover(model)

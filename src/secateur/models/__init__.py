@@ -2,6 +2,7 @@
 
 from .conversion import converted, reverted
 from .families import FAMILIES, Family, Part, layout_for
+from .left import LeftWhole, left_whole
 from .opening import LIVE, OpenModel, load, open_config, open_model, resolve_device, resolve_dtype
 from .registration import register
 from .streamed import StreamedModel, empty_model, filled
@@ -11,6 +12,7 @@ __all__ = [
     "FAMILIES",
     "LIVE",
     "Family",
+    "LeftWhole",
     "OpenModel",
     "Part",
     "StreamedModel",
@@ -19,6 +21,7 @@ __all__ = [
     "filled",
     "layer_sizes",
     "layout_for",
+    "left_whole",
     "load",
     "open_config",
     "open_model",

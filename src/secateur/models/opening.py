@@ -26,6 +26,7 @@ from .conversion import converted
 from .discovery import undeclared_family
 from .families import FAMILIES, Family, layout_for
 from .fitted import Fitted, expected
+from .left import LeftWhole, left_whole
 from .registration import register, register_classes, register_form
 from .streamed import StreamedModel, empty_model, filled
 from .structures import structure_of
@@ -68,6 +69,14 @@ class OpenModel:
     def structure(self) -> Structure:
         """The coupled structures of the default granularities."""
         return self.structures.select()
+
+    @cached_property
+    def left(self) -> tuple[LeftWhole, ...]:
+        """What of the layers loses nothing, and why; nothing of a declared family."""
+        if self.declared:
+            return ()
+        shapes = {name: spec.shape for name, spec in self.weights.specs.items()}
+        return left_whole(self.family, self.structures, shapes)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import SecateurError
-from ..export import prove
-from ..models import OpenModel, open_config, open_model
+from ..export import proved
+from ..models import LeftWhole, OpenModel, open_config, open_model
 from ..report import StructureRow, structure_picture, structure_rows
 from ..structure import Structure, format_ranges
 
@@ -29,6 +29,11 @@ class Discovery:
     def structure(self) -> Structure:
         """Axes of every granularity."""
         return self.opened.structures
+
+    @property
+    def left(self) -> tuple[LeftWhole, ...]:
+        """Modules of the layers that lose nothing, and why."""
+        return self.opened.left
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -61,6 +66,10 @@ class Discovery:
             "family": self.structure.family,
             "layout": "declared" if self.opened.declared else "traced",
             "difference": self.difference,
+            "left_whole": [
+                {"module": some.module, "layers": list(some.layers), "reason": some.reason}
+                for some in self.left
+            ],
             "rows": [row.to_json() for row in self.rows],
             "structure": json.loads(self.structure.to_json()),
         }
@@ -73,4 +82,4 @@ def discover(model: str | Path | nn.Module) -> Discovery:
         SecateurError: not a causal LM, or its structures are not found or do not hold.
     """
     opened = open_model(model) if isinstance(model, nn.Module) else open_config(model)
-    return Discovery(opened, prove(opened))
+    return Discovery(*proved(opened))

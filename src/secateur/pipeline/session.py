@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import PruneConfig
 from ..data import Windows, token_hash
 from ..evaluation import Perplexity, window_lengths
-from ..export import Form, copy_companions, prove, pruned_form, write_model
+from ..export import Form, copy_companions, proved, pruned_form, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
 from ..progress import Progress, Quiet
 from ..search import Limits
@@ -88,11 +88,13 @@ class Run:
             )
         self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
         if not self.opened.declared:
-            prove(self.opened)
+            self.opened, _ = proved(self.opened)
             self.note(
                 f"nobody declared the layout of {self.opened.config.model_type!r}: its coupled"
                 " structures were traced from its code, and hold on a small model of it"
             )
+            for left in self.opened.left:
+                self.note(f"{left.module} stays whole: {left.reason}")
 
     @cached_property
     def structure(self) -> Structure:

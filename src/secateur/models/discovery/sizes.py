@@ -33,6 +33,15 @@ class Sizes:
         return {name: getattr(self, name) for name in ("K", "r", "d", "I", "E", "D")}
 
 
+# How many experts a token goes to.
+_ROUTED = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+)
+
 # By size, under which names configs keep it. The first three every decoder config has
 # (transformers maps them to the family's own).
 _NAMES: tuple[tuple[Callable[[Sizes], int], tuple[str, ...]], ...] = (
@@ -64,16 +73,7 @@ _NAMES: tuple[tuple[Callable[[Sizes], int], tuple[str, ...]], ...] = (
     ),
     (lambda s: s.E, ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")),
     # every expert gets every token: one that gets none shows nothing
-    (
-        lambda s: s.E,
-        (
-            "num_experts_per_tok",
-            "num_experts_per_token",
-            "moe_topk",
-            "moe_k",
-            "top_k_experts",
-        ),
-    ),
+    (lambda s: s.E, _ROUTED),
     (lambda s: 1, ("n_group", "num_expert_group", "topk_group")),
     # latent attention: a rank for all heads, and parts of a head that are rotated or not
     (lambda s: 14, ("q_lora_rank",)),
@@ -126,7 +126,7 @@ def small_values(config: Any, sizes: Sizes) -> dict[str, Any]:
         known = raw.get(own)
         if isinstance(known, list) and known and type(known[0]) in (int, str):
             found[own] = [value] * len(known)
-        elif known is not None:
+        elif known is not None or (own in raw and name in _ROUTED):
             found[own] = value
     return found
 

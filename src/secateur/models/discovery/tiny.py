@@ -139,8 +139,11 @@ def norm_sizes(model: nn.Module, ids: Tensor) -> dict[str, float]:
 
 
 def _scaled(norm: Any, size: Callable[[Tensor], float]) -> Any:
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, *more: Any, **others: Any) -> Tensor:
         x = x / size(x)
+        for gate in (*more, *others.values()):
+            if isinstance(gate, Tensor):
+                x = x * nn.functional.silu(gate)
         weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         x = x if weight is None else x * weight
         return x if bias is None else x + bias
