@@ -142,11 +142,11 @@ class Family:
     def head_dim(self, config: Any) -> int:
         """Width of one head. Where the config does not say, the dense head count decides."""
         stated = getattr(config, "head_dim", None)
-        return int(stated or config.hidden_size // config.num_attention_heads)
+        return int(stated or config.hidden_size // getattr(config, "num_attention_heads", 1))
 
     def heads(self, config: Any) -> tuple[int, int]:
         """(KV heads, query heads a KV head) of a layer with `config`."""
-        query = int(config.num_attention_heads)
+        query = int(getattr(config, "num_attention_heads", 1))
         groups = self.kv_heads
         if isinstance(groups, str):
             groups = getattr(config, groups, None)

@@ -134,6 +134,8 @@ def _slices(
             offset, stride, width, jump = (size for size in sizes_of if size is not None)
             grouped = group if group is not None and any(n[3] for n in numbers) else None
             slices.append(Slice(module, name, dims, role, offset, stride, width, grouped, jump))
+    if not any(piece.role == "consumer" for piece in slices):
+        raise NoLayout("its units own nothing of what reads them")
     return tuple(slices)
 
 

@@ -82,6 +82,12 @@ _NAMES: tuple[tuple[Callable[[Sizes], int], tuple[str, ...]], ...] = (
     (lambda s: 12, ("qk_nope_head_dim",)),
     (lambda s: s.d + 12, ("qk_head_dim",)),
     (lambda s: 11, ("v_head_dim",)),
+    (lambda s: 6, ("o_lora_rank",)),
+    (lambda s: 1, ("o_groups",)),
+    # heads of layers of another type: numbers of their own, lest they be taken for the others
+    (lambda s: 1, ("num_global_key_value_heads", "swa_num_key_value_heads")),
+    (lambda s: 2 * s.d, ("global_head_dim", "swa_head_dim")),
+    (lambda s: s.K * s.r, ("swa_num_attention_heads",)),
     (lambda s: 2, ("index_n_heads",)),
     (lambda s: 2 * s.d, ("index_head_dim",)),
     # recurrences
@@ -140,7 +146,7 @@ def sharings(config: Any) -> tuple[Sharing, ...]:
     stated = next((n for name in names if (n := getattr(config, name, None))), 0)
     if stated == 1:
         return ("multi-query", "grouped", "multi-head")
-    if stated and stated < config.num_attention_heads:
+    if stated and stated < getattr(config, "num_attention_heads", 1):
         return ("grouped", "multi-head", "multi-query")
     return ("multi-head", "multi-query", "grouped")
 
@@ -196,12 +202,30 @@ def check_counts(config: Any) -> None:
     Raises:
         SecateurError: it lacks what every decoder has.
     """
-    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
+    if config.to_dict().get("per_layer_config"):
+        raise SecateurError(
+            f"The layers of {config.model_type!r} have sizes of their own (per_layer_config), which"
+            " no small model of it has yet.\nThis family needs a declared layout."
+        )
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise SecateurError(
+            f"The last {config.num_kv_shared_layers} layers of {config.model_type!r} read the keys"
+            " and values of earlier ones, so that no layer runs, or loses heads, by itself.\n"
+            "Expected a model whose num_kv_shared_layers is 0."
+        )
+    for name in ("hidden_size", "num_hidden_layers"):
         if not isinstance(getattr(config, name, None), int):
             raise SecateurError(
                 f"The config of {config.model_type!r} has no {name}, which every decoder with"
-                " attention heads states.\nExpected a causal language model of transformers."
+                f" layers states{_inner(config)}.\nExpected a causal language model of transformers."
             )
+
+
+def _inner(config: Any) -> str:
+    """That the decoder is a part of the model, where it is."""
+    text = getattr(config, "text_config", None)
+    kind = getattr(text, "model_type", None)
+    return f"; its decoder is the {kind!r} inside it (text_config)" if kind else ""
 
 
 def states_head_dim(config: Any) -> bool:
