@@ -49,7 +49,7 @@ _NAMES: tuple[tuple[Callable[[Sizes], int], tuple[str, ...]], ...] = (
     (lambda s: s.K * s.r, ("num_attention_heads",)),
     (lambda s: 64, ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size")),
     (lambda s: s.K, ("num_key_value_heads", "num_kv_heads", "num_query_groups")),
-    (lambda s: s.d, ("head_dim", "kv_channels", "dim_head", "query_pre_attn_scalar")),
+    (lambda s: s.d, ("head_dim", "kv_channels", "dim_head", "d_head", "query_pre_attn_scalar")),
     (lambda s: s.d // 2, ("rotary_dim",)),
     (
         lambda s: s.I,

@@ -14,7 +14,6 @@ is zero. Norms are products with their weights, experts all get all tokens, acti
 """
 
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,8 +50,6 @@ class Traced:
 
 # So many choices of sizes that run are tried, where each leaves something whole.
 _RUNS = 3
-# ... and no other after so much time (twice as much while none has run).
-_SECONDS = 4.0
 
 
 def traced_couplings(config: Any, layer: int, family: Family) -> tuple[Coupling, ...]:
@@ -71,7 +68,6 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
     """
     failures: list[SecateurError] = []
     found: list[Traced] = []
-    start = time.process_time()
     for sizes in tiny_choices(config):
         try:
             found.append(_attempt(config, layer, family, sizes))
@@ -80,8 +76,6 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
         except Exception as error:  # the family's own code runs: anything may come out of it
             failures.append(_does_not_run(config, error))
         if found and (not found[-1].left or len(found) == _RUNS):
-            break
-        if time.process_time() - start > (_SECONDS if found else 2 * _SECONDS):
             break
     if not found:
         raise failures[0]
