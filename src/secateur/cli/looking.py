@@ -227,6 +227,7 @@ def discover_command(
     from ..checkpoint import write_text
     from ..pipeline import discover
     from ..report import STRUCTURE_COLUMNS, structure_cells
+    from ..structure import format_ranges
 
     quiet_transformers()
     found = discover(model)
@@ -243,6 +244,8 @@ def discover_command(
     cells = [structure_cells(row) for row in found.rows]
     table(model, STRUCTURE_COLUMNS, cells, texts=(0, len(STRUCTURE_COLUMNS) - 1), lines=True)
     say("* what prune takes unless --granularity names others; u is a unit's number")
+    for left in found.left:
+        say(f"Left whole: {left.module} in layers {format_ranges(left.layers)}; {left.reason}.")
     if picture is not None:
         say(str(picture))
 

@@ -6,7 +6,7 @@ from .companions import copy_companions
 from .few_bits import packed_form
 from .form import Form, pruned_form
 from .front_matter import earlier_card, licence_files
-from .proof import prove
+from .proof import prove, proved
 from .write import write_model
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "model_card",
     "packed_form",
     "prove",
+    "proved",
     "pruned_form",
     "recovery_card",
     "with_around",

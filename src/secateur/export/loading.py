@@ -13,8 +13,8 @@ def about_custom(why: str, *, packed: bool = False) -> list[str]:
     lines = [
         f"It is no stock checkpoint because {why}. `AutoModel`, PEFT without `target_modules` and"
         " `AutoModelForSequenceClassification` (where the family has one) work as for the stock"
-        " class. The file runs on transformers 4.57 to 5.x, for mixtures of experts on 5.x (measured on"
-        f" {', '.join(MEASURED)}).",
+        " class. The file runs on transformers 4.57 to 5.x, for mixtures of experts on 5.x (measured"
+        f" on {', '.join(MEASURED)}).",
         "",
         "`config.per_layer_config[i]` has the sizes of layer `i`. What is read without a layer, as"
         " `config.num_key_value_heads`, is a number that no layer exceeds: enough for a cache of"

@@ -6,14 +6,25 @@ reads the same units. A wrong index map, an attribute that does not follow, slop
 heads: each of them makes the two differ.
 """
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..checkpoint import ModuleWeights
 from ..errors import SecateurError
-from ..models import OpenModel, filled, structure_of
-from ..models.discovery import dense_config, linearise_norms, norm_sizes, running_model, tokens
-from ..structure import Member, Plan, Structure
+from ..models import OpenModel, empty_model, filled, structure_of
+from ..models.discovery import (
+    dense_config,
+    linearise_norms,
+    norm_sizes,
+    running_model,
+    shallow_config,
+    tokens,
+)
+from ..structure import Coupling, Member, Plan, Structure
 from ..surgery import PrunedWeights
 from .form import pruned_form
 
@@ -21,15 +32,76 @@ from .form import pruned_form
 _TOLERANCE = 1e-6
 
 
-def prove(opened: OpenModel, *, seed: int = 0) -> float:
+def proved(opened: OpenModel) -> tuple[OpenModel, float]:
+    """The model with those couplings alone that hold, and the difference that is left.
+
+    A declared layout holds whole or not at all. Of a traced one, what does not hold is left whole.
+
+    Raises:
+        SecateurError: nothing of it holds.
+    """
+    if opened.declared:
+        return opened, prove(opened)
+    opened = _without_failing(opened)
+    difference = prove(opened)
+    for granularity in ("query_head", "expert"):
+        others = [c for c in opened.family.couplings if c.granularity != granularity]
+        if len(others) < len(opened.family.couplings) and not _holds(opened, (granularity,)):
+            opened = _with(opened, others)
+    return opened, difference
+
+
+def _without_failing(opened: OpenModel) -> OpenModel:
+    if _holds(opened):
+        return opened
+    left: dict[str, str] = {}
+    kept: list[Coupling] = []
+    for reader, some in _by_reader(opened.family.couplings).items():
+        if _holds(_with(opened, some)):
+            kept += some
+        else:
+            left[reader.rpartition(".")[0] or reader] = (
+                "cut by what was traced, a small model does not do what it does when masked"
+            )
+    return _with(opened, kept, left) if kept else opened
+
+
+def _by_reader(couplings: Iterable[Coupling]) -> dict[str, list[Coupling]]:
+    """Couplings by the module that reads their units: they hold together or not at all."""
+    found: dict[str, list[Coupling]] = {}
+    for coupling in couplings:
+        reader = next(piece.module for piece in coupling.slices if piece.role == "consumer")
+        found.setdefault(reader, []).append(coupling)
+    return found
+
+
+def _with(
+    opened: OpenModel, couplings: Iterable[Coupling], left: Mapping[str, str] | None = None
+) -> OpenModel:
+    known = dict(opened.family.left) | dict(left or {})
+    family = replace(opened.family, couplings=tuple(couplings), left=tuple(sorted(known.items())))
+    return replace(opened, family=family)
+
+
+def _holds(opened: OpenModel, granularities: tuple[str, ...] = ()) -> bool:
+    try:
+        prove(opened, granularities=granularities)
+    except SecateurError:
+        return False
+    return True
+
+
+def prove(opened: OpenModel, *, seed: int = 0, granularities: tuple[str, ...] = ()) -> float:
     """The greatest difference of logits between slicing and masking, relative (right: 1e-15).
+
+    `granularities` are those that are cut, the default ones if none are named.
 
     Raises:
         SecateurError: they differ, so the layout does not describe the family's code.
     """
     model_type = opened.config.model_type
     try:
-        difference = _difference(opened, seed)
+        difference = _difference(opened, seed, granularities)
     except SecateurError:
         raise
     except Exception as error:  # the family's own code: anything may come out of it
@@ -47,10 +119,10 @@ def prove(opened: OpenModel, *, seed: int = 0) -> float:
     return difference
 
 
-def _difference(opened: OpenModel, seed: int) -> float:
-    dense = running_model(dense_config(opened.config), seed)
+def _difference(opened: OpenModel, seed: int, granularities: tuple[str, ...]) -> float:
+    dense = running_model(_shallow(opened), seed)
     weights = ModuleWeights(dense)
-    structure = structure_of(opened.family, dense, weights).select()
+    structure = structure_of(opened.family, dense, weights).select(granularities)
     plan = ragged_plan(structure, seed)
     pruned = PrunedWeights(weights, structure, plan)
     raw = dense.config.to_dict() | {"architectures": [opened.family.model]}
@@ -67,6 +139,14 @@ def _difference(opened: OpenModel, seed: int) -> float:
         mask(dense, structure, plan)
         masked = dense(input_ids=ids, use_cache=False).logits
     return float((sliced - masked).abs().max() / masked.abs().max())
+
+
+def _shallow(opened: OpenModel) -> Any:
+    """The dense config, with as many layers as show one of each kind."""
+    config, model = dense_config(opened.config), opened.skeleton
+    if config is not opened.config:
+        model = empty_model(config, torch.float32)
+    return shallow_config(config, model, opened.family.layers)
 
 
 def ragged_plan(structure: Structure, seed: int) -> Plan:

@@ -4,6 +4,7 @@ from .conversion import converted, reverted
 from .families import FAMILIES, Family, Part, layout_for
 from .hub import hub_name
 from .inputs import Outer
+from .left import LeftWhole, left_whole
 from .opening import (
     LIVE,
     OpenModel,
@@ -22,6 +23,7 @@ __all__ = [
     "FAMILIES",
     "LIVE",
     "Family",
+    "LeftWhole",
     "OpenModel",
     "Outer",
     "Part",
@@ -33,6 +35,7 @@ __all__ = [
     "hub_name",
     "layer_sizes",
     "layout_for",
+    "left_whole",
     "load",
     "loaded",
     "open_config",

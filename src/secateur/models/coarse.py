@@ -37,7 +37,8 @@ def coarse_axes(
                 yield _whole(f"{kind}_block", kind, layer, path, shapes, own)
         if layer and len(layers) == config.num_hidden_layers:
             yield _whole("layer", "layer", layer, f"{family.layers}.{layer}", shapes, fine)
-    if axes:
+    if axes and not family.left:
+        # what no unit owns may lie along the stream with either dimension
         yield _hidden(family, shapes, axes)
 
 

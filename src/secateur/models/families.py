@@ -123,6 +123,7 @@ class Family:
     the arguments of a module that hold one row a head (ALiBi), which a head keeps for life.
     `tuples` says that a layer returns a tuple. `blocks` says what the modules of attention and MLP
     return, `tensor` or `tuple`; `scales_by_width` that the code computes a factor from hidden_size.
+    `left` names modules of a layer in which no units are taken, each with the reason.
     """
 
     config: str
@@ -136,15 +137,16 @@ class Family:
     blocks: Mapping[str, str] = field(default_factory=lambda: _BLOCKS)
     scales_by_width: bool = False
     when: Mapping[str, Any] = field(default_factory=dict)
+    left: tuple[tuple[str, str], ...] = ()
 
     def head_dim(self, config: Any) -> int:
         """Width of one head. Where the config does not say, the dense head count decides."""
         stated = getattr(config, "head_dim", None)
-        return int(stated or config.hidden_size // config.num_attention_heads)
+        return int(stated or config.hidden_size // getattr(config, "num_attention_heads", 1))
 
     def heads(self, config: Any) -> tuple[int, int]:
         """(KV heads, query heads a KV head) of a layer with `config`."""
-        query = int(config.num_attention_heads)
+        query = int(getattr(config, "num_attention_heads", 1))
         groups = self.kv_heads
         if isinstance(groups, str):
             groups = getattr(config, groups, None)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from .inputs import (
     scheme_of,
     without_quantisation,
 )
+from .left import LeftWhole, left_whole
 from .registration import register, register_classes, register_form
 from .spelling import both_spellings
 from .streamed import StreamedModel, empty_model, filled
@@ -128,6 +129,14 @@ class OpenModel:
     def structure(self) -> Structure:
         """The coupled structures of the default granularities."""
         return self.structures.select()
+
+    @cached_property
+    def left(self) -> tuple[LeftWhole, ...]:
+        """What of the layers loses nothing, and why; nothing of a declared family."""
+        if self.declared:
+            return ()
+        shapes = {name: spec.shape for name, spec in self.weights.specs.items()}
+        return left_whole(self.family, self.structures, shapes)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -428,7 +437,7 @@ def _opened(
     try:
         skeleton = opened.skeleton
     except Exception as error:  # the model's constructor divides, indexes, asserts
-        raise _senseless(f"{source}/config.json", error) from error
+        raise _unbuildable(f"{source}/config.json", error) from error
     family = declared or undeclared_family(config, skeleton)
     if declared is None:
         register_classes(family.config, family.model)
@@ -510,17 +519,30 @@ def _check_decoder(raw: Mapping[str, Any], source: str) -> None:
     model_type = str(raw.get("model_type"))
     architectures = [str(name) for name in raw.get("architectures") or []]
     causal = not architectures or any(
-        "CausalLM" in name or "LMHead" in name for name in architectures
+        "CausalLM" in name or "LMHead" in name or name in _causal_classes()
+        for name in architectures
     )
     if raw.get("is_encoder_decoder") or not causal:
         raise _no_decoder(source, ", ".join(architectures) or model_type)
+
+
+@cache
+def _causal_classes() -> frozenset[str]:
+    """The names of transformers' causal classes that do not say so."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    some = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    names = {name for value in some for name in ((value,) if isinstance(value, str) else value)}
+    return frozenset(name for name in names if "ForConditionalGeneration" not in name)
 
 
 def _check_causal(config: Any, source: str) -> None:
     """What config.json does not say itself, the defaults of the family do."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if config.is_encoder_decoder:
+        raise _no_decoder(source, f"{config.model_type}, an encoder with a decoder")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise _no_decoder(source, config.model_type)
 
 
@@ -588,6 +610,16 @@ def _senseless(config: str, error: Exception) -> SecateurError:
     reason = " ".join(str(error).split())[:300]
     return SecateurError(
         f"{config} does not make sense: {reason}\nDownload or export the model again."
+    )
+
+
+def _unbuildable(config: str, error: Exception) -> SecateurError:
+    if isinstance(error, MemoryError) or "alloc" in str(error):
+        return SecateurError(f"There is not enough memory to build the empty model of {config}.")
+    reason = " ".join(str(error).split())[:300]
+    return SecateurError(
+        f"{config} does not make sense: transformers builds no model from it"
+        f" ({type(error).__name__}: {reason}).\nDownload or export the model again."
     )
 
 

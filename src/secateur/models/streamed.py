@@ -5,13 +5,14 @@ back when it is left. Embeddings, masks, rotary tables and the head are the mode
 forward runs with the decoder layers replaced by stand-ins that record or hand through.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..checkpoint import Weights
 from ..memory import give_back
@@ -20,10 +21,23 @@ from .families import Family
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+class _Unallocated(TorchFunctionMode):
+    """Memory that nobody has written to yet is never a buffer's: it need not be there at all."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def empty_model(config: Any, dtype: torch.dtype) -> Any:
     """Build the transformers causal LM of `config` without weights, in evaluation mode.
 
-    Parameters are on meta; buffers that no checkpoint holds (rotary frequencies) are real.
+    Parameters are on meta, and never anywhere else: those of one layer may be more than the memory
+    there is. Buffers that no checkpoint holds (rotary frequencies) are real.
     """
     from transformers import AutoModelForCausalLM
 
@@ -33,10 +47,16 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
 def empty(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     """The same of any class of transformers, or of an Auto class."""
     from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
 
     make = getattr(kind, "_from_config", None) or partial(kind.from_config, trust_remote_code=False)
-    with init_empty_weights(include_buffers=False):
+    with no_init_weights(), init_empty_weights(include_buffers=False), _Unallocated():
         model = make(config, dtype=dtype).eval()
+    model.tie_weights()
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.zeros_like(buffer, device="cpu")
     # One expert after the other: fused kernels ask for bf16 and hide what an expert reads.
     model.config._experts_implementation = "eager"
     return model

@@ -61,8 +61,14 @@ def layer_axes(family: Family, shapes: Shapes, config: Any, layer: int) -> Itera
         if coupling.letter == "E":
             # The router picks so many experts for each token.
             finer = (f"layers.{layer}.experts",)
-            axis = replace(axis, floor=int(config.num_experts_per_tok), of=finer)
+            axis = replace(axis, floor=routed_experts(config), of=finer)
         yield axis
+
+
+def routed_experts(config: Any) -> int:
+    """How many experts a token goes to."""
+    names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+    return int(next((n for name in names if (n := getattr(config, name, None))), 1))
 
 
 def _in_model_order(members: Sequence[Member], shapes: Shapes) -> tuple[Member, ...]:

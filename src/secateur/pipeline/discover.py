@@ -10,8 +10,8 @@ from torch import nn
 
 from ..arguments import a_model, public
 from ..errors import SecateurError
-from ..export import prove
-from ..models import OpenModel, open_config, open_model
+from ..export import proved
+from ..models import LeftWhole, OpenModel, open_config, open_model
 from ..report import StructureRow, structure_picture, structure_rows
 from ..structure import Structure, format_ranges
 
@@ -30,6 +30,11 @@ class Discovery:
     def structure(self) -> Structure:
         """Axes of every granularity."""
         return self.opened.structures
+
+    @property
+    def left(self) -> tuple[LeftWhole, ...]:
+        """Modules of the layers that lose nothing, and why."""
+        return self.opened.left
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -62,6 +67,10 @@ class Discovery:
             "family": self.structure.family,
             "layout": "declared" if self.opened.declared else "traced",
             "difference": self.difference,
+            "left_whole": [
+                {"module": some.module, "layers": list(some.layers), "reason": some.reason}
+                for some in self.left
+            ],
             "rows": [row.to_json() for row in self.rows],
             "structure": json.loads(self.structure.to_json()),
         }
@@ -75,4 +84,4 @@ def discover(model: str | Path | nn.Module) -> Discovery:
         SecateurError: not a causal LM, or its structures are not found or do not hold.
     """
     opened = open_model(model) if isinstance(model, nn.Module) else open_config(model)
-    return Discovery(opened, prove(opened))
+    return Discovery(*proved(opened))

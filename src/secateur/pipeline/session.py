@@ -15,7 +15,7 @@ from ..config import PruneConfig
 from ..data import Beginning, Text, Windows, beginning
 from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
-from ..export import Form, copy_companions, prove, pruned_form, with_around, write_model
+from ..export import Form, copy_companions, proved, pruned_form, with_around, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
 from ..paths import expanded
 from ..progress import Progress, Quiet
@@ -129,11 +129,13 @@ class Run:
             )
         self.config = config.model_copy(update={"device": str(resolve_device(config.device))})
         if not self.opened.declared:
-            prove(self.opened)
+            self.opened, _ = proved(self.opened)
             self.note(
                 f"nobody declared the layout of {self.opened.config.model_type!r}: its coupled"
                 " structures were traced from its code, and hold on a small model of it"
             )
+            for left in self.opened.left:
+                self.note(f"{left.module} stays whole: {left.reason}")
         self._keep_to_stock()
 
     def _keep_to_stock(self) -> None:

@@ -5,7 +5,7 @@ Both routes end here: a family's layout is declared as data, or traced from the 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import SecateurError
 from .axis import Axis, Blocks, Kind, Member, Role
@@ -18,7 +18,8 @@ class Slice:
 
     `module` is the path within the layer. Unit `g*group + j` owns, along `dims` (flattened in
     that order), the indices `offset + g*jump + j*stride + [0, width)`; `group` is None where units
-    are not grouped (`offset + u*stride`).
+    are not grouped (`offset + u*stride`). With `share` each unit owns an equal share of the tensor,
+    one after the other, and the numbers say nothing.
     """
 
     module: str
@@ -30,6 +31,7 @@ class Slice:
     width: Size
     group: Size | None = None
     jump: Size = ZERO
+    share: bool = False
 
     def member(self, path: str, values: Mapping[str, int], units: int) -> Member:
         """The slices in a model whose layer is at `path` and whose letters have `values`."""
@@ -88,6 +90,10 @@ class Coupling:
             along = 1
             for dim in member.dims:
                 along *= shape[dim]
+            if piece.share:
+                width = along // units
+                blocks = Blocks(0, width if units > 1 else 0, width)
+                member = replace(member, blocks=blocks)
             if member.blocks.end(units) > along:
                 raise SecateurError(
                     f"{member.tensor} has size {along} where the layout needs"

@@ -1,16 +1,17 @@
 """Traced discovery: the coupled structures of a family, found by running one tiny layer of it."""
 
+from .depth import layer_kinds, shallow_config
+from .sizes import tiny_choices
 from .tiny import (
     dense_config,
     linearise_norms,
     norm_sizes,
     running_model,
-    tiny_choices,
     tiny_model,
     tokens,
 )
 from .trace import Traced, traced, traced_couplings
-from .undeclared import layer_kinds, undeclared_family
+from .undeclared import undeclared_family
 
 __all__ = [
     "Traced",
@@ -19,6 +20,7 @@ __all__ = [
     "linearise_norms",
     "norm_sizes",
     "running_model",
+    "shallow_config",
     "tiny_choices",
     "tiny_model",
     "tokens",

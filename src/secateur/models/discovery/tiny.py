@@ -4,9 +4,8 @@ Flags (biases, ALiBi, parallel blocks, norms) stay, sizes shrink. The sizes are 
 differ from one another, so that a dimension of the result tells what it counts.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import transformers
@@ -15,101 +14,9 @@ from torch import Tensor, nn
 from ...errors import SecateurError
 from ...modeling_secateur import OWN_KEYS, PREFIX
 from ..streamed import empty_model
+from .sizes import Sizes, plain_rope, small_values, tiny_choices
 
-# Under which names configs keep a size. The first three every decoder config has (transformers
-# maps them to the family's own).
-_SIZES: dict[str, tuple[str, ...]] = {
-    "K": ("num_key_value_heads", "num_kv_heads"),
-    "d": ("head_dim",),
-    "I": (
-        "intermediate_size",
-        "moe_intermediate_size",
-        "shared_expert_intermediate_size",
-        "ffn_dim",
-        "n_inner",
-        "ffn_hidden_size",
-    ),
-    "E": ("num_local_experts", "num_experts", "n_routed_experts"),
-    # every expert gets every token: one that gets none shows nothing
-    "top": ("num_experts_per_tok", "moe_topk", "top_k_experts"),
-}
-_ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
-_SHARES = ("partial_rotary_factor", "rotary_pct")
 _TOKENS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """One choice of the letters of a layout; `D` follows where a family has no head_dim."""
-
-    K: int
-    r: int
-    d: int
-    I: int  # noqa: E741
-    E: int
-    D: int
-
-    @property
-    def values(self) -> dict[str, int]:
-        """By letter."""
-        return {name: getattr(self, name) for name in ("K", "r", "d", "I", "E", "D")}
-
-
-_OF_LENGTH = ("llama_4_scaling_beta", "original_max_position_embeddings")
-Sharing = Literal["grouped", "multi-head", "multi-query"]
-
-
-def sharings(config: Any) -> tuple[Sharing, ...]:
-    """How query heads may share KV heads; what the config says comes first.
-
-    Some families have a flag of their own for it, and some configs a number that is not used.
-    """
-    stated = next((n for name in _SIZES["K"] if (n := getattr(config, name, None))), 0)
-    if stated == 1:
-        return ("multi-query", "grouped", "multi-head")
-    if stated and stated < config.num_attention_heads:
-        return ("grouped", "multi-head", "multi-query")
-    return ("multi-head", "multi-query", "grouped")
-
-
-def tiny_choices(config: Any) -> Iterator[tuple[Sizes, Sizes]]:
-    """Pairs of sizes to try, the likeliest first; a family's code does not take all of them."""
-    for sharing in sharings(config):
-        for own_width in (True, False) if _states_head_dim(config) else (False,):
-            one, other = (tiny_sizes(config, number, sharing, own_width) for number in (0, 1))
-            yield one, other
-
-
-def tiny_sizes(config: Any, number: int, sharing: Sharing, own_width: bool) -> Sizes:
-    """The first or second choice of sizes; `own_width`: heads need not add up to hidden_size.
-
-    Raises:
-        SecateurError: the config lacks what every decoder has.
-    """
-    check_counts(config)
-    choices = {
-        "grouped": ((3, 2), (2, 4)),
-        "multi-head": ((3, 1), (5, 1)),
-        "multi-query": ((1, 6), (1, 8)),
-    }
-    K, r = choices[sharing][number]
-    d = (8, 4)[number]
-    D = (30, 40)[number] if own_width and K > 1 else K * r * d
-    return Sizes(K=K, r=r, d=d, I=(21, 13)[number], E=(5, 7)[number], D=D)
-
-
-def check_counts(config: Any) -> None:
-    """Refuse a config that does not say how wide and deep the model is.
-
-    Raises:
-        SecateurError: it lacks what every decoder has.
-    """
-    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"):
-        if not isinstance(getattr(config, name, None), int):
-            raise SecateurError(
-                f"The config of {config.model_type!r} has no {name}, which every decoder with"
-                " attention heads states.\nExpected a causal language model of transformers."
-            )
 
 
 def running_model(config: Any, seed: int) -> Any:
@@ -143,31 +50,12 @@ def tiny_model(config: Any, sizes: Sizes, seed: int) -> Any:
         SecateurError: the family's own code does not take such a config.
     """
     config = dense_config(config)
-    raw = dict(config.to_dict())
-    names = getattr(config, "attribute_map", None) or {}
-    values: dict[str, Any] = {
-        "hidden_size": sizes.D,
-        "num_attention_heads": sizes.K * sizes.r,
-        "vocab_size": 64,
-        "word_embed_proj_dim": sizes.D,
-        "rotary_dim": sizes.d // 2,
-        "query_pre_attn_scalar": sizes.d,
-        "experts_implementation": "eager",
-        **dict.fromkeys(_ACTIVATIONS, "silu"),
-        **dict.fromkeys(_SHARES, 0.5),
-    }
-    letters = sizes.values | {"top": sizes.E}
-    for letter, attributes in _SIZES.items():
-        values |= dict.fromkeys(attributes, letters[letter])
-    for name, value in values.items():
-        name = names.get(name, name)
-        if raw.get(name) is not None:
-            raw[name] = value
+    raw = dict(config.to_dict()) | small_values(config, sizes)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if raw.get(name) is not None:
             raw[name] = 0
     if raw.get("rope_parameters"):
-        raw["rope_parameters"] = _plain_rope(raw["rope_parameters"])
+        raw["rope_parameters"] = plain_rope(raw["rope_parameters"])
     raw.pop("rope_scaling", None)
     raw.pop("dtype", None)
     try:
@@ -251,26 +139,13 @@ def norm_sizes(model: nn.Module, ids: Tensor) -> dict[str, float]:
 
 
 def _scaled(norm: Any, size: Callable[[Tensor], float]) -> Any:
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, *more: Any, **others: Any) -> Tensor:
         x = x / size(x)
+        for gate in (*more, *others.values()):
+            if isinstance(gate, Tensor):
+                x = x * nn.functional.silu(gate)
         weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
         x = x if weight is None else x * weight
         return x if bias is None else x + bias
 
     return forward
-
-
-def _states_head_dim(config: Any) -> bool:
-    return config.to_dict().get("head_dim") is not None and not isinstance(
-        getattr(type(config), "head_dim", None), property
-    )
-
-
-def _plain_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary parameters without scaling, whose factors would have to fit the head width."""
-    if any(isinstance(value, dict) for value in parameters.values()):
-        return {key: _plain_rope(value) for key, value in parameters.items()}
-    plain = {"rope_type": "default", "rope_theta": 10000.0}
-    # what code besides the rotation reads there: no scaling by length then
-    kept = {name: parameters[name] for name in _OF_LENGTH if name in parameters}
-    return plain | kept | {name: 0.5 for name in _SHARES if parameters.get(name) is not None}

@@ -13,7 +13,9 @@ is zero. Norms are products with their weights, experts all get all tokens, acti
 (see `tiny.py`), so that nothing hides a dependence or adds one.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,41 +25,31 @@ from torch import Tensor, nn
 from ...checkpoint import ModuleWeights
 from ...errors import SecateurError
 from ...structure import Coupling, Role, Slice
-from ...structure.size import ONE, ZERO, E, I, K, Size, r
+from ...structure.size import ONE, ZERO, E
 from ..families import Family
 from ..streamed import StreamedModel
-from .fit import fitted
+from .couplings import NoLayoutError, Place, Row, row_couplings
 from .reads import Read, along, probe_sum, read_map, touched, watching, write_dims
-from .tiny import Sizes, fill, linearise_norms, tiny_choices, tiny_model, tokens
+from .sizes import Sizes, tiny_choices
+from .tiny import fill, linearise_norms, tiny_model, tokens
 
 _SEEDS = (0, 1)
 
 
-# A place in a weight: parameter, dimensions, index along them (flattened).
-Place = tuple[str, tuple[int, ...], int]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of units that one consumer (of each expert, where they share a tensor) reads.
-
-    `channels` are the places that each channel of its input depends on or meets, `units` the
-    connected components of that.
-    """
-
-    consumer: str
-    expert: bool
-    roles: Mapping[tuple[str, tuple[int, ...]], Role]
-    channels: tuple[frozenset[Place], ...]
-    units: tuple[frozenset[Place], ...]
-
-
 @dataclass(frozen=True)
 class Traced:
-    """What was found in one layer, and the sizes of the two tiny models that showed it."""
+    """What was found in one layer, and the sizes of the two tiny models that showed it.
+
+    `left` names modules of the layer that make no layout, and says why.
+    """
 
     couplings: tuple[Coupling, ...]
     sizes: tuple[Sizes, Sizes]
+    left: Mapping[str, str]
+
+
+# So many choices of sizes that run are tried, where each leaves something whole.
+_RUNS = 3
 
 
 def traced_couplings(config: Any, layer: int, family: Family) -> tuple[Coupling, ...]:
@@ -68,64 +60,86 @@ def traced_couplings(config: Any, layer: int, family: Family) -> tuple[Coupling,
 def traced(config: Any, layer: int, family: Family) -> Traced:
     """Find the couplings of layer `layer` of the model that `config` describes.
 
-    `family` says where the layers are. Needs no weights: only small models come about.
+    `family` says where the layers are. Needs no weights: only small models come about. Of the
+    sizes that run, those count that leave least.
 
     Raises:
-        SecateurError: what was found makes no layout; the message says where it broke.
+        SecateurError: the family's code runs with no choice of sizes; the message is of the first.
     """
     failures: list[SecateurError] = []
+    found: list[Traced] = []
     for sizes in tiny_choices(config):
         try:
-            return _attempt(config, layer, family, sizes)
+            found.append(_attempt(config, layer, family, sizes))
         except SecateurError as error:
             failures.append(error)
         except Exception as error:  # the family's own code runs: anything may come out of it
-            reason = " ".join(str(error).split())[:200]
-            failures.append(
-                SecateurError(
-                    f"The coupled structures of {config.model_type!r} cannot be traced: its code"
-                    f" does not run on a small model ({type(error).__name__}: {reason}).\n"
-                    "This family needs a declared layout."
-                )
-            )
-    raise failures[0]
+            failures.append(_does_not_run(config, error))
+        if found and (not found[-1].left or len(found) == _RUNS):
+            break
+    if not found:
+        raise failures[0]
+    return min(found, key=lambda some: (len(some.left), -len(some.couplings)))
+
+
+def _does_not_run(config: Any, error: Exception) -> SecateurError:
+    reason = " ".join(str(error).split())[:200]
+    return SecateurError(
+        f"The coupled structures of {config.model_type!r} cannot be traced: its code does not run"
+        f" on a small model ({type(error).__name__}: {reason}).\nThis family needs a declared"
+        " layout."
+    )
 
 
 def _attempt(config: Any, layer: int, family: Family, sizes: tuple[Sizes, Sizes]) -> Traced:
-    found = [_rows(config, layer, family, choice) for choice in sizes]
-    if not found[0]:
-        raise SecateurError(
-            f"No coupled structure was found in layer {layer} of {config.model_type!r}: nothing"
-            " that its weights write is read by another weight of the same block only."
-        )
+    one, other = (_rows(config, layer, family, choice) for choice in sizes)
     couplings: list[Coupling] = []
-    for rows in zip(*found, strict=True):
-        module = rows[0].consumer.rpartition(".")[0].rpartition(".")[0]
+    left: dict[str, str] = {}
+    experts = any(row.expert for row in one.values())
+    for consumer, row in one.items():
+        module = consumer.rpartition(".")[0].rpartition(".")[0]
         taken = any(coupling.name == "mlp" for coupling in couplings)
-        couplings += _couplings(config, rows, sizes, module.replace(".", "_") if taken else "mlp")
-        if rows[0].expert:
-            couplings.append(_whole_experts(config, layer, family, sizes, rows[0].consumer))
-    return Traced(tuple(couplings), sizes)
+        deep = experts and module.count(".") > 0
+        name = module.replace(".", "_") if taken or deep else "mlp"
+        try:
+            if consumer not in other:
+                raise NoLayoutError("it is built differently with other sizes")
+            couplings += row_couplings((row, other[consumer]), sizes, name)
+        except NoLayoutError as reason:
+            left[module or consumer.rpartition(".")[0]] = str(reason)
+            continue
+        if row.expert:
+            couplings += _whole_experts(config, layer, family, sizes, consumer)
+    return Traced(tuple(couplings), sizes, left)
 
 
 def _whole_experts(
     config: Any, layer: int, family: Family, sizes: Sequence[Sizes], consumer: str
-) -> Coupling:
-    """Experts as units: whatever has one row an expert, the router's included."""
+) -> list[Coupling]:
+    """Experts as units: whatever has one row an expert, the router's included.
+
+    None if the router holds a buffer with a value for each: a buffer is no weight to be cut.
+    """
     models = [tiny_model(config, choice, 0) for choice in sizes]
     layers: list[Any] = [list(model.get_submodule(family.layers))[layer] for model in models]
     shapes = [{name: p.shape for name, p in module.named_parameters()} for module in layers]
+    buffers = [dict(module.named_buffers()).values() for module in layers]
+    if all(
+        any(b.dim() and b.shape[0] == choice.E for b in some)
+        for some, choice in zip(buffers, sizes, strict=True)
+    ):
+        return []
     slices = []
     for name in shapes[0]:
         if all(some[name][0] == choice.E for some, choice in zip(shapes, sizes, strict=True)):
             module, _, parameter = name.rpartition(".")
             role: Role = "consumer" if name == consumer else "producer"
             slices.append(Slice(module, parameter, (0,), role, ZERO, ONE, ONE))
-    return Coupling("whole_experts", "mlp", "expert", "E", E, tuple(slices))
+    return [Coupling("whole_experts", "mlp", "expert", "E", E, tuple(slices))]
 
 
-def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> list[Row]:
-    """The rows of units in one tiny model: with every seed, the coarser of what it shows."""
+def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> dict[str, Row]:
+    """The rows of units in one tiny model, by consumer; of all seeds, the coarsest."""
     model = tiny_model(config, sizes, _SEEDS[0])
     module: nn.Module = list(model.get_submodule(family.layers))[layer]
     norms = set(linearise_norms(module))
@@ -135,7 +149,7 @@ def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> list[Row]:
         for row in _traced(model, family, layer, norms, sizes, seed):
             known = rows.setdefault(row.consumer, row)
             rows[row.consumer] = row if len(row.units) < len(known.units) else known
-    return list(rows.values())
+    return rows
 
 
 def _traced(
@@ -152,11 +166,44 @@ def _traced(
         inside = read.weight.rpartition(".")[0] in norms
         if number in residual or inside or read.width != sizes.D:
             continue
-        met = read_map(read, parameters[read.weight])
+        met = _met(read, parameters[read.weight])
         if met is not None:
             consumers.setdefault(read.weight, []).append((read, met))
     makers = _makers(watcher.reads, parameters, norms)
-    return [_row(name, reads, parameters, makers) for name, reads in consumers.items()]
+    entries = [watcher.reads[number].inputs for number in sorted(residual)]
+    rows = []
+    for name, reads in consumers.items():
+        mixes = len(reads) == 1 and _mixes_tokens(reads[0][0].inputs, entries)
+        row = _row(name, reads, parameters, makers, mixes=mixes)
+        if len(row.units) == 1 and sizes.K > 1:
+            row = _row(name, reads, parameters, makers, mixes=mixes, common=False)
+        rows.append(row)
+    return rows
+
+
+def _mixes_tokens(inputs: Tensor, entries: Sequence[Tensor]) -> bool:
+    """Whether the last token's activation depends on what earlier tokens bring into the block."""
+    if inputs.dim() < 2:
+        return False
+    flat = inputs.reshape(-1, inputs.shape[-1]) if inputs.dim() == 2 else inputs[0]
+    entries = [entry for entry in entries if entry.requires_grad and entry.dim() > 1]
+    if not entries:
+        return False
+    gradients = torch.autograd.grad(
+        probe_sum(flat[-1]), entries, retain_graph=True, allow_unused=True
+    )
+    return any(
+        gradient is not None and bool((gradient.reshape(-1, gradient.shape[-1])[:-1] != 0).any())
+        for gradient in gradients
+    )
+
+
+def _met(read: Read, parameter: Tensor) -> list[Tensor] | None:
+    """As `read_map`; None too where the operation takes no inputs but its own."""
+    try:
+        return read_map(read, parameter)
+    except (RuntimeError, KeyError, IndexError):
+        return None
 
 
 def _call(model: Any, family: Family, layer: int, seed: int) -> tuple[Tensor, Any]:
@@ -197,7 +244,8 @@ def _makers(
     for read in reads:
         parameter = parameters[read.weight]
         if parameter.dim() > 1 and read.weight.rpartition(".")[0] not in norms:
-            makers.setdefault(read.weight, write_dims(read, parameter))
+            with suppress(RuntimeError, KeyError, IndexError):
+                makers.setdefault(read.weight, write_dims(read, parameter))
     return makers
 
 
@@ -206,8 +254,15 @@ def _row(
     reads: list[tuple[Read, list[Tensor]]],
     parameters: Mapping[str, Tensor],
     makers: Mapping[str, tuple[int, ...]],
+    *,
+    mixes: bool,
+    common: bool = True,
 ) -> Row:
-    """The units of one consumer: the connected components of channels and indices."""
+    """The units of one consumer: the connected components of channels and indices.
+
+    Without `common` weights all of which every channel depends on (a latent that all heads read)
+    are no unit's.
+    """
     expert = len(reads) > 1
     roles: dict[tuple[str, tuple[int, ...]], Role] = {}
     channels: list[frozenset[Place]] = []
@@ -220,7 +275,7 @@ def _row(
             if not masks:
                 continue
             dims = _producer_dims(list(masks.values()), makers.get(name), expert)
-            if dims is None:
+            if dims is None or not (common or _distinguishes(masks.values())):
                 continue
             roles[name, dims] = "producer"
             for channel, mask in masks.items():
@@ -231,7 +286,14 @@ def _row(
             places[channel] |= {(consumer, dims, index) for index in _flat(mask, dims)}
         channels += [frozenset(found) for found in places]
         units += _components(places)
-    return Row(consumer, expert, roles, tuple(channels), tuple(units))
+    lengths = {
+        (name, dims): math.prod(parameters[name].shape[dim] for dim in dims) for name, dims in roles
+    }
+    return Row(consumer, expert, roles, lengths, tuple(channels), tuple(units), mixes)
+
+
+def _distinguishes(masks: Iterable[Tensor]) -> bool:
+    return not all(bool(mask.all()) for mask in masks)
 
 
 def _channels(read: Read, parameters: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -294,141 +356,3 @@ def _components(channels: Sequence[set[Place]]) -> list[frozenset[Place]]:
         joined[0].update(places, *joined[1:])
         units = [unit for unit in units if not any(unit is other for other in joined[1:])]
     return [frozenset(unit) for unit in units]
-
-
-def _couplings(
-    config: Any, rows: Sequence[Row], sizes: Sequence[Sizes], name: str
-) -> list[Coupling]:
-    """The couplings that a row of units in each of the tiny models stands for."""
-    counts = [len(row.units) for row in rows]
-    units = [row.units for row in rows]
-    values = [choice.values for choice in sizes]
-    alone = all(len(row.units) == len(row.channels) for row in rows)
-    if alone:
-        # Every channel is a unit: an MLP's, whether the config says how many or the code.
-        experts = [v["E"] if rows[0].expert else 1 for v in values]
-        values = [{"E": n, "I": count // n} for count, n in zip(counts, experts, strict=True)]
-    if alone and rows[0].expert:
-        slices = _slices(rows, units, values, [v["I"] for v in values], I)
-        return [Coupling("experts", "mlp", "expert_channel", "I", E * I, slices, groups=E)]
-    if alone:
-        return [Coupling(name, "mlp", "channel", "I", I, _slices(rows, units, values))]
-    if not rows[0].expert and counts == [v["K"] for v in values]:
-        values = [{name: v[name] for name in ("K", "r", "d")} for v in values]
-        slices = _slices(rows, units, values)
-        heads = _query_heads(rows, values)
-        return [
-            Coupling("attention", "attention", "kv_group", "K", K, slices, per_unit=r),
-            *([] if heads is None else [heads]),
-        ]
-    sizes_of = "; ".join(
-        f"{count} units where there are {v['K']} KV heads, {v['K'] * v['r']} query heads and"
-        f" {v['I']} channels"
-        for count, v in zip(counts, values, strict=True)
-    )
-    raise SecateurError(
-        f"The coupled structures of {config.model_type!r} are ambiguous: {rows[0].consumer} reads"
-        f" {sizes_of}.\nExpected one unit a KV head or a channel; this family needs a declared"
-        " layout."
-    )
-
-
-def _query_heads(rows: Sequence[Row], values: Sequence[Mapping[str, int]]) -> Coupling | None:
-    """Query heads inside KV groups: what the channels of one head touch, all and alone."""
-    if all(v["r"] == 1 for v in values):
-        return None
-    heads: list[list[frozenset[Place]]] = []
-    for row, v in zip(rows, values, strict=True):
-        touching: dict[Place, set[int]] = {}
-        for channel, places in enumerate(row.channels):
-            for place in places:
-                touching.setdefault(place, set()).add(channel)
-        width = len(row.channels) // (v["K"] * v["r"])
-        blocks = [
-            frozenset(range(start, start + width)) for start in range(0, len(row.channels), width)
-        ]
-        reader = {key for key, role in row.roles.items() if role == "consumer"}
-        heads.append(
-            [
-                frozenset(
-                    place
-                    for place, channels in touching.items()
-                    if channels == block or (place[:2] in reader and channels <= block)
-                )
-                for block in blocks
-            ]
-        )
-    slices = _slices(rows, heads, values, [v["r"] for v in values], r)
-    return Coupling("query_heads", "attention", "query_head", "r", K * r, slices, groups=K)
-
-
-def _slices(
-    rows: Sequence[Row],
-    units: Sequence[Sequence[frozenset[Place]]],
-    values: Sequence[Mapping[str, int]],
-    groups: Sequence[int] | None = None,
-    group: Size | None = None,
-) -> tuple[Slice, ...]:
-    """Index maps with letters for what the units own of each tensor, in both tiny models."""
-    slices: list[Slice] = []
-    for (parameter, dims), role in rows[0].roles.items():
-        maps = [
-            _index_maps([sorted(i for *key, i in unit if tuple(key) == (parameter, dims))
-                         for unit in some], size)
-            for some, size in zip(units, groups or [0] * len(units), strict=True)
-        ]  # fmt: skip
-        for number in range(len(maps[0])):
-            numbers = [found[number] for found in maps]
-            offset, stride, width, jump = (
-                _polynomial([n[part] for n in numbers], values, parameter) for part in range(4)
-            )
-            module, _, name = parameter.rpartition(".")
-            grouped = group if group is not None and any(n[3] for n in numbers) else None
-            slices.append(Slice(module, name, dims, role, offset, stride, width, grouped, jump))
-    return tuple(slices)
-
-
-def _index_maps(units: Sequence[list[int]], group: int) -> list[tuple[int, int, int, int]]:
-    """(offset, stride, width, jump) of each run of indices that every unit has."""
-    if not any(units):
-        return []
-    runs = [_runs(unit) for unit in units]
-    maps = []
-    for number in range(len(runs[0])):
-        starts = [unit[number][0] if number < len(unit) else -1 for unit in runs]
-        size = group or len(starts)
-        stride = starts[1] - starts[0] if size > 1 else 0
-        jump = starts[size] - starts[0] if size < len(starts) else 0
-        width = runs[0][number][1]
-        for unit, start in enumerate(starts):
-            regular = starts[0] + unit // size * jump + unit % size * stride
-            if start != regular or runs[unit][number][1] != width:
-                raise SecateurError(
-                    "The coupled structures are irregular: unit"
-                    f" {unit} owns indices from {start} on, expected {regular}."
-                )
-        maps.append((starts[0], stride, width, jump))
-    return maps
-
-
-def _runs(indices: list[int]) -> list[tuple[int, int]]:
-    """Contiguous runs as (start, length)."""
-    runs: list[tuple[int, int]] = []
-    for index in indices:
-        if runs and index == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((index, 1))
-    return runs
-
-
-def _polynomial(
-    numbers: Sequence[int], values: Sequence[Mapping[str, int]], parameter: str
-) -> Size:
-    size = fitted(numbers, values)
-    if size is None:
-        raise SecateurError(
-            f"The coupled structures are ambiguous: {parameter} has blocks of {numbers[0]} and"
-            f" {numbers[1]} in two small models, which no simple layout explains."
-        )
-    return size

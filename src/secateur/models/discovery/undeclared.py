@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SecateurError
+from ...structure import Coupling
 from ...structure.size import E, I, K, Size, r
 from ..families import Family
-from .tiny import Sizes, check_counts, dense_config, running_model, tiny_model, tokens
+from ..streamed import empty_model
+from .depth import layer_kinds, layers_path, shallow_config
+from .sizes import Sizes, check_counts
+from .tiny import dense_config, running_model, tiny_model, tokens
 from .trace import Traced, traced
 
 _COUNTS: tuple[Size, ...] = (K * r, K, r, I, E)
@@ -24,56 +28,75 @@ _HEAD_COUNTS: dict[str, Size] = {"num_attention_heads": K * r, "num_key_value_he
 def undeclared_family(config: Any, model: Any) -> Family:
     """The layout of `model` (on meta or not), traced from its code alone.
 
+    What makes no layout is left whole; `Family.left` says what and why.
+
     Raises:
-        SecateurError: no layers are found, or what is found makes no layout.
+        SecateurError: no layers are found, or nothing in them makes a layout.
     """
-    config = dense_config(config)
-    check_counts(config)
-    path = _layers_path(config, model)
+    dense = dense_config(config)
+    if dense is not config:
+        model = empty_model(dense, torch.float32)
+    check_counts(dense)
+    path = _layers_path(dense, model)
+    config = shallow_config(dense, model, path)
     small = running_model(config, 0)
     _check_causal(small)
     place = Family(
         config=type(config).__name__,
-        model=type(model).__name__.removeprefix("Secateur"),
+        model=type(model).__name__,
         layers=path,
         couplings=(),
         tuples=_gives_tuples(small, path),
     )
-    found: dict[str, Traced] = {}
-    for kind, layer in layer_kinds(model, path).items():
-        found[kind] = traced(config, layer, place)
-    first = next(iter(found.values()))
-    couplings = {c.name: c for some in found.values() for c in some.couplings}
+    kinds = layer_kinds(model, path).values()
+    found = [traced(config, layer, place) for layer in kinds]
+    left = {module: reason for some in found for module, reason in some.left.items()}
+    if not any(some.couplings for some in found):
+        raise _nothing(config, left)
     follow = {
         item
-        for kind, some in found.items()
-        for item in _followers(config, some.sizes, path, layer_kinds(model, path)[kind])
+        for some, layer in zip(found, kinds, strict=True)
+        for item in _followers(config, some.sizes, path, layer)
     }
     return replace(
         place,
-        couplings=tuple(couplings.values()),
+        couplings=_joined(coupling for some in found for coupling in some.couplings),
         follow=tuple(sorted(follow, key=str)),
-        kv_heads=_kv_heads(config, first),
+        kv_heads=_kv_heads(config, found),
+        left=tuple(sorted(left.items())),
     )
 
 
-def layer_kinds(model: Any, path: str) -> dict[str, int]:
-    """One layer of each make, by the names and dimensions of its tensors."""
-    kinds: dict[str, int] = {}
-    for number, layer in enumerate(model.get_submodule(path)):
-        make = ",".join(f"{name}:{p.dim()}" for name, p in layer.named_parameters())
-        kinds.setdefault(make, number)
-    return kinds
+def _nothing(config: Any, left: Mapping[str, str]) -> SecateurError:
+    reasons = "; ".join(f"{module}: {reason}" for module, reason in sorted(left.items()))
+    return SecateurError(
+        f"Nothing in the layers of {config.model_type!r} can be taken out by units"
+        f" ({reasons or 'nothing that a weight writes is read by another of the same block only'})."
+        "\nExpected attention heads, MLP channels or experts."
+    )
+
+
+def _joined(couplings: Iterable[Coupling]) -> tuple[Coupling, ...]:
+    """Those of all kinds of layers. One coupling may own a tensor more in another kind of layer."""
+    joined: dict[tuple[str, str], Coupling] = {}
+    for coupling in couplings:
+        reader = next(piece for piece in coupling.slices if piece.role == "consumer")
+        key = (coupling.name, f"{reader.module}.{reader.parameter}")
+        known = joined.setdefault(key, coupling)
+        own = {(piece.module, piece.parameter) for piece in known.slices}
+        more = [p for p in coupling.slices if (p.module, p.parameter) not in own]
+        joined[key] = replace(known, slices=(*known.slices, *more))
+    return tuple(joined.values())
 
 
 def _layers_path(config: Any, model: Any) -> str:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
-            return str(name)
-    raise SecateurError(
-        f"{type(model).__name__} has no list of {config.num_hidden_layers} decoder layers, as its"
-        " config says it has.\nExpected a causal language model of transformers."
-    )
+    path = layers_path(config, model)
+    if path is None:
+        raise SecateurError(
+            f"{type(model).__name__} has no list of {config.num_hidden_layers} decoder layers, as"
+            " its config says it has.\nExpected a causal language model of transformers."
+        )
+    return path
 
 
 def _check_causal(model: Any) -> None:
@@ -101,10 +124,12 @@ def _gives_tuples(model: Any, path: str) -> bool:
     return seen[0]
 
 
-def _kv_heads(config: Any, found: Traced) -> str | int | None:
-    if found.sizes[0].K == 1:
+def _kv_heads(config: Any, found: Sequence[Traced]) -> str | int | None:
+    heads = [some for some in found if any(c.kind == "attention" for c in some.couplings)]
+    sizes = (heads or found)[0].sizes[0]
+    if sizes.K == 1:
         return 1
-    if found.sizes[0].r == 1:
+    if sizes.r == 1:
         return None
     names = ("num_key_value_heads", "num_kv_heads")
     return next((name for name in names if getattr(config, name, None)), None)
