@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import SecateurError
 from ..export import Form, copy_companions, pruned_form, with_around, write_model
 from ..models import OpenModel, open_model
+from ..models.inputs import check_folder
 from ..progress import Progress, Quiet
 from ..structure import Plan
 from .checks import check_space, target, tokenizer_to_write
@@ -56,6 +57,7 @@ def convert(
     Raises:
         SecateurError: bad input, or a model that needs no conversion; nothing was written.
     """
+    check_folder(model)
     opened = open_model(
         model, merge_adapter=merge_adapter, dequantise=dequantise, text_only=text_only
     )

@@ -10,6 +10,7 @@ from typing import Any
 from ..config import READING, RECIPES, make_config, make_recover_config
 from ..errors import SecateurError
 from ..methods import METHODS
+from ..models.inputs import check_folder
 from ..progress import Progress, Quiet
 from . import stages
 from .checks import target
@@ -40,6 +41,7 @@ def recover(
     Raises:
         SecateurError: bad input; nothing was written.
     """
+    check_folder(model)
     config = make_recover_config(**settings, model=str(model))
     out = Path(out).expanduser()
     run = RecoveryRun(config, out, progress or Quiet())
