@@ -9,6 +9,7 @@ from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_tokeni
 from ..errors import SecateurError
 from ..export import Form, copy_companions, pruned_form, with_around, write_model
 from ..models import OpenModel, open_model
+from ..models.inputs import check_folder
 from ..paths import expanded
 from ..progress import Progress, Quiet
 from ..structure import Plan
@@ -69,6 +70,7 @@ def convert(
     Raises:
         SecateurError: bad input, or a model that needs no conversion; nothing was written.
     """
+    check_folder(model)
     opened = open_model(
         model, merge_adapter=merge_adapter, dequantise=dequantise, text_only=text_only
     )

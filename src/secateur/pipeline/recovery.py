@@ -18,6 +18,7 @@ from ..config import (
 )
 from ..errors import SecateurError
 from ..methods import METHODS
+from ..models.inputs import check_folder
 from ..paths import expanded
 from ..progress import Progress, Quiet
 from ..registry import choose
@@ -65,6 +66,7 @@ def recover(
     Raises:
         SecateurError: bad input; nothing was written.
     """
+    check_folder(model)
     names, texts = named(settings)
     config = make_recover_config(**names, model=str(model))
     out = expanded(out)

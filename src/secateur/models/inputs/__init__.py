@@ -2,7 +2,7 @@
 
 from .adapter import Merged, adapter_in, base_of
 from .gguf import Gguf, gguf_file
-from .live import check_live, check_named, holds_floats
+from .live import check_folder, check_live, check_named, holds_floats
 from .multimodal import Inside, Outer, is_multimodal, outer_of
 from .quantised import dequantised, scheme_of, without_quantisation
 from .tokenizers import has_tokenizer
@@ -14,6 +14,7 @@ __all__ = [
     "Outer",
     "adapter_in",
     "base_of",
+    "check_folder",
     "check_live",
     "check_named",
     "dequantised",

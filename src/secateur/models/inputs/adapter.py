@@ -117,7 +117,7 @@ class Merged:
         found = self._layer(name)
         if found is None:
             return self._base.head(name)
-        own = [p.detach() for p in found[1].parameters() if not p.is_meta]
+        own = [p.detach() for n, p in found[1].named_parameters() if "base_layer" not in n]
         return torch.cat([part.flatten().float() for part in (self._base.head(name), *own)])
 
     def _layer(self, name: str) -> tuple[str, nn.Module] | None:
@@ -127,14 +127,11 @@ class Merged:
 
 def _adapted(skeleton: Any, folder: Path) -> Iterator[tuple[str, nn.Module]]:
     """PEFT's layers, by the paths of the modules that they stand for."""
-    from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
     try:
-        model = PeftModel.from_pretrained(
-            skeleton, str(folder), low_cpu_mem_usage=True, torch_device="cpu"
-        )
+        model = _with_layers(skeleton, folder)
     except Exception as error:  # shapes, names, versions: PEFT says which
         raise _unfit(folder, error) from error
     if not hasattr(model, "merge_and_unload") or model.active_peft_config.is_prompt_learning:
@@ -145,6 +142,20 @@ def _adapted(skeleton: Any, folder: Path) -> Iterator[tuple[str, nn.Module]]:
         if kind and not (inside and path.startswith(inside)):
             inside = f"{path}."
             yield path, module
+
+
+def _with_layers(skeleton: Any, folder: Path) -> Any:
+    """PEFT's model, with the weights of the adapter, and nothing in place of those of the base."""
+    from peft import PeftModel
+
+    # PEFT moves its layers to where the base is, and on meta they would lose what they hold: here
+    # are tensors of the right shape that take no memory.
+    for module in skeleton.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                nothing = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                module._parameters[name] = nn.Parameter(nothing, requires_grad=False)
+    return PeftModel.from_pretrained(skeleton, str(folder), low_cpu_mem_usage=True)
 
 
 def _merged(layer: Any, path: str, base: Weights, name: str) -> Tensor:

@@ -29,6 +29,19 @@ def check_named(model: Any) -> None:
         )
 
 
+def check_folder(model: Any) -> None:
+    """Refuse what is neither a path nor a name.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(model, (str, Path)):
+        raise TypeError(
+            f"The model is a folder or a name on the hub here, not a {type(model).__name__}:"
+            " write a live module to one first."
+        )
+
+
 def check_live(model: nn.Module) -> None:
     """Refuse a module whose weights are not all there, or that wraps the model.
 
@@ -51,6 +64,11 @@ def check_live(model: nn.Module) -> None:
             "Load one: AutoModelForCausalLM.from_pretrained(FOLDER)."
         )
     _check_there(model)
+    if not hasattr(model, "lm_head") and model.get_output_embeddings() is None:
+        raise SecateurError(
+            f"The module is a {name}, a model without its head; expected ...ForCausalLM.\n"
+            "Load it with AutoModelForCausalLM.from_pretrained(FOLDER)."
+        )
 
 
 def holds_floats(model: nn.Module) -> bool:

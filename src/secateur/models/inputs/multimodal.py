@@ -101,10 +101,16 @@ def outer_of(raw: Mapping[str, Any], config: Any, source: str) -> Outer:
         SecateurError: transformers has no causal LM for such a decoder.
     """
     class_ = _outer_class(raw, config, source)
-    skeleton = empty(class_, copy.deepcopy(config), torch.float32)
-    text = _text_config(config, skeleton, source)
-    inner = _causal(text, source)
-    names = _names(inner, skeleton)
+    try:
+        skeleton = empty(class_, copy.deepcopy(config), torch.float32)
+        text = _text_config(config, skeleton, source)
+        inner = _causal(text)
+        names = _names(inner, skeleton)
+    except SecateurError:
+        raise
+    except Exception as error:  # constructors divide, index, and ask for packages
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise _no_causal(source, class_.__name__, reason) from error
     shapes = {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
     for name, tensor in inner.state_dict().items():
         if shapes.get(names.get(name, "")) != tensor.shape:
@@ -164,7 +170,7 @@ def _on_text(raw: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     }
 
 
-def _causal(text: dict[str, Any], source: str) -> Any:
+def _causal(text: dict[str, Any]) -> Any:
     """The empty causal LM; `text` learns what its class is called."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
