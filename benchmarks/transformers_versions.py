@@ -87,9 +87,8 @@ def write_folders(work: Path) -> list[Path]:
         }
         plan = replace(plan, keep={**plan.keep, **experts})
         weights = PrunedWeights(opened.weights, opened.structure, plan)
-        form = pruned_form(
-            opened.family, opened.raw_config, opened.config, opened.structures, plan, weights
-        )
+        given_form = (opened.family, opened.raw_config, opened.config, opened.structures)
+        form = pruned_form(*given_form, plan, weights, own=True)
         assert not form.stock
         folder.mkdir()
         write_model(folder, form)

@@ -34,7 +34,7 @@ the linears that hold their weights as codes of so many bits, with their inputs 
 other readers of the config find them there. Read without a layer, `config.num_key_value_heads` and
 its like are numbers that no layer exceeds.
 
-It runs on transformers 4.57 and newer, mixtures of experts on 5.0 and newer (see `RUNS_ON`).
+It runs on the versions of transformers in `RANGE`, and on others fails with that sentence.
 
 Licence: Apache-2.0.
 """
@@ -52,11 +52,12 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 
 # By each of these all families were loaded: see benchmarks/transformers_versions.py.
-MEASURED = ("4.57.6", "5.0.0", "5.8.0", "5.15.0", "5.23.0")
-RUNS_ON = (
-    "modeling_secateur.py runs on transformers 4.57 to 5.x (mixtures of experts: 5.x), measured"
-    f" on {', '.join(MEASURED)}; this is transformers {transformers.__version__}."
+MEASURED = ("4.57.6", "5.0.0", "5.8.0", "5.15.0", "5.23.0", "5.24.0")
+RANGE = (
+    "transformers 4.57 to 5.x (mixtures of experts from 5.8 on, GPT-NeoX from 5.15 on), measured on"
+    f" {', '.join(MEASURED)}"
 )
+RUNS_ON = f"modeling_secateur.py runs on {RANGE}; this is transformers {transformers.__version__}."
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 if not (4, 57) <= _VERSION < (6, 0):
     raise ImportError(RUNS_ON)
@@ -275,9 +276,6 @@ def _old_names(settings: dict[str, Any]) -> dict[str, Any]:
         old["rope_scaling"] = {key: full[key] for key in full if key not in old}
     if sliding:
         old["rope_local_base_freq"] = sliding["rope_theta"]
-    # GPT-NeoX's
-    names = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
-    old |= {name: full[key] for name, key in names.items() if key in full}
     return {**settings, **old}
 
 
@@ -358,9 +356,12 @@ def _model_class(name: str) -> type:
     config_class = getattr(sys.modules[__name__], PREFIX + stock.config_class.__name__)
 
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        if _VERSION < (5, 0) and any(getattr(config, name, None) for name in _EXPERTS):
-            raise ValueError(RUNS_ON)  # the tensors of experts had other names
+        experts = any(getattr(config, name, None) for name in _EXPERTS)
+        if experts and _VERSION < (5, 8):  # their config, and before 5.0 their tensors, differ
+            raise ValueError(RUNS_ON)
         stock.__init__(self, config, *args, **kwargs)
+        if hasattr(self, "embed_out"):  # GPT-NeoX's head before 5.15
+            raise ValueError(RUNS_ON)
         fit(self, config)
 
     cls: Any = type(

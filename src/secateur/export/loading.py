@@ -1,6 +1,6 @@
 """What a card says of a folder that needs `modeling_secateur.py`."""
 
-from ..modeling_secateur import MEASURED
+from ..modeling_secateur import RANGE
 
 
 def about_custom(why: str, *, packed: bool = False) -> list[str]:
@@ -11,10 +11,9 @@ def about_custom(why: str, *, packed: bool = False) -> list[str]:
     if not why:
         return []
     lines = [
-        f"It is no stock checkpoint because {why}. `AutoModel`, PEFT without `target_modules` and"
-        " `AutoModelForSequenceClassification` (where the family has one) work as for the stock"
-        " class. The file runs on transformers 4.57 to 5.x, for mixtures of experts on 5.x (measured"
-        f" on {', '.join(MEASURED)}).",
+        f"It is no stock checkpoint because {why}. `AutoModel`, PEFT without `target_modules` and,"
+        " where the family has one, `AutoModelForSequenceClassification` work as for the stock"
+        f" class. The file runs on {RANGE}.",
         "",
         "`config.per_layer_config[i]` has the sizes of layer `i`. What is read without a layer, as"
         " `config.num_key_value_heads`, is a number that no layer exceeds: enough for a cache of"

@@ -170,14 +170,15 @@ def _taken(
 
 def _leaves_enough(structure: Structure, config: PruneConfig, limits: Limits, number: int) -> bool:
     """Whether the MLPs can give what attention leaves of the budget."""
-    left, least, most = budget_of(structure, config), 0, 0
+    left, unit, most, step = budget_of(structure, config), 0, 0, 0
     for axis in structure.axes:
         if axis.kind == "attention":
             left -= number * axis.cost
-            least += axis.cost * axis.groups
+            unit += axis.cost * axis.groups
         else:
             most += (axis.units - limits.floor(axis) * axis.groups) * axis.cost
-    return -least / 2 <= left <= most + least / 2
+            step += limits.grid(axis) * axis.groups * axis.cost
+    return -unit / 2 <= left <= most + (step if most else unit / 2)
 
 
 def _why(opened: OpenModel, structure: Structure, config: PruneConfig, number: int) -> str:
