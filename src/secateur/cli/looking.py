@@ -116,9 +116,6 @@ def inspect_command(
         table("Layers", tuple(found["layers"][0]), (row.values() for row in found["layers"]))
     if found["blend"]:
         table("Blend of coarse and fine scores", BLEND_COLUMNS, blend_rows(found["blend"]))
-    for left in found.left:
-        layers = format_ranges(left.layers)
-        click.echo(f"Left whole: {left.module} in layers {layers}; {left.reason}.")
     if picture is not None:
         click.echo(str(picture))
 
@@ -207,6 +204,9 @@ def discover_command(
     cells = [structure_cells(row) for row in found.rows]
     table(model, STRUCTURE_COLUMNS, cells, texts=(0, len(STRUCTURE_COLUMNS) - 1), lines=True)
     click.echo("* what prune takes unless --granularity names others; u is a unit's number")
+    for left in found.left:
+        layers = format_ranges(left.layers)
+        click.echo(f"Left whole: {left.module} in layers {layers}; {left.reason}.")
     if picture is not None:
         click.echo(str(picture))
 

@@ -30,24 +30,22 @@ class Row:
     mixes: bool = False
 
 
-class NoLayout(Exception):
+class NoLayoutError(Exception):
     """What was found makes no layout; the message says why, in the middle of a sentence."""
 
 
-def row_couplings(
-    rows: Sequence[Row], sizes: Sequence[Sizes], name: str
-) -> list[Coupling]:
+def row_couplings(rows: Sequence[Row], sizes: Sequence[Sizes], name: str) -> list[Coupling]:
     """The couplings that a row of units in each of the tiny models stands for.
 
     Raises:
-        NoLayout: none; the units are no heads and no channels, or lie in no regular blocks.
+        NoLayoutError: none; the units are no heads and no channels, or lie in no regular blocks.
     """
     counts = [len(row.units) for row in rows]
     units = [row.units for row in rows]
     values = [choice.values for choice in sizes]
     alone = all(len(row.units) == len(row.channels) for row in rows)
     if alone and any(row.mixes for row in rows):
-        raise NoLayout("its channels carry a state from token to token, which a cache keeps")
+        raise NoLayoutError("its channels carry a state from token to token, which a cache keeps")
     if alone:
         # Every channel is a unit: an MLP's, whether the config says how many or the code.
         experts = [v["E"] if rows[0].expert else 1 for v in values]
@@ -66,8 +64,8 @@ def row_couplings(
             *([] if heads is None else [heads]),
         ]
     if all(count == 1 for count in counts):
-        raise NoLayout("all its channels depend on one another")
-    raise NoLayout(
+        raise NoLayoutError("all its channels depend on one another")
+    raise NoLayoutError(
         f"its {len(rows[0].channels)} channels make {counts[0]} units where there are"
         f" {values[0]['K']} KV heads and {values[0]['I']} MLP channels"
     )
@@ -100,7 +98,7 @@ def _query_heads(rows: Sequence[Row], values: Sequence[Mapping[str, int]]) -> Co
         )
     try:
         slices = _slices(rows, heads, values, [v["r"] for v in values], r)
-    except NoLayout:
+    except NoLayoutError:
         return None
     if any(piece.share for piece in slices):
         return None
@@ -123,7 +121,7 @@ def _slices(
             for some, size in zip(units, groups or [0] * len(units), strict=True)
         ]  # fmt: skip
         if len({len(found) for found in maps}) > 1:
-            raise NoLayout(f"units own parts of {parameter} that follow no simple layout")
+            raise NoLayoutError(f"units own parts of {parameter} that follow no simple layout")
         module, _, name = parameter.rpartition(".")
         for number in range(len(maps[0])):
             numbers = [found[number] for found in maps]
@@ -135,7 +133,7 @@ def _slices(
             grouped = group if group is not None and any(n[3] for n in numbers) else None
             slices.append(Slice(module, name, dims, role, offset, stride, width, grouped, jump))
     if not any(piece.role == "consumer" for piece in slices):
-        raise NoLayout("its units own nothing of what reads them")
+        raise NoLayoutError("its units own nothing of what reads them")
     return tuple(slices)
 
 
@@ -149,12 +147,12 @@ def _share(
     """An equal share of the tensor for each unit, whatever the number is that says how much.
 
     Raises:
-        NoLayout: units own something else.
+        NoLayoutError: units own something else.
     """
     parameter, dims = key
     for row, some, (offset, stride, width, jump) in zip(rows, units, numbers, strict=True):
         if offset or jump or width != stride or width * len(some) != row.lengths[key]:
-            raise NoLayout(f"units own parts of {parameter} that follow no simple layout")
+            raise NoLayoutError(f"units own parts of {parameter} that follow no simple layout")
     module, _, name = parameter.rpartition(".")
     return Slice(module, name, dims, role, ZERO, ZERO, ZERO, share=True)
 
@@ -174,7 +172,7 @@ def _index_maps(units: Sequence[list[int]], group: int) -> list[tuple[int, int, 
         for unit, start in enumerate(starts):
             regular = starts[0] + unit // size * jump + unit % size * stride
             if start != regular or runs[unit][number][1] != width:
-                raise NoLayout("its units lie in no regular blocks")
+                raise NoLayoutError("its units lie in no regular blocks")
         maps.append((starts[0], stride, width, jump))
     return maps
 

@@ -28,7 +28,7 @@ from ...structure import Coupling, Role, Slice
 from ...structure.size import ONE, ZERO, E
 from ..families import Family
 from ..streamed import StreamedModel
-from .couplings import NoLayout, Place, Row, row_couplings
+from .couplings import NoLayoutError, Place, Row, row_couplings
 from .reads import Read, along, probe_sum, read_map, touched, watching, write_dims
 from .sizes import Sizes, tiny_choices
 from .tiny import fill, linearise_norms, tiny_model, tokens
@@ -61,7 +61,7 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
     """Find the couplings of layer `layer` of the model that `config` describes.
 
     `family` says where the layers are. Needs no weights: only small models come about. Of the
-    sizes that run, those count that leave least.
+    sizes that run, those count that show heads and leave least, the likeliest before others.
 
     Raises:
         SecateurError: the family's code runs with no choice of sizes; the message is of the first.
@@ -79,7 +79,11 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
             break
     if not found:
         raise failures[0]
-    return min(found, key=lambda some: (len(some.left), -len(some.couplings)))
+    return min(found, key=lambda some: (not _has_heads(some), len(some.left)))
+
+
+def _has_heads(found: Traced) -> bool:
+    return any(coupling.kind == "attention" for coupling in found.couplings)
 
 
 def _does_not_run(config: Any, error: Exception) -> SecateurError:
@@ -103,9 +107,9 @@ def _attempt(config: Any, layer: int, family: Family, sizes: tuple[Sizes, Sizes]
         name = module.replace(".", "_") if taken or deep else "mlp"
         try:
             if consumer not in other:
-                raise NoLayout("it is built differently with other sizes")
+                raise NoLayoutError("it is built differently with other sizes")
             couplings += row_couplings((row, other[consumer]), sizes, name)
-        except NoLayout as reason:
+        except NoLayoutError as reason:
             left[module or consumer.rpartition(".")[0]] = str(reason)
             continue
         if row.expert:
@@ -139,7 +143,7 @@ def _whole_experts(
 
 
 def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> dict[str, Row]:
-    """The rows of units in one tiny model, by consumer: with every seed, the coarser of what it shows."""
+    """The rows of units in one tiny model, by consumer: of all seeds, the coarsest."""
     model = tiny_model(config, sizes, _SEEDS[0])
     module: nn.Module = list(model.get_submodule(family.layers))[layer]
     norms = set(linearise_norms(module))
