@@ -25,8 +25,11 @@ from ..models.discovery import (
     tokens,
 )
 from ..structure import Coupling, Member, Plan, Structure
+from ..structure.size import Size
 from ..surgery import PrunedWeights
 from .form import pruned_form
+
+Follow = tuple[tuple[str, str, Size], ...]
 
 # Some families compute a norm or a softmax in fp32 whatever the model's dtype.
 _TOLERANCE = 1e-6
@@ -43,6 +46,11 @@ def proved(opened: OpenModel) -> tuple[OpenModel, float]:
     if opened.declared:
         return opened, prove(opened)
     opened = _without_failing(opened)
+    if not opened.structure.axes:
+        raise SecateurError(
+            f"Nothing in the layers of {opened.config.model_type!r} can be taken out by units: no"
+            " coupled structure that was traced holds.\nThis family needs a declared layout."
+        )
     difference = prove(opened)
     for granularity in ("query_head", "expert"):
         others = [c for c in opened.family.couplings if c.granularity != granularity]
@@ -54,16 +62,22 @@ def proved(opened: OpenModel) -> tuple[OpenModel, float]:
 def _without_failing(opened: OpenModel) -> OpenModel:
     if _holds(opened):
         return opened
+    heads = _with(opened, opened.family.couplings, follow=opened.family.widths)
+    if opened.family.widths and _holds(heads):
+        return heads
     left: dict[str, str] = {}
     kept: list[Coupling] = []
+    widths: Follow = ()
     for reader, some in _by_reader(opened.family.couplings).items():
         if _holds(_with(opened, some)):
             kept += some
+        elif _holds(_with(opened, some, follow=opened.family.widths)):
+            kept, widths = [*kept, *some], opened.family.widths
         else:
             left[reader.rpartition(".")[0] or reader] = (
                 "cut by what was traced, a small model does not do what it does when masked"
             )
-    return _with(opened, kept, left) if kept else opened
+    return _with(opened, kept, left, follow=widths) if kept else opened
 
 
 def _by_reader(couplings: Iterable[Coupling]) -> dict[str, list[Coupling]]:
@@ -76,10 +90,23 @@ def _by_reader(couplings: Iterable[Coupling]) -> dict[str, list[Coupling]]:
 
 
 def _with(
-    opened: OpenModel, couplings: Iterable[Coupling], left: Mapping[str, str] | None = None
+    opened: OpenModel,
+    couplings: Iterable[Coupling],
+    left: Mapping[str, str] | None = None,
+    *,
+    follow: Follow = (),
 ) -> OpenModel:
+    """The model with these couplings, and what follows from them and no others."""
+    couplings = tuple(couplings)
     known = dict(opened.family.left) | dict(left or {})
-    family = replace(opened.family, couplings=tuple(couplings), left=tuple(sorted(known.items())))
+    blocks = {piece.module.partition(".")[0] for c in couplings for piece in c.slices}
+    following = [*opened.family.follow, *follow]
+    family = replace(
+        opened.family,
+        couplings=couplings,
+        follow=tuple(item for item in following if item[0].partition(".")[0] in blocks),
+        left=tuple(sorted(known.items())),
+    )
     return replace(opened, family=family)
 
 

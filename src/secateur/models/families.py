@@ -123,7 +123,8 @@ class Family:
     the arguments of a module that hold one row a head (ALiBi), which a head keeps for life.
     `tuples` says that a layer returns a tuple. `blocks` says what the modules of attention and MLP
     return, `tensor` or `tuple`; `scales_by_width` that the code computes a factor from hidden_size.
-    `left` names modules of a layer in which no units are taken, each with the reason.
+    `widths` are attributes that may be the width of all heads, or of the stream: `export.proved`
+    finds out which. `left` names modules of a layer in which no units are taken, each with the reason.
     """
 
     config: str
@@ -137,6 +138,7 @@ class Family:
     blocks: Mapping[str, str] = field(default_factory=lambda: _BLOCKS)
     scales_by_width: bool = False
     when: Mapping[str, Any] = field(default_factory=dict)
+    widths: tuple[tuple[str, str, Size], ...] = ()
     left: tuple[tuple[str, str], ...] = ()
 
     def head_dim(self, config: Any) -> int:

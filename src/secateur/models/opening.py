@@ -430,7 +430,8 @@ def _opened(
     adapter: Adapter | None,
 ) -> OpenModel:
     raw = both_spellings(raw, config)
-    model_type = str(config.model_type).removeprefix("secateur_")
+    # what the config's own class says: several names may share a family's code
+    model_type = str(type(config).model_type).removeprefix("secateur_")
     declared = layout_for(model_type, config.to_dict())
     # The place of the layers is not known yet, and the skeleton does not depend on it.
     opened = OpenModel(source, folder, raw, config, weights, declared or _NO_FAMILY)

@@ -127,6 +127,9 @@ def small_values(config: Any, sizes: Sizes) -> dict[str, Any]:
         values["attention_head_dim"] = 2 * sizes.D // (sizes.K * sizes.r)
     if "max_position_embeddings" in raw and raw.get("rope_parameters") is None:
         values.pop("max_position_embeddings")
+    inner = raw.get("expand", raw.get("mamba_expand"))
+    if inner and raw.get("intermediate_size") == inner * config.hidden_size:
+        values["intermediate_size"] = 2 * sizes.D  # of a recurrence, not of an MLP
     found: dict[str, Any] = {}
     for name, value in values.items():
         own = names.get(name, name)
@@ -214,12 +217,18 @@ def check_counts(config: Any) -> None:
             " and values of earlier ones, so that no layer runs, or loses heads, by itself.\n"
             "Expected a model whose num_kv_shared_layers is 0."
         )
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None and config.to_dict().get("state_size"):
+        raise SecateurError(
+            f"The layers of {config.model_type!r} are one recurrence each, with no attention heads"
+            " and no MLP: all channels depend on one another through its state.\n"
+            "Expected a model with attention heads, MLP channels or experts."
+        )
     for name in ("hidden_size", "num_hidden_layers"):
         if not isinstance(getattr(config, name, None), int):
             raise SecateurError(
-                f"The config of {config.model_type!r} has no {name}, which every decoder with"
-                f" layers states{_inner(config)}.\n"
-                "Expected a causal language model of transformers."
+                f"The config of {config.model_type!r} has no {name}, which every"
+                f" decoder states{_inner(config)}.\nExpected a causal language model."
             )
 
 

@@ -61,7 +61,7 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
     """Find the couplings of layer `layer` of the model that `config` describes.
 
     `family` says where the layers are. Needs no weights: only small models come about. Of the
-    sizes that run, those count that leave least.
+    sizes that run, those count that show heads and leave least, the likeliest before others.
 
     Raises:
         SecateurError: the family's code runs with no choice of sizes; the message is of the first.
@@ -79,7 +79,11 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
             break
     if not found:
         raise failures[0]
-    return min(found, key=lambda some: (len(some.left), -len(some.couplings)))
+    return min(found, key=lambda some: (not _has_heads(some), len(some.left)))
+
+
+def _has_heads(found: Traced) -> bool:
+    return any(coupling.kind == "attention" for coupling in found.couplings)
 
 
 def _does_not_run(config: Any, error: Exception) -> SecateurError:
@@ -139,7 +143,7 @@ def _whole_experts(
 
 
 def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> dict[str, Row]:
-    """The rows of units in one tiny model, by consumer; of all seeds, the coarsest."""
+    """The rows of units in one tiny model, by consumer: of all seeds, the coarsest."""
     model = tiny_model(config, sizes, _SEEDS[0])
     module: nn.Module = list(model.get_submodule(family.layers))[layer]
     norms = set(linearise_norms(module))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import SecateurError
 from ...structure import Coupling
-from ...structure.size import E, I, K, Size, r
+from ...structure.size import E, I, K, Size, d, r
 from ..families import Family
 from ..streamed import empty_model
 from .depth import layer_kinds, layers_path, shallow_config
@@ -20,6 +20,8 @@ from .tiny import dense_config, running_model, tiny_model, tokens
 from .trace import Traced, traced
 
 _COUNTS: tuple[Size, ...] = (K * r, K, r, I, E)
+# The width of all heads, where it may as well be that of the stream: the proof finds out.
+_WIDTHS: tuple[Size, ...] = (K * r * d, K * d)
 # How many experts a token goes to is no count of units, though in a small model it is all.
 _NO_COUNTS = ("layer_idx", "top_k")
 _HEAD_COUNTS: dict[str, Size] = {"num_attention_heads": K * r, "num_key_value_heads": K}
@@ -58,10 +60,17 @@ def undeclared_family(config: Any, model: Any) -> Family:
         for some, layer in zip(found, kinds, strict=True)
         for item in _followers(config, some.sizes, path, layer)
     }
+    widths = {
+        item
+        for some, layer in zip(found, kinds, strict=True)
+        if any(c.kind == "attention" for c in some.couplings)
+        for item in _followers(config, some.sizes, path, layer, _WIDTHS)
+    } - follow
     return replace(
         place,
         couplings=_joined(coupling for some in found for coupling in some.couplings),
         follow=tuple(sorted(follow, key=str)),
+        widths=tuple(sorted(widths, key=str)),
         kv_heads=_kv_heads(config, found),
         left=tuple(sorted(left.items())),
     )
@@ -136,7 +145,11 @@ def _kv_heads(config: Any, found: Sequence[Traced]) -> str | int | None:
 
 
 def _followers(
-    config: Any, sizes: tuple[Sizes, Sizes], path: str, layer: int
+    config: Any,
+    sizes: tuple[Sizes, Sizes],
+    path: str,
+    layer: int,
+    among: tuple[Size, ...] = _COUNTS,
 ) -> Iterator[tuple[str, str, Size]]:
     """Attributes of the layer's modules that are a count of units in both tiny models."""
     models = [tiny_model(config, choice, 0) for choice in sizes]
@@ -146,15 +159,17 @@ def _followers(
             other = getattr(modules[1].get(name), attribute, None)
             if attribute in _NO_COUNTS or type(number) is not int or type(other) is not int:
                 continue
-            size = _count((number, other), sizes)
+            size = _count((number, other), sizes, among)
             if size is not None and not _says_shape(module, attribute):
                 yield name, attribute, size
         for attribute in _read_from_config(module):
             yield name, f"config.{attribute}", _HEAD_COUNTS[attribute]
 
 
-def _count(numbers: tuple[int, int], sizes: tuple[Sizes, Sizes]) -> Size | None:
-    for size in _COUNTS:
+def _count(
+    numbers: tuple[int, int], sizes: tuple[Sizes, Sizes], among: tuple[Size, ...]
+) -> Size | None:
+    for size in among:
         if tuple(size.at(choice.values) for choice in sizes) == numbers and numbers[0] > 1:
             return size
     return None
