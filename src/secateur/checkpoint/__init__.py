@@ -1,7 +1,9 @@
 """Reading and writing Hugging Face checkpoint folders, one tensor at a time."""
 
-from .folder import new_folder, write_text
+from .folder import new_file, new_folder
 from .packed import PARTS, Packed, PackedWeights, packed, unpacked
+from .place import real_path, training_file
+from .renaming import token
 from .shards import write_shards
 from .weights import (
     FolderWeights,
@@ -24,11 +26,14 @@ __all__ = [
     "PackedWeights",
     "TensorSpec",
     "Weights",
+    "new_file",
     "new_folder",
     "packed",
     "read_config",
     "read_json",
+    "real_path",
+    "token",
+    "training_file",
     "unpacked",
     "write_shards",
-    "write_text",
 ]

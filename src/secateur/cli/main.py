@@ -73,7 +73,9 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 bad input, 130 interrupted."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores a closed terminal
+            signal.signal(one, _terminate)
     warnings.simplefilter("ignore")
     sys.exit(run(arguments))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import new_folder
+from ..checkpoint import new_folder, real_path
 from ..config import PruneConfig, RecoverConfig
 from ..errors import SecateurError
 from ..export import Form
@@ -18,10 +18,11 @@ from ..registry import choose
 from ..search import COMPARING, check_division
 from ..structure import GRANULARITIES, Structure, parse_ranges
 from ..surgery import REPAIRS
+from ..units import size_text
 
 
 def target(
-    path: Path | None, force: bool, *read: OpenModel | str | None
+    path: Path | None, force: bool, *read: OpenModel | str | None, training: bool = False
 ) -> AbstractContextManager[Path | None]:
     """The folder to write into (see `new_folder`), or nothing at all if `path` is None.
 
@@ -32,15 +33,16 @@ def target(
     """
     if path is None:
         return nullcontext(None)
+    path = real_path(path)
     for one in read:
         place = _place(one.folder if isinstance(one, OpenModel) else one)
-        if force and place is not None and path.resolve() in (place, *place.parents):
+        if force and place is not None and path in (place, *place.parents):
             what = "the model" if isinstance(one, OpenModel) else str(one)
             raise SecateurError(
                 f"--out {path} holds {what} that is read, which --force would delete."
                 " Choose another --out."
             )
-    return new_folder(path, force=force)
+    return new_folder(path, force=force, training=training)
 
 
 def _place(source: str | Path | None) -> Path | None:
@@ -215,6 +217,6 @@ def check_space(folder: Path, form: Form) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise SecateurError(
-            f"The weights take {needed / 2**20:,.0f} MiB, but {folder.parent} has"
-            f" {free / 2**20:,.0f} MiB free.\nFree some, or choose another --out."
+            f"The weights take {size_text(needed)}, but {folder.parent} has"
+            f" {size_text(free)} free.\nFree some, or choose another --out."
         )

@@ -10,6 +10,7 @@ from ..models import OpenModel, open_model
 from ..progress import Progress, Quiet
 from ..structure import Plan
 from .checks import check_space, target, tokenizer_to_write
+from .session import path_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def convert(
         notes.append(text)
         (progress or Quiet()).note(text)
 
-    out = Path(out).expanduser()
+    out = path_of(out)
     form = _floating(opened) if opened.packed else Form(opened.raw_config, opened.weights, True)
     with target(out, force, opened) as folder:
         assert folder is not None  # there is a path

@@ -39,17 +39,18 @@ def prune(
     Raises:
         SecateurError: bad input; nothing was written.
     """
+    out = path_of(out)
     run = Run(model, make_config(model=name_of(model), **settings), tokenizer, progress)
     check_ratio(run.structure, run.config)
-    with target(path_of(out), force, run.opened, *run.texts) as folder:
+    with target(out, force, run.opened, *run.texts) as folder:
         if dry_run:
             plan, _ = run.plan()
             if folder is not None:
                 write_plan(folder, run.opened.weights, run.structure, plan)
-            return run.result(plan, run.found(plan), None, path_of(out))
+            return run.result(plan, run.found(plan), None, out)
         run.read_evaluation_text()
         plan, statistics = run.plan()
-        return run.carry_out(plan, statistics, folder, path_of(out))
+        return run.carry_out(plan, statistics, folder, out)
 
 
 def apply(
@@ -69,14 +70,15 @@ def apply(
     Raises:
         SecateurError: bad input, or a plan for another architecture; nothing was written.
     """
+    out = path_of(out)
     recorded = {key: value for key, value in plan.settings.items() if key in RECORDED}
     merged = {**recorded, **plan.calibration, "repair": plan.repair, **settings}
     run = Run(model, make_config(**{**merged, "model": name_of(model)}), tokenizer, progress)
     plan.check(run.structure)
     if plan.weights != run.structure.weights:
         run.note("the plan was made for other weights of the same architecture")
-    with target(path_of(out), force, run.opened, *run.texts) as folder:
+    with target(out, force, run.opened, *run.texts) as folder:
         run.read_evaluation_text()
         # an edited plan may cut layers that the settings did not ask for
         statistics = run.gather(REPAIRS[run.config.repair_name].needs, (), everywhere=True)
-        return run.carry_out(plan, statistics, folder, path_of(out))
+        return run.carry_out(plan, statistics, folder, out)

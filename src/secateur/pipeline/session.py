@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor, nn
 
+from ..checkpoint import real_path
 from ..config import PruneConfig
 from ..data import Windows, token_hash
 from ..evaluation import Perplexity, window_lengths
@@ -413,6 +414,17 @@ def name_of(model: str | Path | nn.Module) -> str:
     return LIVE if isinstance(model, nn.Module) else str(model)
 
 
+@overload
+def path_of(out: str | Path) -> Path: ...
+@overload
+def path_of(out: None) -> None: ...
 def path_of(out: str | Path | None) -> Path | None:
-    """A path that the user typed."""
-    return None if out is None else Path(out).expanduser()
+    """A path that the user typed.
+
+    Raises:
+        SecateurError: there can be nothing at it.
+    """
+    if out is None:
+        return None
+    real_path(Path(out))
+    return Path(out).expanduser()
