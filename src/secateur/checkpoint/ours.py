@@ -7,11 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-# In the metadata of every weight file that is written.
-WRITER = {"made_by": "secateur"}
-
+# Each of them says with which version of this program it was written.
+_RECORDS = ("run.toml", "recovery.toml", "conversion.toml")
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -22,6 +19,7 @@ _FILES = (
     "plan.json",
     "run.toml",
     "recovery.toml",
+    "conversion.toml",
     "README.md",
     "comparison.json",
     "comparison.csv",
@@ -48,15 +46,13 @@ _LARGEST = 2**24  # no plan is larger; what is larger is not read
 
 
 def written_by_us(folder: Path) -> bool:
-    """Whether a record in `folder`, or its weights, say that this program made it."""
+    """Whether a record in `folder` says that this program made it."""
     if not folder.is_dir() or folder.is_symlink():
         return False
     plan, table = _json(folder / "plan.json"), _json(folder / "comparison.json")
-    records = [_toml(folder / name) for name in ("run.toml", "recovery.toml")]
-    return (
-        str(plan.get("format", "")).startswith("secateur-plan-")
-        or any("secateur" in _part(one, "versions") for one in (table, *records))
-        or any(_marked(file) for file in sorted(folder.glob("model*.safetensors"))[:1])
+    records = [_toml(folder / name) for name in _RECORDS]
+    return str(plan.get("format", "")).startswith("secateur-plan-") or any(
+        "secateur" in _part(one, "versions") for one in (table, *records)
     )
 
 
@@ -108,11 +104,3 @@ def _record(file: Path, parse: Any) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _marked(file: Path) -> bool:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return WRITER.items() <= (opened.metadata() or {}).items()
-    except Exception:  # damaged in whatever way: no mark
-        return False

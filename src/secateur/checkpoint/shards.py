@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..memory import give_back
-from .ours import WRITER
 from .weights import INDEX, SINGLE, TensorSpec
 
 # Big enough that a 7B model has some fifty files, small enough that a shard in memory does not
@@ -55,7 +54,7 @@ def write_shards(
 def _save(shard: dict[str, Tensor], path: Path) -> None:
     """Write one file; what the operating system says against it comes as an OSError."""
     try:
-        save_file(shard, path, metadata={"format": "pt", **WRITER})
+        save_file(shard, path, metadata={"format": "pt"})
     except SafetensorError as error:  # it has the errno in its text alone
         code = re.search(r"os error (\d+)", str(error))
         if code is None:

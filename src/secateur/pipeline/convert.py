@@ -1,8 +1,11 @@
 """Writing a checkpoint in the layout of the stock class that computes the same."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from ..errors import SecateurError
 from ..export import Form, copy_companions, pruned_form, write_model
@@ -77,9 +80,17 @@ def convert(
             model=None,
             adapted=opened.adapter is not None,
         )
+        write_conversion(folder, opened.source)
     parameters = sum(spec.elements for spec in form.weights.specs.values())
     architecture = str(form.config["architectures"][0])
     return Conversion(out, architecture, parameters, size, tuple(notes))
+
+
+def write_conversion(folder: Path, model: str) -> None:
+    """Write conversion.toml, by which the folder is known as ours."""
+    versions = {name: version(name) for name in ("secateur", "torch", "transformers")}
+    record = {"settings": {"model": model}, "versions": versions}
+    (folder / "conversion.toml").write_text(tomli_w.dumps(record), encoding="utf-8")
 
 
 def _floating(opened: OpenModel) -> Form:

@@ -17,7 +17,7 @@ from .checks import target
 from .choice import check_ratio
 from .record import write_plan
 from .result import Result
-from .session import RECORDED, Run, name_of, path_of
+from .session import Run, name_of, path_of, recorded_settings
 
 
 def prune(
@@ -71,10 +71,11 @@ def apply(
         SecateurError: bad input, or a plan for another architecture; nothing was written.
     """
     out = path_of(out)
-    recorded = {key: value for key, value in plan.settings.items() if key in RECORDED}
-    merged = {**recorded, **plan.calibration, "repair": plan.repair, **settings}
+    recorded = recorded_settings(plan)
+    merged = {**recorded, "repair": plan.repair, **settings}
     run = Run(model, make_config(**{**merged, "model": name_of(model)}), tokenizer, progress)
     plan.check(run.structure)
+    run.text_of_plan = "calibration" not in settings
     if plan.weights != run.structure.weights:
         run.note("the plan was made for other weights of the same architecture")
     with target(out, force, run.opened, *run.texts) as folder:

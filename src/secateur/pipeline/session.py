@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..checkpoint import real_path
 from ..config import PruneConfig
 from ..data import Windows, token_hash
+from ..errors import SecateurError
 from ..evaluation import Perplexity, window_lengths
 from ..export import Form, copy_companions, prove, pruned_form, write_model
 from ..models import LIVE, StreamedModel, open_model, resolve_device
@@ -53,6 +54,9 @@ RECORDED = (
     "damping",
 )
 
+# What a plan may say of the calibration text that its repair is done anew on.
+_CALIBRATION = ("calibration", "samples", "length", "seed")
+
 # Settings that decide what the scores of given axes are.
 _SCORED = ("importance_name", "fusion_name", "members", "square_attention", "seed")
 
@@ -73,6 +77,7 @@ class Run:
         self._progress = progress or Quiet()
         self._model = model
         self._tokenizer = tokenizer
+        self.text_of_plan = False  # not the user named it
         self._held_out: HeldOut | None = None
         self._calibrated: Windows | None = None
         self._gathered: dict[Any, Statistics] = {}
@@ -115,6 +120,9 @@ class Run:
     def windows(self) -> Windows:
         """The calibration windows, read when they are first needed; the settings then name them."""
         if self._calibrated is None:
+            text = self.config.calibration
+            if self.text_of_plan and text is not None and Path(text).expanduser().exists():
+                self.note(f"the text {text} is read, which the plan names")
             windows = stages.calibration_windows(
                 self.opened, self.config, tokenizer=self._tokenizer, note=self.note
             )
@@ -321,9 +329,7 @@ class Run:
     def _recorded(self, keep: Mapping[str, tuple[int, ...]]) -> Plan:
         config = self.config
         calibration = {
-            name: value
-            for name in ("calibration", "samples", "length", "seed")
-            if (value := getattr(config, name)) is not None
+            name: value for name in _CALIBRATION if (value := getattr(config, name)) is not None
         }
         settings = {
             **{name: getattr(config, name) for name in RECORDED},
@@ -407,6 +413,22 @@ class Run:
         finally:
             spent = time.monotonic() - started
             self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
+
+
+def recorded_settings(plan: Plan) -> dict[str, Any]:
+    """The settings that a plan has a say in: data, never code or anything of the machine.
+
+    Raises:
+        SecateurError: it names others where it says what to repair it with.
+    """
+    other = next((name for name in plan.calibration if name not in _CALIBRATION), None)
+    if other is not None:
+        raise SecateurError(
+            f"The plan's calibration names {other!r}; expected {', '.join(_CALIBRATION)} alone.\n"
+            "Remove it from plan.json, and type what you want as an option."
+        )
+    recorded = {name: plan.settings[name] for name in RECORDED if name in plan.settings}
+    return {**recorded, **plan.calibration}
 
 
 def name_of(model: str | Path | nn.Module) -> str:
