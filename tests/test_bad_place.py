@@ -246,3 +246,21 @@ def test_a_terminated_process_leaves_nothing(model: Path, tmp_path: Path) -> Non
     assert process.returncode == 130
     assert (out, err.strip()) == ("", "Interrupted; nothing was left behind.")
     assert snapshot(tmp_path) == before
+
+
+# --- output that nobody takes ---------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--json"]])
+@pytest.mark.parametrize("kind", ["full", "closed"])
+def test_an_output_that_takes_nothing_is_one_line(
+    kind: str, options: list[str], model: Path
+) -> None:
+    command = [sys.executable, "-m", "secateur", "inspect", str(model), *options]
+    reader, writer = os.pipe()
+    os.close(reader)
+    target = os.open("/dev/full", os.O_WRONLY) if kind == "full" else writer
+    done = subprocess.run(command, stdout=target, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "Cannot write to standard output" in done.stderr

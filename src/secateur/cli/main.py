@@ -1,9 +1,12 @@
 """Entry point: commands, and errors as one or two lines with exit code 2."""
 
+import errno
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -12,6 +15,9 @@ from ..errors import SecateurError
 from .looking import convert_command, discover_command, evaluate_command, inspect_command
 from .pruning import apply_command, compare_command, prune_command
 from .recover import recover_command
+
+# A full disk behind a redirection, a reader that went away, a terminal that was closed.
+_UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
 
@@ -77,7 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores a closed terminal
             signal.signal(one, _terminate)
     warnings.simplefilter("ignore")
-    sys.exit(run(arguments))
+    code = run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _unheard(error.strerror)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -96,9 +107,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (click.Abort, KeyboardInterrupt) as interruption:
         kept = str(interruption.__cause__ or "")  # what a command has to say of it
-        click.echo(f"Interrupted; {kept or 'nothing was left behind'}.", err=True)
+        with suppress(OSError):  # a closed terminal
+            click.echo(f"Interrupted; {kept or 'nothing was left behind'}.", err=True)
         return 130
+    except SystemExit:  # how rich ends where nobody reads on
+        return _unheard(os.strerror(errno.EPIPE))
+    except OSError as error:
+        if error.filename is not None or error.errno not in _UNHEARD:
+            raise
+        return _unheard(error.strerror)
     return 0
+
+
+def _unheard(reason: str | None) -> int:
+    """Standard output takes nothing: say so in one line, and keep Python from trying again."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):
+        click.echo(f"Error: Cannot write to standard output: {reason}.", err=True)
+    return 2
 
 
 def _terminate(signum: int, frame: Any) -> None:
