@@ -150,6 +150,21 @@ def test_after_a_kill_at_any_step_the_old_or_the_new_is_there(
 RESULT = {"model.safetensors", "config.json", "README.md", "plan.json", "adapter"}
 
 
+def test_a_whole_result_of_a_killed_run_is_ended_and_said(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(place: Any, whole: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(appearing, "_end", killed)
+        with suppress(Killed):
+            make(out, "new")
+    with pytest.raises(SecateurError, match="exists, and is whole: a run that was killed"):
+        make(out, "newer")
+    assert content(out) == "new"
+
+
 # --- what appears meanwhile -----------------------------------------------------------------------
 
 

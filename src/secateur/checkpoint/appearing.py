@@ -40,16 +40,20 @@ def appear(place: Place, partial: Path, *, replaced: int | None, training: bool)
         _end(place, whole)
 
 
-def tidy(place: Place) -> None:
+def tidy(place: Place) -> bool:
     """End what killed runs had begun, and remove what they left; the lock must be held.
+
+    Gives whether a result of theirs has its name now.
 
     Raises:
         SecateurError: a result of a killed run cannot have its name; it is kept and named.
     """
+    ended = False
     with _undisturbed(late=True):
         for whole in (*place.left("replace"), *place.left("ready")):
             if _is(whole, int(whole.name.rpartition("-")[2])):
                 _end(place, whole)
+                ended = True
             else:
                 _remove(whole)  # exchanged already: the old one
         for old in place.left("old"):
@@ -60,6 +64,7 @@ def tidy(place: Place) -> None:
         for kind in ("partial", "training.safetensors.partial"):
             for entry in place.left(kind):
                 _remove(entry)
+    return ended
 
 
 def _end(place: Place, whole: Path) -> None:

@@ -97,7 +97,7 @@ def _entered(stack: ExitStack, path: Path, force: bool) -> Place:
     outer = Place(path, path.parent)
     try:
         stack.enter_context(locked(outer.lock, path))
-        appearing.tidy(outer)
+        ended = appearing.tidy(outer)
         movable = not path.is_dir() or renameable(outer)
     except OSError as error:
         if not path.is_dir():
@@ -105,23 +105,28 @@ def _entered(stack: ExitStack, path: Path, force: bool) -> Place:
             raise not_writable(path.parent, error) from error
         movable = False
     if movable:
-        _refuse(outer, force)
+        _refuse(outer, force, ended)
         return outer
     inner = Place(path, path)
     try:
         stack.enter_context(locked(inner.lock, path))
-        appearing.tidy(inner)
+        ended = appearing.tidy(inner)
     except OSError as error:
         _refuse(inner, force)
         raise not_writable(path, error) from error
-    _refuse(inner, force)
+    _refuse(inner, force, ended)
     return inner
 
 
-def _refuse(place: Place, force: bool) -> None:
+def _refuse(place: Place, force: bool, ended: bool = False) -> None:
     path = place.path
     if not place.taken():
         return
+    if not force and ended:
+        raise SecateurError(
+            f"{path} exists, and is whole: a run that was killed had come to its end.\n"
+            "Use it, or add --force to make it anew."
+        )
     if not force:
         raise SecateurError(f"{path} exists. Choose another --out, or add --force to replace it.")
     if not written_by_us(path):
