@@ -138,10 +138,10 @@ def test_force_replaces_a_pruned_folder_and_leaves_no_second_one(
 ) -> None:
     small = tmp_path / "small"
     said("prune", model, *calibrated, "--ratio", "0.2", "--out", small)
-    (small / "stale.txt").write_text("of the first run")
+    (small / "LICENSE").write_text("of the first run")
     said("prune", model, *calibrated, "--ratio", "0.5", "--out", small, "--force")
     assert "ratio = 0.5" in (small / "run.toml").read_text()
-    assert not (small / "stale.txt").exists()
+    assert not (small / "LICENSE").exists()
     assert sorted(path.name for path in tmp_path.iterdir() if "small" in path.name) == ["small"]
 
 

@@ -1,8 +1,11 @@
 """What the documentation tells people to type works."""
 
+import ast
 import json
 import re
 import shlex
+import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +56,14 @@ def desk(
         known.pop("my-score", None)
 
 
-def test_the_commands_of_the_readme_run(desk: Path, capsys: Any) -> None:
+OPTIONAL = ("datasets", "sentencepiece", "google.protobuf")
+
+
+def test_the_commands_of_the_readme_run(
+    desk: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in OPTIONAL:  # the base installation runs them
+        monkeypatch.setitem(sys.modules, name, None)
     assert len(commands()) >= 5
     for command in commands():
         if "other/" in command:
@@ -62,6 +72,20 @@ def test_the_commands_of_the_readme_run(desk: Path, capsys: Any) -> None:
         out = re.search(r"--out (\S+)/", command)
         force = ["--force"] if out and (desk / out[1]).exists() else []
         assert run(shlex.split(command)[1:] + force) == 0, (command, capsys.readouterr().err)
+
+
+def test_what_the_package_imports_is_in_its_base() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    base = {re.split("[<>=]", one)[0].replace("-", "_") for one in settings["dependencies"]}
+    imported = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module or "")
+    first = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
+    assert first - base - {"secateur"} <= {"datasets", "sentencepiece"}
 
 
 def test_the_python_of_the_readme_runs(desk: Path) -> None:

@@ -130,7 +130,7 @@ def use(path: str | Path) -> tuple[str, ...]:
         raise SecateurError(f"--use {path}: expected a Python file with a decorated score.")
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except Exception as error:  # whatever the file does
+    except (Exception, SystemExit) as error:  # whatever the file does
         IMPORTANCE.clear()
         IMPORTANCE.update(before)
         raise SecateurError(f"--use {path} fails: {type(error).__name__}: {error}") from error

@@ -3,8 +3,10 @@
 from .companions import LARGEST as LARGEST_COMPANION
 from .companions import Companions, belongs, companions, travelling
 from .files import INDEX, chosen_file, listed_files, pickles
-from .folder import new_folder, write_text
+from .folder import new_file, new_folder
 from .packed import PARTS, Packed, PackedWeights, packed, unpacked
+from .place import real_path, training_file
+from .renaming import token
 from .shards import write_shards
 from .weights import (
     FolderWeights,
@@ -35,14 +37,17 @@ __all__ = [
     "chosen_file",
     "companions",
     "listed_files",
+    "new_file",
     "new_folder",
     "packed",
     "pickles",
     "read_config",
     "read_json",
+    "real_path",
+    "token",
+    "training_file",
     "travelling",
     "unpacked",
     "weight_files",
     "write_shards",
-    "write_text",
 ]

@@ -1,5 +1,6 @@
 """The commands that look and do not cut: evaluate, inspect, discover; and convert."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,22 +125,23 @@ def inspect_command(
 ) -> None:
     """Inspect a folder."""
     if picture is not None:
-        _refuse_picture(picture, force)
+        _refuse_picture(picture)
         require("report", "--picture")
-    from ..checkpoint import write_text
+    from ..checkpoint import new_file
     from ..pipeline import look_at
     from ..report import BLEND_COLUMNS, blend_chart, blend_rows
 
     quiet_transformers()
-    found = look_at(folder, against, merge_adapter=merge_adapter, dequantise=dequantise)
-    if picture is not None:
-        if not found.blend:
-            raise SecateurError(
-                f"{folder} has no blend to draw: its method fuses no two scores.\n"
-                "Type: secateur prune MODEL --method hywia --out DIR"
-            )
-        method = str(found.facts.get("method", folder))
-        write_text(picture, blend_chart({method: found.blend}))
+    with new_file(picture, force=force) if picture else nullcontext() as file:
+        found = look_at(folder, against, merge_adapter=merge_adapter, dequantise=dequantise)
+        if file is not None:
+            if not found.blend:
+                raise SecateurError(
+                    f"{folder} has no blend to draw: its method fuses no two scores.\n"
+                    "Type: secateur prune MODEL --method hywia --out DIR"
+                )
+            method = str(found.facts.get("method", folder))
+            file.write_text(blend_chart({method: found.blend}), encoding="utf-8")
     if as_json:
         print_json(found.to_json())
         return
@@ -223,16 +225,17 @@ def discover_command(
 ) -> None:
     """Discover coupled structures."""
     if picture is not None:
-        _refuse_picture(picture, force)
-    from ..checkpoint import write_text
+        _refuse_picture(picture)
+    from ..checkpoint import new_file
     from ..pipeline import discover
     from ..report import STRUCTURE_COLUMNS, structure_cells
     from ..structure import format_ranges
 
     quiet_transformers()
-    found = discover(model)
-    if picture is not None:
-        write_text(picture, found.picture(layer))
+    with new_file(picture, force=force) if picture else nullcontext() as file:
+        found = discover(model)
+        if file is not None:
+            file.write_text(found.picture(layer), encoding="utf-8")
     if as_json:
         print_json(found.to_json())
         return
@@ -259,14 +262,10 @@ def _fact(key: str, value: Any) -> Any:
     return f"{value:,.1f}" if key.endswith(", MB") else value
 
 
-def _refuse_picture(picture: Path, force: bool) -> None:
+def _refuse_picture(picture: Path) -> None:
     typed_path(picture, "--picture")
     if picture.suffix != ".svg":
         raise SecateurError(f"--picture {picture} is not a name that ends in .svg.")
-    if picture.is_dir() or not picture.parent.is_dir():
-        raise SecateurError(f"--picture {picture} is no place for a file. Choose another name.")
-    if picture.exists() and not force:
-        raise SecateurError(f"{picture} exists. Choose another name, or add --force to replace it.")
 
 
 def _lengths(text: str | None) -> list[int] | None:

@@ -1,11 +1,13 @@
 """Entry point: commands, and errors as one or two lines with exit code 2."""
 
+import errno
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -17,6 +19,9 @@ from .looking import convert_command, discover_command, evaluate_command, inspec
 from .pruning import apply_command, compare_command, prune_command
 from .recover import recover_command
 from .screen import close_screens, say
+
+# A full disk behind a redirection, a reader that went away, a terminal that was closed.
+_UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 
 HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
 
@@ -84,10 +89,16 @@ for _command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 bad input, 130 interrupted, 1 a bug of ours."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for one in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores a closed terminal
+            signal.signal(one, _terminate)
     warnings.simplefilter("ignore")
     code = run(arguments)
-    sys.exit(_flushed(code))
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = _unheard(error.strerror)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -108,11 +119,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (click.Abort, KeyboardInterrupt) as interruption:
         kept = str(interruption.__cause__ or "")  # what a command has to say of it
-        say(f"Interrupted; {kept or 'nothing was left behind'}.", error=True)
+        with suppress(OSError):  # a closed terminal
+            say(f"Interrupted; {kept or 'nothing was left behind'}.", error=True)
         return 130
-    except BrokenPipeError:  # whoever reads the output has seen enough
-        return 1
+    except SystemExit:  # how rich ends where nobody reads on
+        return _unheard(os.strerror(errno.EPIPE))
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and error.errno in _UNHEARD:
+            return _unheard(error.strerror)
         return _unexpected(error, wanted=_TRACEBACK in words)
     finally:
         close_screens()
@@ -135,16 +149,13 @@ def _unexpected(error: Exception, *, wanted: bool) -> int:
     return 1
 
 
-def _flushed(code: int) -> int:
-    """`code`, if all that was said could be written."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second try at the exit
-        if not isinstance(error, BrokenPipeError):
-            say(f"Error: standard output cannot be written: {error.strerror}.", error=True)
-        return code or (1 if isinstance(error, BrokenPipeError) else 2)
-    return code
+def _unheard(reason: str | None) -> int:
+    """Standard output takes nothing: say so in one line, and keep Python from trying again."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):
+        say(f"Error: Cannot write to standard output: {reason}.", error=True)
+    return 2
 
 
 def _terminate(signum: int, frame: Any) -> None:

@@ -19,7 +19,7 @@ from ..surgery import REPAIRS, TARGETS
 from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
 from .recover import show_recovery
 from .screen import Screen, print_json, say, table
-from .settings import given_settings, listed, settings_options
+from .settings import given_settings, listed, refuse_code, settings_options, texts_of_file
 
 
 @click.command(
@@ -79,11 +79,13 @@ def prune_command(
     **options: Any,
 ) -> None:
     """Prune a model."""
+    recorded = read_toml(config) if config else {}
+    refuse_code(config, recorded, options["use"])
     settings = given_settings(
         PruneConfig,
         options,
         model,
-        read_toml(config) if config else {},
+        recorded,
         "secateur prune MODEL --method flap --ratio 0.2 --out small/",
     )
     if out is None and not dry_run:
@@ -95,6 +97,8 @@ def prune_command(
     from ..pipeline import prune, prune_and_recover
 
     screen = Screen()
+    for message in texts_of_file(config, recorded, options):
+        screen.note(message)
     quiet_transformers()
     if recover is not None:
         assert out is not None, "a run that is not dry has a folder"

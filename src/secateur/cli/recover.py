@@ -10,7 +10,7 @@ from ..errors import SecateurError
 from ..recovery import GRIDS
 from .options import FORCE, JSON, OUT, quiet_transformers
 from .screen import Screen, print_json, say, table
-from .settings import given_settings, listed, settings_options
+from .settings import given_settings, listed, settings_options, texts_of_file
 
 
 @click.command(
@@ -81,13 +81,16 @@ def recover_command(
         raise SecateurError("Where to? Add --out DIR.")
     from ..pipeline import recover
 
+    screen = Screen()
+    for message in texts_of_file(config, recorded, options):
+        screen.note(message)
     quiet_transformers()
     done = recover(
         settings.pop("model"),
         out=out,
         force=force,
         keep_adapter=keep_adapter,
-        progress=Screen(),
+        progress=screen,
         **settings,
     )
     show_recovery(done, as_json)

@@ -1,8 +1,10 @@
 """Command-line options made from the settings: one place says what there is."""
 
+import shlex
 import textwrap
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
@@ -74,6 +76,40 @@ def given_settings(
     if "model" not in settings:
         raise SecateurError(f"No model given.\nType: {example}")
     return settings
+
+
+def refuse_code(file: Path | None, recorded: Mapping[str, Any], given: str | None) -> None:
+    """A file of settings is data: what it names as code runs only if the user names it, too.
+
+    Raises:
+        SecateurError: it names a Python file, and --use does not.
+    """
+    named = recorded.get("use")
+    if named is not None and given is None:
+        raise SecateurError(
+            f"{file} names the Python file {str(named)!r}, which is not run unasked.\n"
+            f"If you trust it, add --use {shlex.quote(str(named))}"
+        )
+
+
+def texts_of_file(
+    file: Path | None, recorded: Mapping[str, Any], options: Mapping[str, Any]
+) -> Iterator[str]:
+    """What to tell the user of texts on this machine, or models elsewhere, that a file names."""
+    for name in ("calibration", "evaluate", "data", "teacher"):
+        value = recorded.get(name)
+        if not isinstance(value, str) or options.get(name) is not None:
+            continue
+        if is_there(value) != (name == "teacher"):
+            yield f"{value}, which {file} names as {name}, is read"
+
+
+def is_there(value: str) -> bool:
+    """Whether a name is that of something on this machine."""
+    try:
+        return Path(value).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def _kind(annotation: Any) -> Any:

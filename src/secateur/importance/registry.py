@@ -16,10 +16,13 @@ vector, coarse, first, second or mixed: see `secateur.stats.taylor`.
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from ..errors import SecateurError
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,26 @@ def importance(
     """Register the decorated function as the score `name`; larger means keep."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        _check_score(name, function)
         needs = tuple(inspect.signature(function).parameters)
         IMPORTANCE[name] = Importance(name, function, paper, needs)
         return function
 
     return register
+
+
+def _check_score(name: str, function: Callable[..., Tensor]) -> None:
+    """A score has a name that can be typed, and is a function of ingredients by name."""
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
+        raise SecateurError(
+            f"A score is named {name!r}; expected letters, digits, and - _ . + alone:"
+            ' @importance("my-score", paper="...").'
+        )
+    if not inspect.isfunction(function):
+        raise SecateurError(f"The score {name!r} is no function; expected def score(weight): ...")
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise SecateurError(
+                f"The score {name!r} has the parameter {parameter}, which cannot be given by name;"
+                " expected ingredients like weight or input_var."
+            )

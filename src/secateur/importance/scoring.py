@@ -53,7 +53,7 @@ def score(
         name: _ingredient(name, axis, weight, statistics, seed, members)
         for name in importance.needs
     }
-    scores = importance.function(**ingredients).float()
+    scores = _called(importance, ingredients, axis.name)
     if scores.dim() == 1:
         scores = scores[:, None]
     width = axis.consumer.blocks.width
@@ -69,6 +69,30 @@ def score(
             "The checkpoint is probably damaged: download or export the model again."
         )
     return scores
+
+
+def _called(importance: Importance, ingredients: dict[str, Any], axis: str) -> Tensor:
+    """What the score's function gives, fp32; the function may be anybody's."""
+    try:
+        scores = importance.function(**ingredients)
+    except SecateurError:
+        raise
+    except Exception as error:
+        if isinstance(
+            error, torch.OutOfMemoryError
+        ) or not importance.function.__module__.startswith("secateur_use_"):
+            raise
+        raise SecateurError(
+            f"The score {importance.name!r} fails on {axis}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(scores, Tensor) or scores.is_meta or scores.is_complex() or scores.is_sparse:
+        kind = f"a {scores.device.type} tensor" if isinstance(scores, Tensor) else type(scores)
+        name = kind if isinstance(kind, str) else kind.__name__
+        raise SecateurError(
+            f"The score {importance.name!r} returned {name} for {axis}; expected a tensor of one"
+            " number a unit."
+        )
+    return scores.float()
 
 
 def _ingredient(

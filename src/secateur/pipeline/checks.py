@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import new_folder
+from ..checkpoint import new_folder, real_path
 from ..config import PruneConfig, Reading, RecoverConfig
 from ..errors import SecateurError
 from ..export import Form
@@ -19,10 +19,11 @@ from ..registry import choose
 from ..search import COMPARING, check_division
 from ..structure import GRANULARITIES, Structure, parse_ranges
 from ..surgery import COARSE, REPAIRS
+from ..units import size_text
 
 
 def target(
-    path: Path | None, force: bool, *read: OpenModel | str | None
+    path: Path | None, force: bool, *read: OpenModel | str | None, training: bool = False
 ) -> AbstractContextManager[Path | None]:
     """The folder to write into (see `new_folder`), or nothing at all if `path` is None.
 
@@ -33,15 +34,16 @@ def target(
     """
     if path is None:
         return nullcontext(None)
+    path = real_path(path)
     for one, source in ((whole, part) for whole in read for part in _sources(whole)):
         place = _place(source)
-        if force and place is not None and resolved(path) in (place, *place.parents):
+        if force and place is not None and path in (place, *place.parents):
             what = "the model" if isinstance(one, OpenModel) else str(one)
             raise SecateurError(
                 f"--out {path} holds {what} that is read, which --force would delete."
                 " Choose another --out."
             )
-    return new_folder(path, force=force)
+    return new_folder(path, force=force, training=training)
 
 
 def _sources(one: OpenModel | str | None) -> tuple[str | Path | None, ...]:
@@ -292,6 +294,6 @@ def check_space(folder: Path, form: Form) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise SecateurError(
-            f"The weights take {needed / 2**20:,.0f} MiB, but {folder.parent} has"
-            f" {free / 2**20:,.0f} MiB free.\nFree some, or choose another --out."
+            f"The weights take {size_text(needed)}, but {folder.parent} has"
+            f" {size_text(free)} free.\nFree some, or choose another --out."
         )

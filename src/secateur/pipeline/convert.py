@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_tokenizer, public
 from ..errors import SecateurError
 from ..export import Form, copy_companions, pruned_form, with_around, write_model
 from ..models import OpenModel, open_model
 from ..models.inputs import check_folder
-from ..paths import expanded
 from ..progress import Progress, Quiet
 from ..structure import Plan
 from .checks import check_space, target, tokenizer_to_write
+from .session import path_of
 from .stock import form_facts
 
 
@@ -87,7 +90,7 @@ def convert(
 
     for message in opened.notes:
         note(message)
-    out = expanded(out)
+    out = path_of(out)
     form = with_around(_form(opened), opened, note)
     with target(out, force, opened) as folder:
         assert folder is not None  # there is a path
@@ -101,8 +104,16 @@ def convert(
             adapted=opened.writes_tokenizer,
             note=note,
         )
+        write_conversion(folder, opened.source)
     parameters = sum(spec.elements for spec in form.stored.specs.values())
     return Conversion(out, form.architecture, form_facts(form), parameters, size, tuple(notes))
+
+
+def write_conversion(folder: Path, model: str) -> None:
+    """Write conversion.toml, by which the folder is known as ours."""
+    versions = {name: version(name) for name in ("secateur", "torch", "transformers")}
+    record = {"settings": {"model": model}, "versions": versions}
+    (folder / "conversion.toml").write_text(tomli_w.dumps(record), encoding="utf-8")
 
 
 def _form(opened: OpenModel) -> Form:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_word, public
+from ..checkpoint import real_path, training_file
 from ..config import (
     READING,
     RECIPES,
@@ -19,14 +20,14 @@ from ..config import (
 from ..errors import SecateurError
 from ..methods import METHODS
 from ..models.inputs import check_folder
-from ..paths import expanded
 from ..progress import Progress, Quiet
 from ..registry import choose
 from . import stages
 from .checks import target
-from .recovery_run import Recovery, RecoveryRun, state_of
+from .recovery_run import Recovery, RecoveryRun
 from .result import Result
 from .run import prune
+from .session import path_of
 from .texts import named
 from .training_data import read_data
 
@@ -69,17 +70,17 @@ def recover(
     check_folder(model)
     names, texts = named(settings)
     config = make_recover_config(**names, model=str(model))
-    out = expanded(out)
+    out = path_of(out)
     run = RecoveryRun(config, out, progress or Quiet(), texts)
     if keep_adapter and config.trained != "lora":
         raise SecateurError(
             f"--keep-adapter keeps LoRA's, and --with {config.recipe} trains {config.trained}.\n"
             "Type: --with lora --keep-adapter"
         )
-    with _resumable(out), target(out, force, *run.read) as folder:
+    with target(out, force, *run.read, training=True) as folder:
         assert folder is not None  # there is a path
-        done = run.carry_out(folder, force, keep_adapter)
-    state_of(out).unlink(missing_ok=True)  # not before `out` is there
+        with _resumable(state := training_file(folder.parent, real_path(out))):
+            done = run.carry_out(folder, state, force, keep_adapter)
     return done
 
 
@@ -116,7 +117,7 @@ def prune_and_recover(
     if RECIPES[recipe].loss == "kl":
         shared["teacher"] = str(model)
     config = make_recover_config(model=str(model), recipe=recipe, **shared)
-    out = expanded(out)
+    out = path_of(out)
     # what it lacks shows before the pruning
     given = config.model_copy(update={"data": pruning.calibration})
     if "calibration" in texts:
@@ -125,9 +126,10 @@ def prune_and_recover(
     if pruning.calibration not in (None, "self"):
         few = given.model_copy(update={"samples": 2})
         read_data(first.opened, few, lambda message: None, texts=texts)
-    with _resumable(out), target(out, force, *first.read) as folder:
+    with target(out, force, *first.read, training=True) as folder:
         assert folder is not None  # there is a path
-        with tempfile.TemporaryDirectory(dir=folder) as place:
+        state = training_file(folder.parent, real_path(out))
+        with _resumable(state), tempfile.TemporaryDirectory(dir=folder) as place:
             pruned = prune(model, out=Path(place) / "pruned", progress=progress, **settings)
             data = pruned.config.calibration or stages.DEFAULT_CALIBRATION
             plain = {"merge_adapter": None, "dequantise": False}
@@ -135,20 +137,18 @@ def prune_and_recover(
             update["bos"] = pruned.config.bos
             run = RecoveryRun(config.model_copy(update=update), out, progress or Quiet(), texts)
             run.name = "what run.toml says was pruned"
-            done = run.carry_out(folder, force, keep_adapter=False)
-    state_of(out).unlink(missing_ok=True)
+            done = run.carry_out(folder, state, force, keep_adapter=False)
     return replace(pruned, out=out), done
 
 
 @contextmanager
-def _resumable(out: Path) -> Iterator[None]:
+def _resumable(state: Path) -> Iterator[None]:
     """An interrupt says where the state is, if there is one."""
     try:
         yield
     except KeyboardInterrupt as interruption:
-        if not state_of(out).exists():
+        if not state.exists():
             raise
         raise KeyboardInterrupt(
-            f"the training so far is in {state_of(out).name} beside --out: type the same command"
-            " to go on"
+            f"the training so far is in {state.name} beside --out: type the same command to go on"
         ) from interruption

@@ -25,7 +25,6 @@ from ..export import (
     write_model,
 )
 from ..models import OpenModel, StreamedModel, load, open_model, resolve_device
-from ..paths import resolved
 from ..progress import Progress
 from ..recovery import (
     STATE_FORMAT,
@@ -107,12 +106,6 @@ class Recovery:
         }
 
 
-def state_of(out: Path) -> Path:
-    """Where the state of a training is kept until `out` is there."""
-    place = resolved(out)
-    return place.with_name(f".{place.name}.training.safetensors")
-
-
 class RecoveryRun:
     """One recovery on its way."""
 
@@ -159,8 +152,11 @@ class RecoveryRun:
         teacher = self._teacher or self.config.teacher  # it may write the text and teach nothing
         return self.opened, teacher, self.config.data, self.config.evaluate
 
-    def carry_out(self, folder: Path, force: bool, keep_adapter: bool) -> Recovery:
-        """All stages; `force` begins anew where an unfinished training was another one."""
+    def carry_out(self, folder: Path, store: Path, force: bool, keep_adapter: bool) -> Recovery:
+        """All stages; the state of the training is kept in the file `store`.
+
+        `force` begins anew where an unfinished training was another one.
+        """
         config = self.config
         data = read_data(self.opened, config, self._note, self._progress, self._texts)
         if data.begin.mode != "given":
@@ -172,7 +168,7 @@ class RecoveryRun:
                 f"{data.trained_tokens:,} tokens to train on are few (under {FEW_TOKENS:,}): what"
                 " is gained may not hold on other text"
             )
-        store, fingerprint = state_of(self._out), self._fingerprint(data)
+        fingerprint = self._fingerprint(data)
         if force:
             forget_other(store, fingerprint)
         read_state(store, fingerprint)  # of another run: say so before the long work

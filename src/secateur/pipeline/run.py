@@ -31,7 +31,7 @@ from .choice import check_ratio
 from .look import read_plan
 from .record import write_plan
 from .result import Result
-from .session import RECORDED, Run, name_of, path_of
+from .session import Run, name_of, path_of, recorded_settings
 from .texts import named
 
 
@@ -77,20 +77,21 @@ def prune(
     Raises:
         SecateurError: bad input; nothing was written.
     """
+    out = path_of(out)
     names, texts = named(settings)
     config = make_config(model=name_of(model), **names)
     run = Run(model, config, tokenizer, progress, texts)
     check_ratio(run.structure, run.config)
-    with target(path_of(out), force, run.opened, *run.texts) as folder:
+    with target(out, force, run.opened, *run.texts) as folder:
         if dry_run:
             plan, _ = run.plan()
             run.say_form(plan, run.check_form(plan))
             if folder is not None:
                 write_plan(folder, run.opened.weights, run.structure, plan)
-            return run.result(plan, run.found(plan), None, path_of(out))
+            return run.result(plan, run.found(plan), None, out)
         run.read_evaluation_text()
         plan, statistics = run.plan()
-        return run.carry_out(plan, statistics, folder, path_of(out))
+        return run.carry_out(plan, statistics, folder, out)
 
 
 @public(
@@ -120,18 +121,19 @@ def apply(
         SecateurError: bad input, or a plan for another architecture; nothing was written.
     """
     assert isinstance(plan, Plan), "its check makes one of all that it takes"
-    recorded = {key: value for key, value in plan.settings.items() if key in RECORDED}
+    out = path_of(out)
     names, texts = named(settings)
     # a plan that says nothing of BOS is of a time when texts alone began with it
-    calibration = {"bos": "document", **plan.calibration}
-    merged = {**recorded, **calibration, "repair": plan.repair, **names}
+    recorded = {"bos": "document", **recorded_settings(plan)}
+    merged = {**recorded, "repair": plan.repair, **names}
     config = make_config(**{**merged, "model": name_of(model)})
     run = Run(model, config, tokenizer, progress, texts)
     plan.check(run.structure)
+    run.text_of_plan = "calibration" not in settings
     if plan.weights != run.structure.weights:
         run.note("the plan was made for other weights of the same architecture")
-    with target(path_of(out), force, run.opened, *run.texts) as folder:
+    with target(out, force, run.opened, *run.texts) as folder:
         run.read_evaluation_text()
         # an edited plan may cut layers that the settings did not ask for
         statistics = run.gather(REPAIRS[run.config.repair_name].needs, (), everywhere=True)
-        return run.carry_out(plan, statistics, folder, path_of(out))
+        return run.carry_out(plan, statistics, folder, out)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor, nn
 
+from ..checkpoint import real_path
 from ..config import PruneConfig
 from ..data import Beginning, Text, Windows, beginning
 from ..errors import SecateurError
@@ -72,6 +73,9 @@ RECORDED = (
     "damping",
 )
 
+# What a plan may say of the calibration text that its repair is done anew on.
+_CALIBRATION = ("calibration", "field", "samples", "length", "bos", "seed")
+
 # Settings that decide what the scores of given axes are.
 _SCORED = (
     "importance_name",
@@ -106,6 +110,7 @@ class Run:
         self._model = model
         self._tokenizer = tokenizer
         self._texts = texts or {}
+        self.text_of_plan = False  # not the user named it
         self._held_out: HeldOut | None = None
         self._calibrated: Windows | None = None
         # by kind of pass, names of its axes, and what was asked for
@@ -167,6 +172,9 @@ class Run:
     def windows(self) -> Windows:
         """The calibration windows, read when they are first needed; the settings then name them."""
         if self._calibrated is None:
+            text = self.config.calibration
+            if self.text_of_plan and text is not None and Path(text).expanduser().exists():
+                self.note(f"the text {text} is read, which the plan names")
             windows = stages.calibration_windows(
                 self.opened,
                 self.config,
@@ -474,9 +482,7 @@ class Run:
     def _recorded(self, keep: Mapping[str, tuple[int, ...]]) -> Plan:
         config = self.config.model_copy(update={"bos": self._known_bos()})
         calibration = {
-            name: value
-            for name in ("calibration", "field", "samples", "length", "bos", "seed")
-            if (value := getattr(config, name)) is not None
+            name: value for name in _CALIBRATION if (value := getattr(config, name)) is not None
         }
         settings = {
             **{name: getattr(config, name) for name in RECORDED},
@@ -583,11 +589,38 @@ class Run:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
 
 
+def recorded_settings(plan: Plan) -> dict[str, Any]:
+    """The settings that a plan has a say in: data, never code or anything of the machine.
+
+    Raises:
+        SecateurError: it names others where it says what to repair it with.
+    """
+    other = next((name for name in plan.calibration if name not in _CALIBRATION), None)
+    if other is not None:
+        raise SecateurError(
+            f"The plan's calibration names {other!r}; expected {', '.join(_CALIBRATION)} alone.\n"
+            "Remove it from plan.json, and type what you want as an option."
+        )
+    recorded = {name: plan.settings[name] for name in RECORDED if name in plan.settings}
+    return {**recorded, **plan.calibration}
+
+
 def name_of(model: str | Path | nn.Module) -> str:
     """The model's name in the settings."""
     return LIVE if isinstance(model, nn.Module) else str(model)
 
 
+@overload
+def path_of(out: str | Path) -> Path: ...
+@overload
+def path_of(out: None) -> None: ...
 def path_of(out: str | Path | None) -> Path | None:
-    """A path that the user typed."""
-    return None if out is None else expanded(out)
+    """A path that the user typed.
+
+    Raises:
+        SecateurError: there can be nothing at it.
+    """
+    if out is None:
+        return None
+    real_path(expanded(out, "--out"))
+    return expanded(out)

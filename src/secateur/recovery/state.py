@@ -1,7 +1,7 @@
 """The state of an unfinished training: one safetensors file, written whole or not at all."""
 
 import json
-import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..checkpoint import token
 from ..errors import SecateurError
 from ..parsing import parse_json
 
@@ -32,20 +33,21 @@ def write_state(path: Path, state: State, fingerprint: str) -> None:
     Raises:
         SecateurError: the place cannot be written to.
     """
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f"{path.name}.partial-{token()}")  # safetensors' own file is in it
     about = {"fingerprint": fingerprint, "values": json.dumps(dict(state.values))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
-        save_file(tensors, partial, metadata=about)
-        partial.replace(path)
+        partial.mkdir()
+        save_file(tensors, partial / "state", metadata=about)
+        (partial / "state").replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SecateurError(
-            f"Cannot keep the state of training in {path.parent}: {reason}.\nChoose another --out."
+            f"Cannot keep the state of training in {path.parent}: {reason}."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def forget_other(path: Path, fingerprint: str) -> None:

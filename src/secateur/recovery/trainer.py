@@ -298,7 +298,11 @@ class Trainer:
             "share": self._share,
             "since": self._since,
         }
-        write_state(self._store, State(tensors, values), self._fingerprint)
+        try:
+            write_state(self._store, State(tensors, values), self._fingerprint)
+        except SecateurError as error:  # a full disk, say: what is trained may fit elsewhere
+            self._progress.note(f"{error} Training goes on; cut short, it begins anew.")
+            self._store = None
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: p.detach().cpu().clone() for name, p in self._parameters.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SecateurError
+from ..units import size_text
 
 # Hidden states of 128 windows of 2048 tokens at width 4096 in bf16 are 2 GiB.
 MEMORY_LIMIT = 4 * 2**30
@@ -59,6 +60,6 @@ def _reserve(file: int, size: int, name: str) -> None:
         os.posix_fallocate(file, 0, size)
     except OSError as error:
         raise SecateurError(
-            f"No space for {size / 2**30:.1f} GiB of hidden states in {Path(name).parent}"
+            f"No space for {size_text(size)} of hidden states in {Path(name).parent}"
             f" ({error.strerror}).\nPoint TMPDIR to a larger disk, or raise --hidden-gib."
         ) from error

@@ -1,0 +1,150 @@
+"""Where a result goes: what a typed path stands for, and the hidden names beside it.
+
+`docs/decisions/007-places.md` tells what each name is for.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import SecateurError
+from .renaming import token
+
+# Our names are hidden ones with a few dozen letters more than the result's.
+_LONGEST = 100
+_TRAINING = "training.safetensors"
+_KINDS = ("ready", "replace", "old", "partial", f"{_TRAINING}.partial")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A result's `path`, and the folder where its hidden names are: the parent, or `path` itself.
+
+    The second, if the folder `path` is there and cannot be renamed: a mount point, say.
+    """
+
+    path: Path
+    beside: Path
+
+    @property
+    def inside(self) -> bool:
+        """Whether the result is moved into a folder that stays where it is."""
+        return self.beside == self.path
+
+    def hidden(self, kind: str, mark: str) -> Path:
+        """The name for something temporary."""
+        return self.beside / f".{_stem(self.path)}.{kind}-{mark}"
+
+    @property
+    def prefix(self) -> str:
+        """What all our paths begin with."""
+        return str(self.beside / f".{_stem(self.path)}.")
+
+    @property
+    def lock(self) -> Path:
+        """The file that the run which writes here has locked."""
+        return self.beside / f".{_stem(self.path)}.lock"
+
+    @property
+    def training(self) -> Path:
+        """The state of an unfinished training."""
+        return training_file(self.beside, self.path)
+
+    def left(self, kind: str) -> list[Path]:
+        """What other runs of that kind left here."""
+        start = f".{_stem(self.path)}.{kind}-"
+        return sorted(entry for entry in self.beside.iterdir() if entry.name.startswith(start))
+
+    @property
+    def own(self) -> set[Path]:
+        """Everything here that is no part of a result; a new disk has a `lost+found`."""
+        kinds = [entry for kind in _KINDS for entry in self.left(kind)]
+        return {self.lock, self.training, self.beside / "lost+found", *kinds}
+
+    def taken(self) -> bool:
+        """Whether there is anything at `path` that an empty folder is not."""
+        if not os.path.lexists(self.path):
+            return False
+        if not self.path.is_dir():
+            return True
+        own = self.own if self.inside else set()
+        return any(entry not in own for entry in self.path.iterdir())
+
+
+def training_file(beside: Path, path: Path) -> Path:
+    """Where the state of a training lies whose result `path` will be."""
+    return beside / f".{_stem(path)}.{_TRAINING}"
+
+
+def real_path(path: Path) -> Path:
+    """The place that a typed path stands for: no link, no `~`, no `..`.
+
+    Raises:
+        SecateurError: there can be no new folder or file.
+    """
+    try:
+        found = path.expanduser().resolve()
+        here = Path.cwd().resolve()
+        _looked_at(found)
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, ~nobody, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise SecateurError(
+            f"Cannot write to {str(path)!r}: {reason}. Choose another --out."
+        ) from error
+    if found in (here, *here.parents):
+        raise SecateurError(
+            f"--out {str(path)!r} is the folder you are in, or holds it; expected a new one.\n"
+            "Type: --out DIR, with the name that the new folder should have."
+        )
+    return found
+
+
+def _looked_at(path: Path) -> None:
+    """Raise what the system says of the path itself: too long a name, no permission."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()
+
+
+def not_writable(folder: Path, error: OSError) -> SecateurError:
+    """What a person is told if the system says no."""
+    return SecateurError(f"Cannot write to {folder}: {error.strerror}. Choose another --out.")
+
+
+def renameable(place: Place) -> bool:
+    """Whether the folder `place.path` can be renamed; found out by a renaming that cannot succeed.
+
+    The system refuses to rename a folder onto one that is not empty, for that reason if there is
+    no other: a mount point, a layer of an image below, a sticky folder of someone else.
+    """
+    other = place.hidden("partial", token())
+    other.mkdir()
+    try:
+        (other / "occupied").touch()
+        os.rename(place.path, other)  # noqa: PTH104 (Path.rename says the same of both)
+    except OSError as error:
+        return error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+    finally:
+        shutil.rmtree(other, ignore_errors=True)
+    return False
+
+
+def missing_parents(path: Path) -> Iterator[Path]:
+    """The folders on the way to `path` that are not there, the nearest first."""
+    for folder in path.parents:
+        if folder.exists():
+            return
+        yield folder
+
+
+def _stem(path: Path) -> str:
+    """The name, or its beginning and a hash where ours would be too long for the system."""
+    name = os.fsencode(path.name)
+    if len(name) <= _LONGEST:
+        return path.name
+    start = name[: _LONGEST - 9].decode(errors="ignore")
+    return f"{start}~{hashlib.sha256(name).hexdigest()[:8]}"
