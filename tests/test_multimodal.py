@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import logits, tiny_tokenizer
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import secateur
+from conftest import logits, tiny_tokenizer
 from secateur.export.proof import mask
 from secateur.models import load, open_config, open_model
 from secateur.pipeline import convert, inspect

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import logits, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 import secateur
+from conftest import logits, tiny_model, tiny_tokenizer
 from secateur.models import load, open_model
 from secateur.pipeline import convert
 
