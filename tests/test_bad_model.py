@@ -171,7 +171,7 @@ BAD_FOLDERS: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "quantised-config": (
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
-        ["is quantised", "prune the floating-point model"],
+        ["is quantised", "the floating-point model"],
     ),
     "quantised-weights": (
         tensors(
@@ -179,7 +179,7 @@ BAD_FOLDERS: dict[str, tuple[Spoil, list[str]]] = {
                 {"model.layers.0.mlp.up_proj.weight": torch.zeros(56, 48, dtype=torch.int8)}
             )
         ),
-        ["is quantised", r"layers\.0\.mlp\.up_proj", "int8", "prune the floating-point model"],
+        ["is quantised", r"layers\.0\.mlp\.up_proj", "int8", "the floating-point model"],
     ),
     "tensor-missing": (
         tensors(lambda held: held.pop("model.layers.1.mlp.up_proj.weight")),

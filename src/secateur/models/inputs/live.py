@@ -64,8 +64,8 @@ def check_live(model: nn.Module) -> None:
             "Load one: AutoModelForCausalLM.from_pretrained(FOLDER)."
         )
     _check_there(model)
-    whole: Any = model
-    if not hasattr(model, "lm_head") and whole.get_output_embeddings() is None:
+    head: Any = getattr(model, "get_output_embeddings", None)
+    if head is None or head() is None:
         raise SecateurError(
             f"The module is a {name}, a model without its head; expected ...ForCausalLM.\n"
             "Load it with AutoModelForCausalLM.from_pretrained(FOLDER)."
