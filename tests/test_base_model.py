@@ -167,3 +167,26 @@ def test_a_module_that_is_not_there_is_named_with_the_versions() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"pruned_modules: 1: .* runs on transformers"):
         modeling_secateur.resize(model, {"1": {"shapes": {"weight": [1, 1]}}})
+
+
+def test_few_bits_are_in_the_base_model_and_peft_says_that_it_cannot_adapt_them(
+    pruned: Any,
+) -> None:
+    folder = pruned("llama-gqa")
+    raw = json.loads((folder / "config.json").read_text())
+    causal = secateur.load(folder)
+    inputs = {
+        path: module.in_features
+        for path, module in causal.named_modules()
+        if isinstance(module, torch.nn.Linear) and path.startswith("model.")
+    }
+    raw["packed"] = {"bits": 4, "group": 16, "modules": inputs}
+    config = type(causal.config).from_dict(raw)
+    base = transformers.AutoModel.from_config(config)
+    small = transformers.AutoModelForCausalLM.from_config(config)
+    for model, prefix in ((base, ""), (small, "model.")):
+        linear = model.get_submodule(f"{prefix}layers.0.mlp.down_proj")
+        assert isinstance(linear, modeling_secateur.PackedLinear)
+        assert linear.in_features == inputs["model.layers.0.mlp.down_proj"]
+    with pytest.raises(ValueError, match="PackedLinear.* is not supported"):
+        peft.get_peft_model(small, peft.LoraConfig(task_type="CAUSAL_LM"))

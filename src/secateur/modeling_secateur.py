@@ -372,6 +372,7 @@ def _model_class(name: str) -> type:
             "__doc__": f"{stock.__name__} with layers of different widths.",
             "__init__": init,
             "config_class": config_class,
+            "base_model_prefix": _PREFIXES.get(stock.base_model_prefix, stock.base_model_prefix),
             **_asked_of(stock),
         },
     )
@@ -387,6 +388,8 @@ def _model_class(name: str) -> type:
     return cls
 
 
+# What transformers 4 calls the text model of Gemma-3, whose tensors are below `model`.
+_PREFIXES = {"language_model": "model"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
