@@ -190,3 +190,10 @@ def test_settings_that_change_nothing_are_told(model: Path) -> None:
         ("--text-only", "is not multimodal"),
     ):
         assert f"{option} changes nothing: {model} {lack}" in result.notes
+
+
+def test_a_token_without_an_embedding_has_two_causes(model: Path, text_file: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["gardener"])  # the model's own tokenizer, and one token more than it has
+    with pytest.raises(secateur.SecateurError, match=r"gives token 128[^\n]*added to it\.\n.*text"):
+        secateur.prune(model, calibration=str(text_file), tokenizer=tokenizer, samples=4, length=16)

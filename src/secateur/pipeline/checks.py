@@ -94,7 +94,8 @@ def known_ids(ids: Tensor, opened: OpenModel) -> Tensor:
     if ids.numel() and int(ids.max()) >= size:
         raise SecateurError(
             f"The tokenizer gives token {int(ids.max())}, but the model has {size}: it is another"
-            " model's.\nCopy the tokenizer files of the original model into the folder."
+            " model's, or the text holds a token that was added to it.\nCopy the tokenizer files of"
+            " the original model into the folder, or take such tokens out of the text."
         )
     return ids
 
