@@ -310,8 +310,8 @@ def fit(model: Any, config: Any) -> None:
     A base model has the paths of `config.pruned_modules` and `config.packed` without its prefix.
     """
     paths = [*config.pruned_modules, *(getattr(config, "packed", None) or {}).get("modules", ())]
-    name = next((path.partition(".")[0] for path in paths if "." in path), "")
-    prefix, inner = f"{name}." if name else "", getattr(model, name, None)
+    name = next((p.partition(".")[0] for p in paths if "." in p), model.base_model_prefix)
+    prefix, inner = f"{name}.", getattr(model, name, None)
     if inner is None:
         _fit_paths(model, config, prefix)
     elif not type(inner).__name__.startswith(PREFIX):
