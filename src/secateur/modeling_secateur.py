@@ -389,7 +389,7 @@ def _model_class(name: str) -> type:
 
 
 # What transformers 4 calls the text model of Gemma-3, whose tensors are below `model`.
-_PREFIXES = {"language_model": "model"}
+_PREFIXES = {"language_model": "model", "": "model"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
