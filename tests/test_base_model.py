@@ -188,5 +188,5 @@ def test_few_bits_are_in_the_base_model_and_peft_says_that_it_cannot_adapt_them(
         linear = model.get_submodule(f"{prefix}layers.0.mlp.down_proj")
         assert isinstance(linear, modeling_secateur.PackedLinear)
         assert linear.in_features == inputs["model.layers.0.mlp.down_proj"]
-    with pytest.raises(ValueError, match="PackedLinear.* is not supported"):
+    with pytest.raises(ValueError, match=r"PackedLinear.* is not supported"):
         peft.get_peft_model(small, peft.LoraConfig(task_type="CAUSAL_LM"))

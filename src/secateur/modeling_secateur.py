@@ -310,8 +310,8 @@ def fit(model: Any, config: Any) -> None:
     A base model has the paths of `config.pruned_modules` and `config.packed` without its prefix.
     """
     paths = [*config.pruned_modules, *(getattr(config, "packed", None) or {}).get("modules", ())]
-    name = next((path.partition(".")[0] for path in paths if "." in path), "")
-    prefix, inner = f"{name}." if name else "", getattr(model, name, None)
+    name = next((p.partition(".")[0] for p in paths if "." in p), model.base_model_prefix)
+    prefix, inner = f"{name}.", getattr(model, name, None)
     if inner is None:
         _fit_paths(model, config, prefix)
     elif not type(inner).__name__.startswith(PREFIX):
@@ -389,7 +389,7 @@ def _model_class(name: str) -> type:
 
 
 # What transformers 4 calls the text model of Gemma-3, whose tensors are below `model`.
-_PREFIXES = {"language_model": "model"}
+_PREFIXES = {"language_model": "model", "": "model"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
