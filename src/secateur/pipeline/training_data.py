@@ -137,7 +137,8 @@ def with_target(
     record = None if folder is None else folder / "run.toml"
     model = read_toml(record).get("model") if record is not None and record.is_file() else None
     if isinstance(model, str) and model != LIVE:
-        if not Path(model).expanduser().exists():
+        local = model.startswith((".", "/", "~")) or model.count("/") > 1
+        if not local and not Path(model).exists():
             note(f"the dense model {model}, which run.toml names, is asked for on the hub")
         return config.model_copy(update={"teacher": model})
     if not optional:
