@@ -177,6 +177,7 @@ def test_what_it_says_is_what_there_is(
     assert json.loads(said) == {
         "out": str(out),
         "architecture": "LlamaForCausalLM",
+        "form": {"stock": True, "class": "LlamaForCausalLM", "why_not_stock": ""},
         "parameters": sum(tensor.numel() for tensor in held.values()),
         "bytes": (out / WEIGHTS).stat().st_size,
         "notes": [],
