@@ -163,7 +163,7 @@ BAD_FOLDERS: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "unsupported-family": (
         config(model_type="mamba", architectures=["MambaForCausalLM"]),
-        ["structures of 'mamba' are ambiguous", "needs a declared layout"],
+        ["Nothing in the layers of 'mamba'", "needs a declared layout"],
     ),
     "family-unknown-to-transformers": (
         config(model_type="unheard_of", architectures=["UnheardOfForCausalLM"]),

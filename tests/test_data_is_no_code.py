@@ -46,7 +46,7 @@ def test_a_plan_says_nothing_but_what_a_plan_says(
     plan = tmp_path / "plan" / "plan.json"
     raw = json.loads(plan.read_text())
     plan.write_text(json.dumps({**raw, "calibration": {**raw["calibration"], name: str(file)}}))
-    words = [repr(name), "calibration, samples, length, seed"]
+    words = [repr(name), "calibration, field, samples, length, bos, seed"]
     assert_refused("apply", plan, model, "--out", tmp_path / "out", says=words)
     assert not ran.exists()
 

@@ -177,6 +177,8 @@ class OpenModel:
                 else self.adapter.tokenizer(self.folder)
             )
             found("Some text.", verbose=False)  # what is wrong with it shows now, not in mid-work
+        except SecateurError:
+            raise
         except Exception as error:  # tokenizers raises bare ones
             raise SecateurError(
                 f"The tokenizer in {self.folder} does not load:"
@@ -270,6 +272,11 @@ def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
     if adapter is not None:
         _check_decoder(raw, source)
         stored = FolderWeights(folder)
+        if (scheme := scheme_of(raw, folder, stored.specs)) is not None:
+            raise SecateurError(
+                f"{source} is quantised ({scheme.name}), and a {raw['model_type']} is not"
+                " dequantised.\nPrune the floating-point model and quantise the result."
+            )
         own, config = _adapted(adapter, folder, raw, source)
         opened = _opened(source, folder, own, config, adapter.weights(stored, raw, source), adapter)
         return replace(opened, notes=(*stored.notes, *opened.notes))

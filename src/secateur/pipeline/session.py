@@ -5,6 +5,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -597,8 +598,11 @@ def recorded_settings(plan: Plan) -> dict[str, Any]:
     """
     other = next((name for name in plan.calibration if name not in _CALIBRATION), None)
     if other is not None:
+        nearest = get_close_matches(other, _CALIBRATION, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise SecateurError(
-            f"The plan's calibration names {other!r}; expected {', '.join(_CALIBRATION)} alone.\n"
+            f"The plan's calibration names {other!r}.{hint} Expected"
+            f" {', '.join(_CALIBRATION)} alone.\n"
             "Remove it from plan.json, and type what you want as an option."
         )
     recorded = {name: plan.settings[name] for name in RECORDED if name in plan.settings}
