@@ -129,8 +129,8 @@ def table(
     columns no wider than their cells.
     """
     console = Console(highlight=False)
-    heads = [one_line(head) for head in columns]
-    cells = [[one_line(str(cell)) for cell in row] for row in rows]
+    heads = [printable(head) for head in columns]  # both may have lines of ours
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     longest = [max((len(row[i]) for row in cells), default=0) for i in range(len(heads))]
     broken = [
         "\n".join(textwrap.wrap(head, max([width, 1, *map(len, head.split())])))
