@@ -20,6 +20,14 @@ def known_name(name: str | None, field: str, known: Mapping[str, Mapping[str, An
     return name
 
 
+def _choices(annotation: Any) -> list[str]:
+    """The texts of a `Literal`, whether there may be nothing or not."""
+    parts = get_args(annotation)
+    return [
+        text for part in parts for text in ([part] if isinstance(part, str) else _choices(part))
+    ]
+
+
 def explained(error: ValidationError, model: type[BaseModel], example: str) -> str:
     """The first of its complaints; `example` is a command that would do."""
     fields = model.model_fields
@@ -34,7 +42,7 @@ def explained(error: ValidationError, model: type[BaseModel], example: str) -> s
     if isinstance(cause, SecateurError):
         return str(cause)
     if first["type"] == "literal_error" and isinstance(first["input"], str):
-        choices = get_args(fields[name].annotation)
+        choices = _choices(fields[name].annotation)
         try:
             choose(f"--{name}", first["input"], dict.fromkeys(choices))
         except SecateurError as unknown:
