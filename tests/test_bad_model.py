@@ -371,3 +371,12 @@ def test_experts_of_another_size_than_config_json_says_are_refused(tiny_folder: 
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(SecateurError, match=r"experts\S* has shape \[4, .* config.json says"):
         secateur.open_model(folder)
+
+
+def test_sizes_below_one_are_refused(tiny_folder: Any) -> None:
+    folder = tiny_folder("qwen3-biased")
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_key_value_heads"]  # the family's default is 32, for 6 heads
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SecateurError, match="gives sizes below 1"):
+        _ = pipeline.discover(folder)

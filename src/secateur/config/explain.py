@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from ..arguments import shortened
 from ..errors import SecateurError
 from ..registry import choose
 
@@ -50,4 +51,4 @@ def explained(error: ValidationError, model: type[BaseModel], example: str) -> s
     if first["type"] == "missing":
         return f"{name} is missing. Type: {example}"
     about = fields[name].description if name in fields else ""
-    return f"{name} = {first['input']!r} will not do: {first['msg']}. ({about})"
+    return f"{name} = {shortened(first['input'])} will not do: {first['msg']}. ({about})"
