@@ -379,4 +379,4 @@ def test_sizes_below_one_are_refused(tiny_folder: Any) -> None:
     del config["num_key_value_heads"]  # the family's default is 32, for 6 heads
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(SecateurError, match="gives sizes below 1"):
-        _ = pipeline.discover(folder)
+        _ = pipeline.discover(folder).structure
