@@ -42,6 +42,7 @@ _CUT = {"method": "magnitude", "evaluate": "none", "align": 1}
             "unknown": (lambda m: secateur.prune(m, rato=3), "Did you mean 'ratio'"),
             "ratio": (lambda m: secateur.prune(m, ratio="x"), "ratio = 'x' will not do"),
             "samples": (lambda m: secateur.prune(m, samples=10**19), "samples .* is too large"),
+            "digits": (lambda m: secateur.prune(m, ratio=10**5000), "ratio = one int will not do"),
             "home": (
                 lambda m: secateur.prune(m, calibration="~nobody-there/x"),
                 "nobody-there.* home",

@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import secateur
 from conftest import cases
 from secateur import pipeline
 from secateur.cli.main import run
+from secateur.errors import SecateurError
 
 SUPPORTED = "llama, mistral, qwen2, qwen3"
 WEIGHTS = "model.safetensors"
@@ -359,3 +361,22 @@ def test_evaluation_names_where_it_overflows(
 ) -> None:
     spoil(model)
     assert_refused("evaluate", model, "--text", text_file, says=words)
+
+
+def test_experts_of_another_size_than_config_json_says_are_refused(tiny_folder: Any) -> None:
+    """They lie on disk one by one, and the shape of all together is that of the files."""
+    folder = tiny_folder("qwen3_moe")
+    config = json.loads((folder / "config.json").read_text())
+    config["moe_intermediate_size"] += 4
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SecateurError, match=r"experts\S* has shape \[4, .* config.json says"):
+        secateur.open_model(folder)
+
+
+def test_sizes_below_one_are_refused(tiny_folder: Any) -> None:
+    folder = tiny_folder("qwen3-biased")
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_key_value_heads"]  # the family's default is 32, for 6 heads
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SecateurError, match="gives sizes below 1"):
+        _ = pipeline.discover(folder).structure

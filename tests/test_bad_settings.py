@@ -467,3 +467,10 @@ def test_errors_leave_standard_output_to_json(
 ) -> None:
     options = [*calibrated, "--ratio", "2", "--json", "--out", tmp_path / "small"]
     assert_refused("prune", model, *options, says=["ratio"])
+
+
+def test_a_choice_that_may_be_left_out_names_what_there_is(
+    model: Path, assert_refused: Callable[..., str], tmp_path: Path
+) -> None:
+    options = ["prune", model, "--scope", "layer_kin", "--out", tmp_path / "x"]
+    assert_refused(*options, says=["Did you mean 'layer_kind'", "Known: layer_kind, global"])

@@ -95,7 +95,7 @@ def test_a_bug_is_one_line_and_how_to_report_it(
         (PermissionError(13, "Permission denied", "x"), 2, "Error: .*Permission denied"),
         (MemoryError(), 2, "Error: .*not enough memory"),
         (SecateurError("bad"), 2, "Error: bad"),
-        (BrokenPipeError(), 1, "^$"),
+        (BrokenPipeError(32, "Broken pipe"), 2, "Error: .*standard output: Broken pipe"),
     ],
 )
 def test_what_the_system_refuses_is_no_bug(

@@ -98,12 +98,18 @@ def of_kind(value: object) -> str:
     """What a value is, in a few words for an error."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    text = shortened(value)
+    short = text if 0 < len(text) <= 60 and "\n" not in text else "one"
+    return f"{short} ({type(value).__name__})"
+
+
+def shortened(value: object) -> str:
+    """What Python shows of a value, if that is not too long."""
     try:
         text = repr(value)
     except Exception:  # objects of others, and numbers of too many digits
-        text = ""
-    short = text if 0 < len(text) <= 60 and "\n" not in text else "one"
-    return f"{short} ({type(value).__name__})"
+        return f"one {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:150]}...{text[-20:]}"
 
 
 def a_place(name: str, value: Any) -> Any:

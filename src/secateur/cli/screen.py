@@ -129,7 +129,7 @@ def table(
     columns no wider than their cells.
     """
     console = Console(highlight=False)
-    heads = [printable(head) for head in columns]
+    heads = [printable(head) for head in columns]  # both may have lines of ours
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     longest = [max((len(row[i]) for row in cells), default=0) for i in range(len(heads))]
     broken = [

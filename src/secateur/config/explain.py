@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from ..arguments import shortened
 from ..errors import SecateurError
 from ..registry import choose
 
@@ -18,6 +19,14 @@ def known_name(name: str | None, field: str, known: Mapping[str, Mapping[str, An
     if name is not None:
         choose(field, name, known[field])
     return name
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The texts of a `Literal`, whether there may be nothing or not."""
+    parts = get_args(annotation)
+    return [
+        text for part in parts for text in ([part] if isinstance(part, str) else _choices(part))
+    ]
 
 
 def explained(error: ValidationError, model: type[BaseModel], example: str) -> str:
@@ -34,7 +43,7 @@ def explained(error: ValidationError, model: type[BaseModel], example: str) -> s
     if isinstance(cause, SecateurError):
         return str(cause)
     if first["type"] == "literal_error" and isinstance(first["input"], str):
-        choices = get_args(fields[name].annotation)
+        choices = _choices(fields[name].annotation)
         try:
             choose(f"--{name}", first["input"], dict.fromkeys(choices))
         except SecateurError as unknown:
@@ -42,4 +51,4 @@ def explained(error: ValidationError, model: type[BaseModel], example: str) -> s
     if first["type"] == "missing":
         return f"{name} is missing. Type: {example}"
     about = fields[name].description if name in fields else ""
-    return f"{name} = {first['input']!r} will not do: {first['msg']}. ({about})"
+    return f"{name} = {shortened(first['input'])} will not do: {first['msg']}. ({about})"

@@ -140,6 +140,10 @@ def _texts(
             "The text of that run was given in Python, and is not here.\n"
             "Give one again: --calibration FILE (--evaluate, --data)."
         )
+    if not isinstance(source, str):
+        raise SecateurError(
+            f"A text is a name, or strings, rows or tokens; a {type(source).__name__} is none."
+        )
     path = local_path(source)
     if path.is_dir():
         yield from shuffled(_folder(path, text_of, note), seed)

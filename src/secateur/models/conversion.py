@@ -7,7 +7,7 @@ the base model (`layers.0...` for `model.layers.0...`), or with one too many.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import TensorSpec, Weights
+from ..errors import SecateurError
 
 
 def converted(weights: Weights, skeleton: Any) -> Weights:
@@ -57,10 +58,9 @@ class _Converted:
             self._sources.setdefault(target, []).append((name, pattern))
             if pattern is not None:
                 self._converters[target] = by_pattern[pattern]
-        shapes = {name: tuple(t.shape) for name, t in state.items()}
         self._specs = {
-            target: TensorSpec(shapes[target], weights.specs[sources[0][0]].dtype)
-            if target in self._converters and target in shapes
+            target: TensorSpec(self._shape(target), weights.specs[sources[0][0]].dtype)
+            if target in self._converters and target in state
             else weights.specs[sources[0][0]]
             for target, sources in self._sources.items()
         }
@@ -83,14 +83,34 @@ class _Converted:
         return self._specs
 
     def tensor(self, name: str) -> Tensor:
-        sources = self._sources[name]
         if name not in self._converters:
-            return self._weights.tensor(sources[0][0])
+            return self._weights.tensor(self._sources[name][0][0])
+        return self._made(name, self._weights.tensor)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The shape that comes out of the shapes in the files, whatever the config says."""
+
+        def empty(source: str) -> Tensor:
+            spec = self._weights.specs[source]
+            return torch.empty(spec.shape, dtype=spec.dtype, device="meta")
+
+        try:
+            return tuple(self._made(name, empty).shape)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise SecateurError(
+                f"The parts of {name} in the files do not fit together ({reason}).\n"
+                "Download or export the model again."
+            ) from error
+
+    def _made(self, name: str, read: Callable[[str], Tensor]) -> Tensor:
+        """The tensor that the converter makes of what `read` gives for the names on disk."""
         from transformers.core_model_loading import dot_natural_key
 
         converter = copy.deepcopy(self._converters[name])
+        sources = self._sources[name]
         for source, pattern in sorted(sources, key=lambda item: dot_natural_key(item[0])):
-            converter.add_tensor(name, source, pattern, self._weights.tensor(source))
+            converter.add_tensor(name, source, pattern, read(source))
         result = converter.convert(name, model=self._skeleton, config=self._skeleton.config)
         return _first(result[name])
 

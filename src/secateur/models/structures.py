@@ -54,6 +54,11 @@ def layer_axes(family: Family, shapes: Shapes, config: Any, layer: int) -> Itera
         values = layer_sizes(family, coupling, shapes, config, layer)
         if values is None or (coupling.letter == "r" and values["r"] == 1):
             continue
+        if min(values.values()) < 1:
+            raise SecateurError(
+                f"config.json gives sizes below 1 for {path} ({values}): it describes no model.\n"
+                "Download or export the model again."
+            )
         axis = coupling.axis(layer, path, values, shapes.get)
         axis = replace(axis, members=_in_model_order(axis.members, shapes))
         if coupling.letter != "r":

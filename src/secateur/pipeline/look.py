@@ -283,7 +283,6 @@ def _for_engines(opened: OpenModel) -> dict[str, Any]:
     facts = form_facts(form)
     if opened.packed:
         facts |= {"stock": False, "why_not_stock": "its weights are in few bits"}
-        facts["class"] = opened.raw_config["architectures"][0]
     groups = [axis.units for axis in structure.axes if axis.granularity == "kv_group"]
     widths = [a.units // a.groups for a in structure.axes if a.size == "I"]
     found: dict[str, Any] = {"form": "stock" if facts["stock"] else "custom"}
