@@ -12,7 +12,6 @@ import torch
 import transformers
 
 import secateur
-from conftest import logits
 from secateur.errors import SecateurError
 from secateur.export.proof import mask, proved
 from secateur.models import open_model
@@ -40,7 +39,7 @@ TAKEN: dict[str, tuple[set[str], set[str]]] = {
     "jamba": ({"kv_group", "channel", "expert_channel"}, {"mamba"}),
     "deepseek_v32": ({"kv_group", "channel", "expert_channel"}, {"self_attn"}),
 }
-_QUICK = ("deepseek_v3", "gpt_bigcode", "granitemoehybrid")
+_QUICK = ("gpt_bigcode",)
 
 
 def small(kind: str) -> Any:
@@ -50,6 +49,12 @@ def small(kind: str) -> Any:
     path = layers_path(config, empty)
     assert path is not None
     return running_model(shallow_config(config, empty, path), 0).to(torch.float32)
+
+
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Without a cache: some default configs have no attention layer, which theirs wants."""
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
 
 
 def small_tokenizer() -> Any:
@@ -75,6 +80,7 @@ def test_what_is_taken_is_the_masked_model(kind: str, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(" ".join(str(number * number) for number in range(400)))
     ids = torch.tensor([[48, 49, 32, 50, 57, 33]])
+    # the second has to stream through the layers, with the arguments that each kind gets
     for method in ("magnitude", "flap"):
         result = secateur.prune(
             dense, out=tmp_path / method, method=method, repair="none", ratio=0.2, align=1,
@@ -85,11 +91,9 @@ def test_what_is_taken_is_the_masked_model(kind: str, tmp_path: Path) -> None:
         masked = small(kind)
         plan = Plan.from_json((tmp_path / method / "plan.json").read_text())
         mask(masked, opened.structure, plan)
-        pruned = secateur.load(tmp_path / method, attn_implementation="eager")
+        pruned = secateur.load(tmp_path / method, dtype=torch.float32, attn_implementation="eager")
         pruned.config._experts_implementation = "eager"
-        torch.testing.assert_close(
-            logits(pruned, ids), logits(masked, ids), rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(logits(pruned, ids), logits(masked, ids), rtol=1e-3, atol=1e-3)
 
 
 def test_an_empty_model_of_hundreds_of_billions_takes_no_memory() -> None:
