@@ -29,7 +29,7 @@ TAKEN: dict[str, tuple[set[str], set[str]]] = {
     "deepseek_v3": ({"kv_group", "channel", "expert_channel"}, set()),
     "minicpm3": ({"kv_group", "channel"}, set()),
     "qwen3_next": ({"kv_group", "channel", "expert_channel"}, {"linear_attn", "mlp"}),
-    "lfm2": ({"kv_group", "channel"}, {"conv"}),
+    "lfm3": ({"kv_group", "channel"}, {"conv"}),
     "granitemoehybrid": ({"channel", "expert_channel"}, {"mamba"}),
     "bamba": ({"channel"}, {"mamba"}),
     "gpt_bigcode": ({"query_head", "channel"}, set()),

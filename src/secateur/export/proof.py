@@ -75,7 +75,7 @@ def _without_failing(opened: OpenModel) -> OpenModel:
             kept, widths = [*kept, *some], opened.family.widths
         else:
             left[reader.rpartition(".")[0] or reader] = (
-                "cut by what was traced, a small model does not do what it does when masked"
+                "cut by what was traced, a model does not do what it does when masked"
             )
     return _with(opened, kept, left, follow=widths) if kept else opened
 
@@ -112,6 +112,7 @@ def _with(
 
 def _holds(opened: OpenModel, granularities: tuple[str, ...] = ()) -> bool:
     try:
+        _ = opened.structures  # the sizes of the real model, too, are as the layout says
         prove(opened, granularities=granularities)
     except SecateurError:
         return False
