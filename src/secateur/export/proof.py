@@ -6,7 +6,7 @@ reads the same units. A wrong index map, an attribute that does not follow, slop
 heads: each of them makes the two differ.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -129,7 +129,8 @@ def prove(opened: OpenModel, *, seed: int = 0, granularities: tuple[str, ...] = 
     """
     model_type = opened.config.model_type
     try:
-        difference = _difference(opened, seed, granularities)
+        plans = (ragged_plan,) if opened.declared else (ragged_plan, even_plan)
+        difference = max(_difference(opened, seed, granularities, plan) for plan in plans)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise SecateurError(
@@ -145,11 +146,16 @@ def prove(opened: OpenModel, *, seed: int = 0, granularities: tuple[str, ...] = 
     return difference
 
 
-def _difference(opened: OpenModel, seed: int, granularities: tuple[str, ...]) -> float:
+def _difference(
+    opened: OpenModel,
+    seed: int,
+    granularities: tuple[str, ...],
+    plan_of: Callable[[Structure, int], Plan],
+) -> float:
     dense = running_model(_shallow(opened), seed)
     weights = ModuleWeights(dense)
     structure = structure_of(opened.family, dense, weights).select(granularities)
-    plan = ragged_plan(structure, seed)
+    plan = plan_of(structure, seed)
     pruned = PrunedWeights(weights, structure, plan)
     raw = dense.config.to_dict() | {"architectures": [opened.family.model]}
     form = pruned_form(opened.family, raw, dense.config, structure, plan, pruned)
@@ -187,6 +193,18 @@ def ragged_plan(structure: Structure, seed: int) -> Plan:
             group * per_group + unit
             for group in range(axis.groups)
             for unit in sorted(torch.randperm(per_group, generator=generator)[:count].tolist())
+        )
+    return Plan(keep, structure.architecture, structure.weights)
+
+
+def even_plan(structure: Structure, seed: int) -> Plan:
+    """Every axis loses its last third, but one unit stays: layers alike, which is a stock form."""
+    keep = {}
+    for axis in structure.axes:
+        per_group = axis.units // axis.groups
+        count = max(min(axis.floor, per_group), 1, per_group - max(per_group // 3, 1))
+        keep[axis.name] = tuple(
+            group * per_group + unit for group in range(axis.groups) for unit in range(count)
         )
     return Plan(keep, structure.architecture, structure.weights)
 
