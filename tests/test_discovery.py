@@ -13,7 +13,7 @@ import secateur
 from conftest import EVERY_FAMILY, tiny_model
 from secateur.cli.main import run
 from secateur.errors import SecateurError
-from secateur.export import prove
+from secateur.export import prove, proved
 from secateur.models import Family, OpenModel, open_model, opening
 from secateur.models.discovery import layer_kinds, traced_couplings
 from secateur.models.structures import layer_axes
@@ -103,19 +103,25 @@ def test_a_family_found_by_tracing_alone_has_the_same_structure(
 
 @pytest.mark.usefixtures("nobody_declared")
 @pytest.mark.parametrize("variant", ["bloom", "mpt", "falcon"])
-def test_slopes_that_nobody_declared_are_refused(variant: str) -> None:
+def test_slopes_that_nobody_declared_leave_attention_whole(variant: str) -> None:
     """ALiBi's slopes belong to the original heads, which only a declared layout says."""
     found = open_model(tiny_model(variant))
     with pytest.raises(SecateurError, match="needs a declared layout"):
         prove(found)
+    kept, difference = proved(found)
+    assert difference < 1e-6
+    assert {axis.kind for axis in kept.structure.axes} == {"mlp"}
+    (left,) = {some.module for some in kept.left}
+    assert left in ("self_attention", "attn")
 
 
-def test_norms_that_are_a_module_a_head_are_refused() -> None:
+def test_norms_that_are_a_module_a_head_leave_attention_whole() -> None:
     """StableLM 2 12B: which of them stay, no index map of a tensor can say."""
     found = open_model(tiny_model("stablelm", qk_layernorm=True))
     assert not found.declared
-    with pytest.raises(SecateurError, match="needs a declared layout"):
-        prove(found)
+    kept, _ = proved(found)
+    assert {axis.kind for axis in kept.structure.axes} == {"mlp"}
+    assert {some.module for some in kept.left} == {"self_attn"}
 
 
 UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {

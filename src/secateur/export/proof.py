@@ -6,7 +6,7 @@ reads the same units. A wrong index map, an attribute that does not follow, slop
 heads: each of them makes the two differ.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +75,7 @@ def _without_failing(opened: OpenModel) -> OpenModel:
             kept, widths = [*kept, *some], opened.family.widths
         else:
             left[reader.rpartition(".")[0] or reader] = (
-                "cut by what was traced, a small model does not do what it does when masked"
+                "cut by what was traced, a model does not do what it does when masked"
             )
     return _with(opened, kept, left, follow=widths) if kept else opened
 
@@ -112,6 +112,7 @@ def _with(
 
 def _holds(opened: OpenModel, granularities: tuple[str, ...] = ()) -> bool:
     try:
+        _ = opened.structures  # the sizes of the real model, too, are as the layout says
         prove(opened, granularities=granularities)
     except SecateurError:
         return False
@@ -128,7 +129,8 @@ def prove(opened: OpenModel, *, seed: int = 0, granularities: tuple[str, ...] = 
     """
     model_type = opened.config.model_type
     try:
-        difference = _difference(opened, seed, granularities)
+        plans = (ragged_plan,) if opened.declared else (ragged_plan, even_plan)
+        difference = max(_difference(opened, seed, granularities, plan) for plan in plans)
     except SecateurError:
         raise
     except Exception as error:  # the family's own code: anything may come out of it
@@ -146,11 +148,16 @@ def prove(opened: OpenModel, *, seed: int = 0, granularities: tuple[str, ...] = 
     return difference
 
 
-def _difference(opened: OpenModel, seed: int, granularities: tuple[str, ...]) -> float:
+def _difference(
+    opened: OpenModel,
+    seed: int,
+    granularities: tuple[str, ...],
+    plan_of: Callable[[Structure, int], Plan],
+) -> float:
     dense = running_model(_shallow(opened), seed)
     weights = ModuleWeights(dense)
     structure = structure_of(opened.family, dense, weights).select(granularities)
-    plan = ragged_plan(structure, seed)
+    plan = plan_of(structure, seed)
     pruned = PrunedWeights(weights, structure, plan)
     raw = dense.config.to_dict() | {"architectures": [opened.family.model]}
     form = pruned_form(opened.family, raw, dense.config, structure, plan, pruned)
@@ -188,6 +195,18 @@ def ragged_plan(structure: Structure, seed: int) -> Plan:
             group * per_group + unit
             for group in range(axis.groups)
             for unit in sorted(torch.randperm(per_group, generator=generator)[:count].tolist())
+        )
+    return Plan(keep, structure.architecture, structure.weights)
+
+
+def even_plan(structure: Structure, seed: int) -> Plan:
+    """Every axis loses its last third, but one unit stays: layers alike, which is a stock form."""
+    keep = {}
+    for axis in structure.axes:
+        per_group = axis.units // axis.groups
+        count = max(min(axis.floor, per_group), 1, per_group - max(per_group // 3, 1))
+        keep[axis.name] = tuple(
+            group * per_group + unit for group in range(axis.groups) for unit in range(count)
         )
     return Plan(keep, structure.architecture, structure.weights)
 

@@ -38,8 +38,7 @@ def coarse_axes(
         if layer and len(layers) == config.num_hidden_layers:
             yield _whole("layer", "layer", layer, f"{family.layers}.{layer}", shapes, fine)
     if axes and not family.left:
-        # what no unit owns may lie along the stream with either dimension
-        yield _hidden(family, shapes, axes)
+        yield from _hidden(family, shapes, axes)
 
 
 def block_path(family: Family, axes: Sequence[Axis], layer: int) -> str | None:
@@ -79,8 +78,11 @@ def _whole(
     )
 
 
-def _hidden(family: Family, shapes: Shapes, axes: Sequence[Axis]) -> Axis:
-    """Every tensor has one dimension along the residual stream, or none."""
+def _hidden(family: Family, shapes: Shapes, axes: Sequence[Axis]) -> Iterator[Axis]:
+    """Every tensor has one dimension along the residual stream, or none.
+
+    A square matrix of a layer that no unit owns may have either: then there is no such axis.
+    """
     owned = {
         (member.tensor, dim)
         for axis in axes
@@ -94,10 +96,13 @@ def _hidden(family: Family, shapes: Shapes, axes: Sequence[Axis]) -> Axis:
     members: list[Member] = []
     for name, shape in shapes.items():
         free = [dim for dim, n in enumerate(shape) if n == width and (name, dim) not in owned]
+        inside = name.startswith(f"{family.layers}.")
+        if inside and len(free) > 1 and not any(tensor == name for tensor, _ in owned):
+            return
         if free and not re.search(r"[qk]_(layer)?norm", name):
             reads = len(shape) > 1 and (name in readers or "head" in name.split(".")[0])
             members.append(_member(name, free[-1], Blocks(0, 1, 1), reads=reads))
-    return Axis(
+    yield Axis(
         name="hidden",
         layer=-1,
         kind="hidden",

@@ -124,7 +124,7 @@ class Family:
     `tuples` says that a layer returns a tuple. `blocks` says what the modules of attention and MLP
     return, `tensor` or `tuple`; `scales_by_width` that the code computes a factor from hidden_size.
     `widths` are attributes that may be the width of all heads, or of the stream: `export.proved`
-    finds out which. `left` names modules of a layer in which no units are taken, and the reasons.
+    finds out which. `left` names modules of a layer in which no units are taken, and why.
     """
 
     config: str

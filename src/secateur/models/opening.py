@@ -448,7 +448,7 @@ def _opened(
         raise _unbuildable(f"{source}/config.json", error) from error
     family = declared or undeclared_family(config, skeleton)
     if declared is None:
-        register_classes(family.config, family.model)
+        _register(family)
     opened = replace(opened, family=family, declared=declared is not None, adapter=adapter)
     if isinstance(weights, NoWeights):
         return replace(opened, weights=NoWeights(expected(skeleton)))
@@ -530,7 +530,11 @@ def _check_decoder(raw: Mapping[str, Any], source: str) -> None:
         "CausalLM" in name or "LMHead" in name or name in _causal_classes()
         for name in architectures
     )
-    if raw.get("is_encoder_decoder") or not causal:
+    if raw.get("is_encoder_decoder"):
+        raise _no_decoder(
+            source, f"{(architectures or [model_type])[0]}, an encoder with a decoder"
+        )
+    if not causal:
         raise _no_decoder(source, ", ".join(architectures) or model_type)
 
 
@@ -619,6 +623,16 @@ def _senseless(config: str, error: Exception) -> SecateurError:
     return SecateurError(
         f"{config} does not make sense: {reason}\nDownload or export the model again."
     )
+
+
+def _register(family: Family) -> None:
+    try:
+        register_classes(family.config, family.model)
+    except ValueError as error:
+        raise SecateurError(
+            f"{family.config} is a config of its own for another family's {family.model}, which no"
+            " form of a pruned model has yet.\nConvert the checkpoint to that family first."
+        ) from error
 
 
 def _unbuildable(config: str, error: Exception) -> SecateurError:

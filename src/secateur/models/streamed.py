@@ -5,6 +5,7 @@ back when it is left. Embeddings, masks, rotary tables and the head are the mode
 forward runs with the decoder layers replaced by stand-ins that record or hand through.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -21,16 +22,31 @@ from .families import Family
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+_MUCH = 2**24
+
+
 class _Unallocated(TorchFunctionMode):
-    """Memory that nobody has written to yet is never a buffer's: it need not be there at all."""
+    """Memory that nobody has written to yet is never a buffer's: it need not be there at all.
+
+    No more need that of a constructor's weights, which no buffer (a mask, a table) is as large as.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.empty and kwargs.get("device") is None:
+        filling = func in (torch.zeros, torch.ones, torch.rand, torch.randn)
+        if kwargs.get("device") is None and (
+            func is torch.empty or (filling and _elements(args, kwargs) > _MUCH)
+        ):
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
+
+
+def _elements(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """How many a constructor of tensors, called so, makes."""
+    size = kwargs.get("size", args[0] if args and not isinstance(args[0], int) else args)
+    return math.prod(int(length) for length in size)
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> Any:
@@ -127,8 +143,8 @@ class StreamedModel:
             calls.append(((hidden, *args), kwargs))
             return self._output(hidden)
 
-        # Llama4ForCausalLM states the prefix that it has inside another model
-        base = getattr(self.model, self.model.base_model_prefix, None) or self.model.model
+        # not every class has its base under the prefix that it states
+        base = self.model.get_submodule(self._path.partition(".")[0])
         with self._stand_in([record] * len(self)), torch.no_grad():
             base(input_ids=ids.to(self.device), use_cache=False)
         return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]

@@ -324,8 +324,10 @@ def bytes_before(opened: OpenModel) -> int:
     if opened.folder is not None and opened.folder.is_file():
         return opened.folder.stat().st_size
     if opened.folder is not None:
-        ggufs = list(opened.folder.glob("[!.]*.gguf"))
-        return sum(f.stat().st_size for f in weight_files(opened.folder)[0] or ggufs)
+        files = list(opened.folder.glob("[!.]*.gguf"))
+        if not opened.made.startswith("dequantised from GGUF"):
+            files = weight_files(opened.folder)[0]
+        return sum(file.stat().st_size for file in files)
     return sum(spec.bytes for spec in opened.weights.specs.values())
 
 

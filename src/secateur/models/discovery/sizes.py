@@ -34,6 +34,17 @@ class Sizes:
         return {name: getattr(self, name) for name in ("K", "r", "d", "I", "E", "D")}
 
 
+def _small_encoder(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoder beside the decoder: text does not go through it."""
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
+    return dict(raw) | {name: value for name, value in small.items() if raw.get(name) is not None}
+
+
 # How many experts a token goes to.
 _ROUTED = (
     "num_experts_per_tok",
@@ -130,7 +141,11 @@ def small_values(config: Any, sizes: Sizes) -> dict[str, Any]:
     inner = raw.get("expand", raw.get("mamba_expand"))
     if inner and raw.get("intermediate_size") == inner * config.hidden_size:
         values["intermediate_size"] = 2 * sizes.D  # of a recurrence, not of an MLP
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {
+        name: _small_encoder(value)
+        for name, value in raw.items()
+        if name in ("vision_config", "audio_config") and isinstance(value, dict)
+    }
     for name, value in values.items():
         own = names.get(name, name)
         known = raw.get(own)

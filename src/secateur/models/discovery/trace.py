@@ -186,7 +186,7 @@ def _traced(
 
 
 def _mixes_tokens(inputs: Tensor, entries: Sequence[Tensor]) -> bool:
-    """Whether the last token's activation depends on what earlier tokens bring into the block."""
+    """Whether the last token's activation depends on what several tokens bring into the block."""
     if inputs.dim() < 2:
         return False
     flat = inputs.reshape(-1, inputs.shape[-1]) if inputs.dim() == 2 else inputs[0]
@@ -197,7 +197,8 @@ def _mixes_tokens(inputs: Tensor, entries: Sequence[Tensor]) -> bool:
         probe_sum(flat[-1]), entries, retain_graph=True, allow_unused=True
     )
     return any(
-        gradient is not None and bool((gradient.reshape(-1, gradient.shape[-1])[:-1] != 0).any())
+        gradient is not None
+        and int((gradient.reshape(-1, gradient.shape[-1]) != 0).any(dim=-1).sum()) > 1
         for gradient in gradients
     )
 

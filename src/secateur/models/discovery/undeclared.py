@@ -138,10 +138,11 @@ def _kv_heads(config: Any, found: Sequence[Traced]) -> str | int | None:
     sizes = (heads or found)[0].sizes[0]
     if sizes.K == 1:
         return 1
-    if sizes.r == 1:
-        return None
     names = ("num_key_value_heads", "num_kv_heads")
-    return next((name for name in names if getattr(config, name, None)), None)
+    stated = next((name for name in names if getattr(config, name, None)), None)
+    if sizes.r == 1 and stated and getattr(config, stated) != config.num_attention_heads:
+        return None  # a number that the code does not use
+    return stated
 
 
 def _followers(
