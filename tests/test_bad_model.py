@@ -165,7 +165,7 @@ BAD_FOLDERS: dict[str, tuple[Spoil, list[str]]] = {
     ),
     "unsupported-family": (
         config(model_type="mamba", architectures=["MambaForCausalLM"]),
-        ["Nothing in the layers of 'mamba'", "needs a declared layout"],
+        ["'mamba'", "Expected .*attention heads, MLP channels or experts"],
     ),
     "family-unknown-to-transformers": (
         config(model_type="unheard_of", architectures=["UnheardOfForCausalLM"]),

@@ -80,7 +80,7 @@ def files_of(folder: Path) -> set[str]:
 
 def prune(folder: Any, out: Path, **settings: Any) -> Any:
     given = {"method": "magnitude", "ratio": 0, "evaluate": "none", **settings}
-    return secateur.prune(folder, out=out, **given)
+    return secateur.prune(folder, out=out, merge_adapter=False, **given)
 
 
 def test_every_file_that_is_no_weight_travels_byte_for_byte(
@@ -108,7 +108,7 @@ def test_what_a_recovery_writes_has_them_too(
         (folder / name).unlink(missing_ok=True)
     secateur.recover(
         folder, recipe="lora", data=str(text_file), steps=1, samples=4, length=16,
-        evaluate="none", out=out,
+        evaluate="none", out=out, merge_adapter=False,
     )  # fmt: skip
     assert set(TRAVELS) <= files_of(out)
     assert not (set(STAYS) - {"README.md", "recovery.toml"}) & files_of(out)

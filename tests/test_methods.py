@@ -141,7 +141,8 @@ def test_a_score_of_ones_own(
     assert 'method = "my-score"' in (tmp_path / "small" / "run.toml").read_text()
     IMPORTANCE.pop("my-score")
     METHODS.pop("my-score")
-    again = ["prune", "--config", f"{out}/run.toml", "--out", str(tmp_path / "again")]
+    again = ["prune", "--config", f"{out}/run.toml", "--use", str(own_score)]
+    again += ["--out", str(tmp_path / "again")]
     assert run(again) == 0
 
 

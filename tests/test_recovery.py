@@ -320,7 +320,7 @@ def test_an_interrupt_says_that_the_training_can_go_on(
         (["--grid", "min-mex"], ["Did you mean 'min-max'"]),
         (["--rate", "0"], ["rate", "greater than 0"]),
         (["--dtype", "float16"], ["dtype", "float16"]),
-        (["--teacher", "nowhere"], ["No such model folder: nowhere"]),
+        (["--teacher", "nowhere"], ["There is no folder nowhere"]),
         (["--data", "nothing.txt"], ["No such text: nothing.txt"]),
         (["--samples", "1"], ["samples", "greater than or equal to 2"]),
         (["--with", "lora", "--alpha", "inf"], ["alpha", "finite"]),

@@ -113,10 +113,11 @@ def shortened(value: object) -> str:
 
 
 def a_place(name: str, value: Any) -> Any:
-    """A path of a file or folder, `~` expanded."""
+    """A path of a file or folder, as it was typed: "./x" is no name on the hub."""
     if not isinstance(value, str | PathLike):
         raise ArgumentError(f"{name} must be a path, not {of_kind(value)}.")
-    return typed_path(value, name)
+    typed_path(value, name)
+    return value
 
 
 def a_target(name: str, value: Any) -> Any:
