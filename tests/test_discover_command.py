@@ -245,20 +245,15 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "of-images": ({"model_type": "vit"}, ["not a decoder", "vit"]),
     "without-heads": (
         {"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 16},
-        ["'mamba'", "no num_attention_heads", "causal"],
+        ["'mamba'", "recurrence", "no attention heads"],
     ),
     "without-sizes": ({"model_type": "gemma3"}, ["'gemma3'", "no hidden_size"]),
     "of-another-type": (LLAMA | {"hidden_size": "wide"}, ["does not make sense", "wide"]),
     "unknown-family": ({"model_type": "nope"}, ["does not know", "'nope'", "newer"]),
     "no-family": ({}, ["model_type|model family"]),
-    "ambiguous": (
-        {
-            "model_type": "jamba", "hidden_size": 48, "num_attention_heads": 6,
-            "num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
-            "num_experts": 1, "intermediate_size": 56, "vocab_size": 64, "mamba_d_state": 4,
-            "use_mamba_kernels": False,
-        },
-        ["'jamba' are ambiguous", "declared layout"],
+    "shared-keys": (
+        {"model_type": "gemma3n_text", "num_hidden_layers": 4, "num_kv_shared_layers": 2},
+        ["'gemma3n_text'", "keys and values of earlier ones"],
     ),
 }  # fmt: skip
 
