@@ -245,11 +245,15 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "of-images": ({"model_type": "vit"}, ["not a decoder", "vit"]),
     "without-heads": (
         {"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 16},
-        ["'mamba'", "one recurrence each", "no attention heads"],
+        ["'mamba'", "recurrence", "no attention heads"],
     ),
     "of-another-type": (LLAMA | {"hidden_size": "wide"}, ["does not make sense", "wide"]),
     "unknown-family": ({"model_type": "nope"}, ["does not know", "'nope'", "newer"]),
     "no-family": ({}, ["model_type|model family"]),
+    "shared-keys": (
+        {"model_type": "gemma3n_text", "num_hidden_layers": 4, "num_kv_shared_layers": 2},
+        ["'gemma3n_text'", "keys and values of earlier ones"],
+    ),
 }  # fmt: skip
 
 

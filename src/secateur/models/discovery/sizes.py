@@ -11,8 +11,9 @@ from typing import Any, Literal
 from ...errors import SecateurError
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
+# What attention reads of the rotary parameters, whatever its frequencies are.
+_ATTENTION = ("llama_4_scaling_beta", "original_max_position_embeddings")
 SHARES = ("partial_rotary_factor", "rotary_pct")
-_OF_LENGTH = ("llama_4_scaling_beta", "original_max_position_embeddings")
 
 Sharing = Literal["grouped", "multi-head", "multi-query"]
 
@@ -269,6 +270,5 @@ def plain_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
             for key, value in parameters.items()
         }
     plain = {"rope_type": "default", "rope_theta": 10000.0}
-    # what code besides the rotation reads there: no scaling by length then
-    kept = {name: parameters[name] for name in _OF_LENGTH if name in parameters}
-    return plain | kept | {name: 0.5 for name in SHARES if parameters.get(name) is not None}
+    plain |= {name: 0.5 for name in SHARES if parameters.get(name) is not None}
+    return plain | {name: parameters[name] for name in _ATTENTION if name in parameters}

@@ -124,7 +124,7 @@ def _check_causal(model: Any) -> None:
 def _gives_tuples(model: Any, path: str) -> bool:
     seen: list[bool] = []
     hook = model.get_submodule(path)[0].register_forward_hook(
-        lambda module, args, output: seen.append(isinstance(output, tuple))
+        lambda module, args, output: seen.append(isinstance(output, tuple | list))
     )
     try:
         model(input_ids=tokens(0), use_cache=False)
