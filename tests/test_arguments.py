@@ -215,12 +215,12 @@ def test_what_comes_before_the_first_stage_says_how_long_it_takes(
 
 
 def test_a_stage_that_breaks_off_says_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lines, "FIRST", 0.05)
+    monkeypatch.setattr(Lines, "FIRST", 0.5)
     said: list[str] = []
     course = Lines(said.append).track(_slow(9), "scores", 9, "axis")
     next(course)
     course.close()  # type: ignore[attr-defined]
-    time.sleep(0.15)
+    time.sleep(0.7)
     assert said == []
 
 
