@@ -77,7 +77,7 @@ def _without_failing(opened: OpenModel) -> OpenModel:
             left[reader.rpartition(".")[0] or reader] = (
                 "cut by what was traced, a model does not do what it does when masked"
             )
-    return _with(opened, kept, left, follow=widths) if kept else opened
+    return _with(opened, kept, left, follow=widths)
 
 
 def _by_reader(couplings: Iterable[Coupling]) -> dict[str, list[Coupling]]:

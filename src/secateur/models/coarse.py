@@ -92,7 +92,10 @@ def _hidden(family: Family, shapes: Shapes, axes: Sequence[Axis]) -> Iterator[Ax
     }
     readers = {m.tensor for axis in axes for m in axis.members if m.role == "producer"}
     reader = shapes[axes[0].consumer.tensor]
-    (width,) = [n for dim, n in enumerate(reader) if dim not in axes[0].consumer.dims][-1:]
+    widths = [n for dim, n in enumerate(reader) if dim not in axes[0].consumer.dims]
+    if not widths:
+        return
+    width = widths[-1]
     members: list[Member] = []
     for name, shape in shapes.items():
         free = [dim for dim, n in enumerate(shape) if n == width and (name, dim) not in owned]

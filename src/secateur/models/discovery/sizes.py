@@ -77,6 +77,8 @@ _NAMES: tuple[tuple[Callable[[Sizes], int], tuple[str, ...]], ...] = (
             "intermediate_size_mlp",
             "expert_ffn_hidden_size",
             "ffn_dim",
+            "decoder_ffn_dim",
+            "encoder_ffn_dim",
             "n_inner",
             "ffn_hidden_size",
             "feed_forward_size",
