@@ -436,3 +436,21 @@ def use_place(out: Path) -> None:
     with pytest.raises(KeyboardInterrupt), new_folder(out, force=True):
         raise KeyboardInterrupt
     assert (content(out), names(out), names(out.parent)) == ("three", RESULT, {"out"})
+
+
+def test_what_came_with_the_model_is_replaced_with_it_and_nothing_else(
+    tiny_folder: Any, tmp_path: Path
+) -> None:
+    """Whatever a companion is called: the record says that it came along."""
+    folder, out = tiny_folder(), tmp_path / "small"
+    (folder / "use_policy.txt").write_text("be kind")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.md").write_text("a")
+    options: dict[str, Any] = {"method": "magnitude", "ratio": 0.3, "evaluate": "none"}
+    for force in (False, True):
+        secateur.prune(folder, out=out, force=force, **options)
+        assert (out / "notes" / "a.md").is_file()
+    (out / "notes" / "mine.md").write_text("mine")
+    with pytest.raises(SecateurError, match="'notes'"):
+        secateur.prune(folder, out=out, force=True, **options)
+    assert (out / "notes" / "mine.md").read_text() == "mine"

@@ -4,6 +4,7 @@ from .companions import LARGEST as LARGEST_COMPANION
 from .companions import Companions, belongs, companions, travelling
 from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_file, new_folder
+from .ours import companions_beside
 from .packed import PARTS, Packed, PackedWeights, packed, unpacked
 from .place import real_path, training_file
 from .renaming import token
@@ -36,6 +37,7 @@ __all__ = [
     "belongs",
     "chosen_file",
     "companions",
+    "companions_beside",
     "listed_files",
     "new_file",
     "new_folder",

@@ -58,12 +58,37 @@ def written_by_us(folder: Path) -> bool:
 
 def foreign(folder: Path, ignored: Iterable[Path] = ()) -> str | None:
     """The name of the first thing in `folder` that this program does not write; None: nothing."""
-    left_out = set(ignored)
+    left_out, recorded = set(ignored), _recorded(folder)
     for entry in sorted(folder.iterdir()):
         if entry in left_out or known(entry):
             continue
+        if set(_files(entry, folder)) <= recorded:
+            continue
         return entry.name
     return None
+
+
+def companions_beside(folder: Path) -> list[str]:
+    """Files of the original model in `folder` that are not known by their names: for its record."""
+    unknown = [entry for entry in sorted(folder.iterdir()) if not known(entry)]
+    return [name for entry in unknown for name in _files(entry, folder)]
+
+
+def _files(entry: Path, folder: Path) -> list[str]:
+    """The files at or below `entry`, as paths from `folder`; a link is one, whatever it is to."""
+    below = sorted(entry.rglob("*")) if entry.is_dir() and not entry.is_symlink() else [entry]
+    return [
+        one.relative_to(folder).as_posix() for one in below if one.is_symlink() or not one.is_dir()
+    ]
+
+
+def _recorded(folder: Path) -> set[str]:
+    """What our records in `folder` say that came with the model."""
+    found: set[str] = set()
+    for name in _RECORDS:
+        listed = _toml(folder / name).get("companions")
+        found |= {str(one) for one in listed} if isinstance(listed, list) else set()
+    return found
 
 
 def known(entry: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_tokenizer, public
+from ..checkpoint import companions_beside
 from ..errors import SecateurError
 from ..export import Form, copy_companions, pruned_form, with_around, write_model
 from ..models import OpenModel, open_model
@@ -112,7 +113,11 @@ def convert(
 def write_conversion(folder: Path, model: str) -> None:
     """Write conversion.toml, by which the folder is known as ours."""
     versions = {name: version(name) for name in ("secateur", "torch", "transformers")}
-    record = {"settings": {"model": model}, "versions": versions}
+    record = {
+        "companions": companions_beside(folder),
+        "settings": {"model": model},
+        "versions": versions,
+    }
     (folder / "conversion.toml").write_text(tomli_w.dumps(record), encoding="utf-8")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Weights
+from ..checkpoint import Weights, companions_beside
 from ..config import PruneConfig, to_toml
 from ..data import Windows
 from ..export import Form, WholeForm, earlier_card, licence_files, model_card
@@ -54,6 +54,7 @@ def write_record(
             "tokens_sha256": windows.sha256,
             "bos": windows.begin.to_json(),
         }
+    record["companions"] = companions_beside(folder)
     (folder / "run.toml").write_text(to_toml(config, record), encoding="utf-8")
     card = model_card(
         base=opened.name,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import belongs
+from ..checkpoint import belongs, companions_beside
 from ..config import RecoverConfig, to_toml
 from ..export import earlier_card, recovery_card
 from ..models import OpenModel
@@ -34,7 +34,11 @@ def write_recovery(
 ) -> None:
     """Write recovery.toml and README.md; nothing in them differs between two like runs."""
     versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
-    record = {"versions": {"python": platform.python_version(), **versions}, "results": numbers}
+    record = {
+        "versions": {"python": platform.python_version(), **versions},
+        "results": numbers,
+        "companions": companions_beside(folder),
+    }
     (folder / "recovery.toml").write_text(to_toml(config, record), encoding="utf-8")
     card = recovery_card(
         earlier_card(opened.folder),
