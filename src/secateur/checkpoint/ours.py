@@ -62,7 +62,8 @@ def foreign(folder: Path, ignored: Iterable[Path] = ()) -> str | None:
     for entry in sorted(folder.iterdir()):
         if entry in left_out or known(entry):
             continue
-        if set(_files(entry, folder)) <= recorded:
+        files = set(_files(entry, folder))
+        if files and files <= recorded:
             continue
         return entry.name
     return None
