@@ -92,6 +92,8 @@ def test_a_file_without_end_is_refused_before_it_fills_the_memory(
         ({"auto_map": []}, "auto_map"),
         ({"model_type": ["llama"]}, "model_type"),
         ({"packed": "x"}, "packed"),
+        ({"per_layer_config": {"0": 3}}, "per_layer_config .* expected an object of objects"),
+        ({"pruned_modules": {"m": {"attributes": 3}}}, "attributes of m is 3, expected an object"),
     ],
 )
 def test_a_config_that_no_model_can_have_is_refused_before_anything_is_built(

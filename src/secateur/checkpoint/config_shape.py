@@ -36,6 +36,7 @@ def check_shape(raw: Mapping[str, Any], where: str) -> None:
     names = raw.get("architectures") or []
     if not all(isinstance(name, str) for name in names):
         raise _senseless(where, "architectures", names, "a list of names")
+    _check_tables(raw, where)
     experts = next((raw[key] for key in _EXPERTS if type(raw.get(key)) is int), None)
     asked = raw.get("num_experts_per_tok")
     if experts is not None and type(asked) is int and not 1 <= asked <= experts:
@@ -43,6 +44,22 @@ def check_shape(raw: Mapping[str, Any], where: str) -> None:
     for part in (raw, *(one for one in raw.values() if isinstance(one, dict))):
         for key, value in part.items():
             _check_count(where, key, value)
+
+
+def _check_tables(raw: Mapping[str, Any], where: str) -> None:
+    """What `pruned_form` writes of layers and modules: an object for each of them."""
+    for key in ("per_layer_config", "pruned_modules"):
+        table = raw.get(key)
+        if table is not None and not _is_table(table):
+            raise _senseless(where, key, table, "an object of objects")
+    for path, entry in (raw.get("pruned_modules") or {}).items():
+        for part in ("shapes", "attributes"):
+            if not isinstance(entry.get(part, {}), dict):
+                raise _senseless(where, f"{part} of {path}", entry[part], "an object")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, dict) for one in value.values())
 
 
 def _check_count(where: str, key: str, value: Any) -> None:
