@@ -17,7 +17,8 @@ _KINDS: dict[str, tuple[type, str]] = {
     "packed": (dict, "an object"),
     "model_type": (str, "a text"),
 }
-# Numbers of layers, heads and experts in the names that families have for them.
+# Numbers of layers, heads and experts in the names that families have for them. Widths of heads
+# (head_dim, rotary_dim) are bounded with them: tables of that width are built whole.
 _COUNT = re.compile(r"(num|n)_.*(layer|head|expert|block)s?\w*")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -67,7 +68,7 @@ def _check_count(where: str, key: str, value: Any) -> None:
         return
     if key in _LAYERS and not 1 <= value <= _MOST_LAYERS:
         raise _senseless(where, key, value, f"1 to {_MOST_LAYERS}")
-    if _COUNT.fullmatch(key) and abs(value) > _MOST:
+    if (_COUNT.fullmatch(key) or "dim" in key) and abs(value) > _MOST:
         raise _senseless(where, key, value, f"at most {_MOST}")
 
 
