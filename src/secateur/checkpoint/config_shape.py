@@ -21,6 +21,9 @@ _KINDS: dict[str, tuple[type, str]] = {
 # (head_dim, rotary_dim) are bounded with them: tables of that width are built whole.
 _COUNT = re.compile(r"(num|n)_.*(layer|head|expert|block)s?\w*")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# Widths of layers and of the vocabulary.
+_WIDTH = re.compile(r"size|inner|embd|hidden|ffn|intermediate")
+_WIDEST = 2**24
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _MOST_LAYERS, _MOST = 1000, 2**20
 
@@ -70,6 +73,8 @@ def _check_count(where: str, key: str, value: Any) -> None:
         raise _senseless(where, key, value, f"1 to {_MOST_LAYERS}")
     if (_COUNT.fullmatch(key) or "dim" in key) and abs(value) > _MOST:
         raise _senseless(where, key, value, f"at most {_MOST}")
+    if _WIDTH.search(key) and abs(value) > _WIDEST:
+        raise _senseless(where, key, value, f"at most {_WIDEST}")
 
 
 def _senseless(where: str, key: str, value: Any, expected: str) -> SecateurError:
