@@ -70,7 +70,9 @@ def examine(number: int, case: Case) -> Finding | None:
             code = case.attempt()
     except secateur.SecateurError as error:
         return _said(number, case, str(error))
-    except (Exception, TooSlow, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
         return Finding(number, case.what, _named(error), _where(error), traceback.format_exc())
     said = screen.buffer.getvalue().decode()  # type: ignore[attr-defined]
     if isinstance(code, int) and code not in (0, 2):

@@ -313,7 +313,9 @@ def _option(world: World, place: Path, rng: random.Random) -> Attempt:
     ]
     for option in rng.sample(options, min(len(options), rng.choice((1, 1, 2, 3)))):
         words.append(option.opts[0])
-        if not option.is_flag:
+        if option.name in ("steps", "epochs"):  # what is asked for is done, however long it takes
+            words.append(rng.choice((*NAMES, "0", "-1", "2", "1e9", str(10**19))))
+        elif not option.is_flag:
             words.append(rng.choice((*NAMES, *map(str, NUMBERS), "1,2", "0.2,x", "all", "0")))
     return _command(*words)
 
@@ -421,6 +423,8 @@ def _argument(world: World, place: Path, rng: random.Random) -> Attempt:
             arguments[key] = _inside(str(arguments[key]), place)
     if isinstance(arguments.get("steps"), int) and 3 < arguments["steps"] < 2**31:
         arguments["steps"] = 3  # what is asked for is done, however long it takes
+    if callable(arguments.get("each")):  # what the caller's own function raises is the caller's
+        arguments["each"] = None
     said = ", ".join(f"{key}={_short(arguments[key])}" for key in changed)
     return f"{name}({said})", lambda: function(**arguments)
 

@@ -59,7 +59,7 @@ _OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [None], [[]], {"a": 1}, [
 
 def any_value(rng: random.Random) -> Any:
     """A value that is seldom the right one."""
-    return copy.deepcopy(rng.choice((*NUMBERS, *NAMES, *_OTHERS)))
+    return copy.deepcopy(rng.choice((*NUMBERS, *NAMES, *_OTHERS)))  # it may be damaged further
 
 
 def mutated_json(text: str, rng: random.Random) -> bytes:

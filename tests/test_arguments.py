@@ -165,6 +165,21 @@ def test_what_the_system_refuses_is_said(error: Exception, says: str) -> None:
         fails()
 
 
+class PanicException(BaseException):
+    """As pyo3 has it."""
+
+
+def test_a_library_that_panics_is_said_and_an_interrupt_is_one(model: Path) -> None:
+    @public()
+    def fails(error: BaseException) -> None:
+        raise error
+
+    with pytest.raises(SecateurError, match=r"A library broke off .'index out of bounds'"):
+        fails(PanicException("index out of bounds"))
+    with pytest.raises(KeyboardInterrupt):
+        fails(KeyboardInterrupt())
+
+
 def test_a_bug_is_no_bad_input() -> None:
     @public()
     def fails() -> None:

@@ -380,3 +380,12 @@ def test_sizes_below_one_are_refused(tiny_folder: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(SecateurError, match="gives sizes below 1"):
         _ = pipeline.discover(folder).structure
+
+
+def test_more_experts_a_token_than_there_are_is_refused(tiny_folder: Any) -> None:
+    folder = tiny_folder("qwen3_moe")
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_experts_per_tok"]  # the family's default is 8
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SecateurError, match=r"to 8 experts .* has 4"):
+        _ = secateur.open_model(folder).structures

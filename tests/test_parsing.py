@@ -85,6 +85,8 @@ def test_a_file_without_end_is_refused_before_it_fills_the_memory(
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"n_layer": -1}, "n_layer is -1"),
         ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers"),
+        ({"n_inner": 10**9}, "n_inner is 1000000000, expected at most 16777216"),
+        ({"head_dim": 10**9}, "head_dim is 1000000000, expected at most 1048576"),
         ({"num_attention_heads": 10**12}, "num_attention_heads"),
         ({"num_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok is 5, expected 1 to 4"),
         ({"architectures": 5}, "architectures is 5, expected a list"),
@@ -92,6 +94,8 @@ def test_a_file_without_end_is_refused_before_it_fills_the_memory(
         ({"auto_map": []}, "auto_map"),
         ({"model_type": ["llama"]}, "model_type"),
         ({"packed": "x"}, "packed"),
+        ({"per_layer_config": {"0": 3}}, "per_layer_config .* expected an object of objects"),
+        ({"pruned_modules": {"m": {"attributes": 3}}}, "attributes of m is 3, expected an object"),
     ],
 )
 def test_a_config_that_no_model_can_have_is_refused_before_anything_is_built(

@@ -236,7 +236,16 @@ def test_a_state_whose_values_are_none_is_damaged(values: str, tmp_path: Path) -
     assert not file.exists()
 
 
-@pytest.mark.parametrize("damage", ["no values", "no tensor", "another shape", "many steps"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "no tensor",
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ("no values", "another shape", "many steps")
+        ),
+    ],
+)
 def test_a_state_with_our_fingerprint_and_other_content_is_refused_and_force_begins_anew(
     damage: str, pruned: Any, text_file: Path, tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
             own = bound.arguments.get("progress")
             try:
                 return function(*bound.args, **bound.kwargs)
-            except (OSError, MemoryError, RuntimeError) as error:
+            except BaseException as error:  # a panic in Rust is no Exception
                 said = refusal(error)
                 if said is None:
                     raise
@@ -77,12 +77,22 @@ def refusal(error: BaseException) -> SecateurError | None:
         if error.errno == errno.ENOSPC:
             return SecateurError(f"No space left{_where(error)}. Free some and try again.")
         return SecateurError(f"The system refuses: {error.strerror}{_where(error)}.")
+    if is_panic(error):
+        return SecateurError(
+            f"A library broke off ({shortened(str(error))}): a file of the model or of its"
+            " tokenizer is damaged.\nDownload or export the model again."
+        )
     if isinstance(error, MemoryError) or _out_of_memory(error):
         return SecateurError(
             "There is not enough memory for this.\nTry a smaller --batch, --length or --samples, or"
             " a machine with more."
         )
     return None
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether tokenizers or safetensors, which are written in Rust, gave up."""
+    return type(error).__name__ == "PanicException"
 
 
 def _where(error: OSError) -> str:

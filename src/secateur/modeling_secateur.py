@@ -364,6 +364,16 @@ def _model_class(name: str) -> type:
             raise ValueError(RUNS_ON)
         fit(self, config)
 
+    def initialize_weights(self: Any) -> None:
+        # Of code that is not transformers' own, a module without tensors counts as initialised:
+        # a stock class that fills its children's buffers there would leave them as garbage.
+        self.is_custom_code = lambda: False
+        try:
+            stock.initialize_weights(self)
+        finally:
+            del self.is_custom_code
+
+    own = {"initialize_weights": initialize_weights} if hasattr(stock, "initialize_weights") else {}
     cls: Any = type(
         name,
         (stock,),
@@ -373,6 +383,7 @@ def _model_class(name: str) -> type:
             "__init__": init,
             "config_class": config_class,
             "base_model_prefix": _PREFIXES.get(stock.base_model_prefix, stock.base_model_prefix),
+            **own,
             **_asked_of(stock),
         },
     )

@@ -17,9 +17,13 @@ _KINDS: dict[str, tuple[type, str]] = {
     "packed": (dict, "an object"),
     "model_type": (str, "a text"),
 }
-# Numbers of layers, heads and experts in the names that families have for them.
+# Numbers of layers, heads and experts in the names that families have for them. Widths of heads
+# (head_dim, rotary_dim) are bounded with them: tables of that width are built whole.
 _COUNT = re.compile(r"(num|n)_.*(layer|head|expert|block)s?\w*")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# Widths of layers and of the vocabulary.
+_WIDTH = re.compile(r"size|inner|embd|hidden|ffn|intermediate")
+_WIDEST = 2**24
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _MOST_LAYERS, _MOST = 1000, 2**20
 
@@ -36,6 +40,7 @@ def check_shape(raw: Mapping[str, Any], where: str) -> None:
     names = raw.get("architectures") or []
     if not all(isinstance(name, str) for name in names):
         raise _senseless(where, "architectures", names, "a list of names")
+    _check_tables(raw, where)
     experts = next((raw[key] for key in _EXPERTS if type(raw.get(key)) is int), None)
     asked = raw.get("num_experts_per_tok")
     if experts is not None and type(asked) is int and not 1 <= asked <= experts:
@@ -45,13 +50,31 @@ def check_shape(raw: Mapping[str, Any], where: str) -> None:
             _check_count(where, key, value)
 
 
+def _check_tables(raw: Mapping[str, Any], where: str) -> None:
+    """What `pruned_form` writes of layers and modules: an object for each of them."""
+    for key in ("per_layer_config", "pruned_modules"):
+        table = raw.get(key)
+        if table is not None and not _is_table(table):
+            raise _senseless(where, key, table, "an object of objects")
+    for path, entry in (raw.get("pruned_modules") or {}).items():
+        for part in ("shapes", "attributes"):
+            if not isinstance(entry.get(part, {}), dict):
+                raise _senseless(where, f"{part} of {path}", entry[part], "an object")
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, dict) for one in value.values())
+
+
 def _check_count(where: str, key: str, value: Any) -> None:
     if type(value) not in (int, float):
         return
     if key in _LAYERS and not 1 <= value <= _MOST_LAYERS:
         raise _senseless(where, key, value, f"1 to {_MOST_LAYERS}")
-    if _COUNT.fullmatch(key) and abs(value) > _MOST:
+    if (_COUNT.fullmatch(key) or "dim" in key) and abs(value) > _MOST:
         raise _senseless(where, key, value, f"at most {_MOST}")
+    if _WIDTH.search(key) and abs(value) > _WIDEST:
+        raise _senseless(where, key, value, f"at most {_WIDEST}")
 
 
 def _senseless(where: str, key: str, value: Any, expected: str) -> SecateurError:

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..arguments import a_dtype, a_flag, a_folder_or_name, a_model, a_word, optional, public
+from ..arguments import (
+    a_dtype,
+    a_flag,
+    a_folder_or_name,
+    a_model,
+    a_word,
+    is_panic,
+    optional,
+    public,
+)
 from ..checkpoint import (
     FolderWeights,
     ModuleWeights,
@@ -179,7 +188,9 @@ class OpenModel:
             found("Some text.", verbose=False)  # what is wrong with it shows now, not in mid-work
         except SecateurError:
             raise
-        except Exception as error:  # tokenizers raises bare ones
+        except BaseException as error:  # tokenizers raises bare ones, and panics
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise SecateurError(
                 f"The tokenizer in {self.folder} does not load:"
                 f" {type(error).__name__}, {(str(error).splitlines() or [''])[0]}\n"

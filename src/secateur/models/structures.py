@@ -66,7 +66,13 @@ def layer_axes(family: Family, shapes: Shapes, config: Any, layer: int) -> Itera
         if coupling.letter == "E":
             # The router picks so many experts for each token.
             finer = (f"layers.{layer}.experts",)
-            axis = replace(axis, floor=routed_experts(config), of=finer)
+            asked = routed_experts(config)
+            if asked > axis.units:
+                raise SecateurError(
+                    f"config.json sends each token to {asked} experts (num_experts_per_tok), and"
+                    f" {path} has {axis.units}: it describes no model."
+                )
+            axis = replace(axis, floor=asked, of=finer)
         yield axis
 
 
