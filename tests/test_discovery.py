@@ -133,7 +133,13 @@ UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", UNDECLARED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "exaone4" else pytest.param(name, marks=pytest.mark.slow)
+        for name in UNDECLARED
+    ],
+)
 def test_a_family_that_nobody_declared_is_pruned_with_a_notice(
     name: str, tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,6 +114,7 @@ def test_the_picture_is_what_the_command_draws() -> None:
         assert PICTURE.read_text(encoding="utf-8") == made
 
 
+@pytest.mark.slow
 def test_the_table_of_families_is_what_holds(made: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     match = re.search(f"{re.escape(BEGIN)}\n(.*?){re.escape(END)}", page, flags=re.DOTALL)
