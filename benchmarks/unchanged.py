@@ -4,8 +4,8 @@
     git switch mine && python benchmarks/unchanged.py MODEL --text text.txt --against before.json
 
 Each case is one command line. Of what it writes, every weight and plan is hashed, and every number
-that it prints is kept to the last digit; seconds, paths and pages for people are left out. Both runs
-must be on one machine: arithmetic differs between processors.
+that it prints is kept to the last digit; seconds, paths and pages for people are left out. Both
+runs must be on one machine: arithmetic differs between processors.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def cases() -> dict[str, list[str]]:
         **{f"score {name}": f"--importance {name} --search uniform" for name in IMPORTANCE},
         **{f"fusion {name}": f"--fusion {name} --search uniform" for name in FUSIONS},
         **{
-            f"search {name}": f"--method {'saap' if name in _BY_SAMPLE else 'wanda-sp'} --search {name}"
+            f"search {name}": f"--search {name} --method {_method_of(name)}"
             for name in SEARCHES
             if name not in _DIVIDED
         },
@@ -86,6 +86,10 @@ def cases() -> dict[str, list[str]]:
     methods = "flap,wanda-sp,saap"
     found["compared"] = [f"compare MODEL --methods {methods} --ratios 0.2,0.4 {_SHORT}"]
     return found
+
+
+def _method_of(search: str) -> str:
+    return "saap" if search in _BY_SAMPLE else "wanda-sp"
 
 
 def result(commands: list[str], model: str, text: str) -> dict[str, Any]:
