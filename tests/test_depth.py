@@ -1,6 +1,7 @@
 """What whole layers and blocks leave behind, and the fit before the gap."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from secateur.search import one_by_one
 from secateur.stats import Walk, collect, collect_gradients
 from secateur.structure import Plan, Structure
 from secateur.surgery import Repaired, sequential_repair, with_consumers
-from secateur.surgery.depth import Depth
+from secateur.surgery.depth import Depth, streams_after
 
 # The part of the residual stream that the MLP of layer 1 alone writes to.
 OWN = slice(40, 48)
@@ -212,6 +213,48 @@ def test_rescored_layers_go_and_the_plan_says_so(
     assert sum(not units for units in result.plan.keep.values()) == 2
     assert result.plan.settings["rescore"] is True
     assert secateur.load(tmp_path / "small").config.num_hidden_layers == 3
+
+
+def nobodys_attention(opened: OpenModel) -> Structure:
+    """The structure without the attention of layer 1, as if no unit owned it."""
+    chosen = opened.structures.select(["layer", "mlp_block"])
+    whole = with_consumers(chosen, opened.structures)
+    axes = tuple(axis for axis in whole.axes if axis.name != "layers.1.attention")
+    assert len(axes) < len(whole.axes)
+    return replace(whole, axes=axes)
+
+
+def test_what_stays_within_a_gap_is_not_fitted_to_twice(tokens: Tensor) -> None:
+    """It comes after the MLP of layer 0, and adds what it adds itself."""
+    model = tiny_model("llama-gqa")
+    opened = open_model(model)
+    axes = nobodys_attention(opened).axes
+    depth = Depth.of(axes, without(opened.structures, "layers.1.mlp_block"))
+    gave: list[Tensor] = []
+    mlp = model.model.layers[1].mlp
+    with torch.no_grad():
+        hook = mlp.register_forward_hook(lambda _, args, output: gave.append(output))
+        streams = model(tokens, output_hidden_states=True).hidden_states
+        hook.remove()
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
+    found = streams_after(walk, [axis for axis in axes if not axis.of], depth)
+    assert torch.allclose(found[0, "mlp"][:], streams[1] + gave[0], atol=1e-5)
+
+
+def test_nothing_is_fitted_to_what_lies_beyond_a_module_that_stays(tokens: Tensor) -> None:
+    opened = open_model(tiny_model("llama-gqa"))
+    structure = nobodys_attention(opened)
+
+    def repaired(*names: str) -> tuple[bool, tuple[str, ...]]:
+        plan = without(opened.structures, *names)
+        walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
+        found = sequential_repair(walk, structure, plan, damping=0.01)
+        return any(one.fitted for one in found.reports if ".layers.0." in one.module), found.notes
+
+    fitted, notes = repaired("layers.1.mlp_block", "layers.2.layer")
+    assert not fitted
+    assert "no linear before it is fitted to what went up to the mlp of layer 2" in notes[0]
+    assert repaired("layers.1.layer", "layers.2.layer") == (True, ())
 
 
 def test_what_nothing_can_be_fitted_to_is_told(tokens: Tensor) -> None:
