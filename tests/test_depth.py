@@ -1,5 +1,6 @@
 """What whole layers and blocks leave behind, and the fit before the gap."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import secateur
 from conftest import tiny_model
+from secateur.importance import IMPORTANCE
 from secateur.models import OpenModel, open_model
 from secateur.search import one_by_one
 from secateur.stats import Walk, collect, collect_gradients
@@ -158,6 +160,15 @@ def test_repairs_that_do_not_mend_depth_are_refused(
         )
 
 
+def test_a_fusion_is_not_taken_anew_and_the_scores_named_instead_exist(
+    tiny_folder: Callable[..., Path],
+) -> None:
+    with pytest.raises(secateur.SecateurError, match="--rescore takes one score") as refused:
+        secateur.prune(tiny_folder(), method="hywia", granularity="layer", rescore=True)
+    cure = str(refused.value).partition("--importance")[2]
+    assert {"taylor-first", "wifv"} <= set(re.findall(r"[a-z][\w-]+", cure)) & set(IMPORTANCE)
+
+
 def test_scores_are_taken_anew_between_layers() -> None:
     """Of two layers that do the same either can go, and not both."""
     opened = open_model(tiny_model("llama-gqa", num_hidden_layers=5))
@@ -171,7 +182,7 @@ def test_scores_are_taken_anew_between_layers() -> None:
 
     gone = one_by_one(axes, 2 * axes[0].cost, scores)
     assert [axis.layer for axis in gone] == [1, 4]
-    assert asked == [frozenset(), frozenset({1}), frozenset({1, 4})]
+    assert asked == [frozenset(), frozenset({1})]  # no pass for a layer that cannot go
 
 
 def test_a_walk_without_layers_is_the_walk_of_the_shorter_model(tokens: Tensor) -> None:

@@ -260,7 +260,7 @@ def _check_rescore(structure: Structure, config: PruneConfig) -> None:
     if config.fusion_name is not None:
         raise SecateurError(
             f"--rescore takes one score, and {config.fusion_name!r} makes one of two.\n"
-            "Type --importance taylor (or wifv, magnitude-l2)."
+            "Type --importance taylor-first (or wifv, magnitude-l2)."
         )
 
 
