@@ -18,6 +18,12 @@ from ..surgery import removed_parameters
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 
 
+def versions() -> dict[str, str]:
+    """What made a folder, for records."""
+    packages = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return {"python": platform.python_version(), **packages}
+
+
 def write_plan(folder: Path, weights: Weights, structure: Structure, plan: Plan) -> None:
     """Write plan.json."""
     removed = removed_parameters(weights, structure, plan)
@@ -41,13 +47,7 @@ def write_record(
     name of the folder): same seed, same bytes.
     """
     write_plan(folder, opened.weights, structure, plan)
-    record: dict[str, Any] = {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _VERSIONS},
-        },
-        "results": dict(numbers),
-    }
+    record: dict[str, Any] = {"versions": versions(), "results": dict(numbers)}
     if windows is not None:
         record["calibration"] = {
             "windows": len(windows.ids),

@@ -1,7 +1,5 @@
 """What stands beside recovered weights: the history of the folder, the settings, the card."""
 
-import importlib.metadata
-import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +10,8 @@ from ..config import RecoverConfig, to_toml
 from ..export import Form, recovery_card
 from ..models import OpenModel
 from ..report import evaluation_line, number_rows
+from .record import versions
 
-_VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 _HISTORY = ("plan.json", "run.toml")
 
 
@@ -32,9 +30,8 @@ def write_recovery(
     form: Form,
 ) -> None:
     """Write recovery.toml and README.md; nothing in them differs between two like runs."""
-    versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
     record = {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions(),
         "results": numbers,
         "companions": companions_beside(folder),
     }
