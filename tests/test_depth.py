@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 import secateur
 from conftest import tiny_model
+from secateur.config import make_config
 from secateur.importance import IMPORTANCE
 from secateur.models import OpenModel, open_model
+from secateur.pipeline.checks import idle_settings
 from secateur.search import one_by_one
 from secateur.stats import Walk, collect, collect_gradients
 from secateur.structure import Plan, Structure
@@ -272,3 +274,11 @@ def test_what_nothing_can_be_fitted_to_is_told(tokens: Tensor) -> None:
     opened = open_model(tiny_model("gemma2"))
     found = repaired(opened, without(opened.structures, "layers.2.layer"), tokens, damping=0.01)
     assert "no linear before it is fitted" in found.notes[0]
+
+
+def test_settings_of_a_search_are_told_to_be_idle_where_layers_go_one_by_one() -> None:
+    given: dict[str, Any] = {"model": "x", "search": "global", "scale": "raw"}
+    assert not idle_settings(make_config(**given, rescore=False))
+    notes = idle_settings(make_config(**given, rescore=True))
+    assert [note.partition(" ")[0] for note in notes] == ["--scale", "--search"]
+    assert all("wifv, --rescore and bias do not ask for it" in note for note in notes)
