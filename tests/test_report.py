@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from conftest import tiny_model
+from secateur.export.loading import about_custom
 from secateur.models import open_model
 from secateur.report import cut_words
 from secateur.report.blend import blend_chart, blend_rows, blends_of
@@ -87,3 +88,10 @@ def test_the_blend_is_drawn_by_method_and_only_where_it_varies() -> None:
         assert words in drawn
     assert "Blend of coarse" in page("t", "a", "f", DENSE, TRIALS, {"a": BLEND})
     assert "Blend of coarse" not in page("t", "a", "f", DENSE, TRIALS)
+
+
+def test_a_card_does_not_promise_peft_what_it_denies_it() -> None:
+    packed = "\n".join(about_custom("its weights are in few bits", packed=True))
+    assert "PEFT cannot adapt" in packed
+    assert "PEFT without" not in packed
+    assert "PEFT without" in "\n".join(about_custom("layers differ"))

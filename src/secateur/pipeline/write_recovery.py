@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import belongs, companions_beside
-from ..config import RecoverConfig, to_toml
+from ..config import TRAINED, RecoverConfig, to_toml
 from ..export import Form, recovery_card
 from ..models import OpenModel
 from ..report import evaluation_line, number_rows
@@ -44,6 +44,6 @@ def write_recovery(
         evaluated_on=evaluation_line(numbers),
         settings={key: value for key, value in config.model_dump().items() if value is not None},
         steps=(numbers["steps"], numbers["best_step"]),
-        trained=(numbers["trained"], numbers["trained_parameters"]),
+        trained=(TRAINED[numbers["trained"]].summary, numbers["trained_parameters"]),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
