@@ -329,3 +329,13 @@ def test_long_texts_after_short_ones_do_not_fill_the_memory(
         assert sum(map(len, read)) - sum(map(len, drawn)) <= 2 * 200 + 100
     assert sorted(drawn) == sorted(texts)
     assert drawn == list(shuffle.shuffled(texts, 5))
+
+
+def test_a_field_of_plain_text_is_told_to_be_idle(tmp_path: Path) -> None:
+    notes: list[str] = []
+    (tmp_path / "a.txt").write_text("plain")
+    assert read(tmp_path / "a.txt", field="body", note=notes.append) == ["plain"]
+    assert notes == ["--field body changes nothing: the text is not in fields"]
+    (tmp_path / "b.jsonl").write_text('{"body": "rows"}')
+    assert read(tmp_path, field="body", note=notes.append) == ["plain", "rows"]
+    assert len(notes) == 1
