@@ -1,5 +1,6 @@
 """Long texts have the tokens that they have whole; windows begin with BOS as the user says."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 import secateur
 from conftest import SHARED, tiny_model, tiny_tokenizer
 from secateur.cli.main import run
+from secateur.cli.screen import Screen
 from secateur.data import (
     IGNORED,
     Examples,
@@ -25,6 +28,7 @@ from secateur.data.sources import embedded_folder
 from secateur.errors import SecateurError
 from secateur.evaluation import perplexity
 from secateur.models import open_model
+from secateur.progress import _Course
 
 
 def adding(*, end: bool = False) -> Any:
@@ -146,6 +150,16 @@ def test_long_reading_is_shown() -> None:
     options: dict[str, Any] = {"source": "x", "length": 10, "seed": 0, "progress": Progress()}
     sample_windows(["ab " * 500] * 9, tiny_tokenizer(), samples=30, **options)
     assert stages == [("reading text", 120, 120)]
+    progress = options["progress"]
+    running_text(["ab " * 500] * 9, tiny_tokenizer(), source="x", at_most=None, progress=progress)
+    assert stages[1] == ("reading text", 13, 0)  # thousands of tokens, of nobody knows how many
+    said = _Course("reading text", 0, "thousand tokens")
+    said.done = 13
+    assert said.line("") == "reading text: thousand tokens 13, 0:00 so far"
+    screen, shown = Screen(), io.StringIO()
+    screen.console = Console(file=shown, force_terminal=True)
+    assert list(screen.track(range(3), "reading text", 0, "window")) == [0, 1, 2]
+    assert "/?" in shown.getvalue()
 
 
 # --- BOS ------------------------------------------------------------------------------------------

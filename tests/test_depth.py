@@ -1,6 +1,8 @@
 """What whole layers and blocks leave behind, and the fit before the gap."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ from torch import Tensor, nn
 
 import secateur
 from conftest import tiny_model
+from secateur.config import make_config
+from secateur.importance import IMPORTANCE
 from secateur.models import OpenModel, open_model
+from secateur.pipeline.checks import idle_settings
 from secateur.search import one_by_one
 from secateur.stats import Walk, collect, collect_gradients
 from secateur.structure import Plan, Structure
 from secateur.surgery import Repaired, sequential_repair, with_consumers
-from secateur.surgery.depth import Depth
+from secateur.surgery.depth import Depth, streams_after
 
 # The part of the residual stream that the MLP of layer 1 alone writes to.
 OWN = slice(40, 48)
@@ -157,6 +162,15 @@ def test_repairs_that_do_not_mend_depth_are_refused(
         )
 
 
+def test_a_fusion_is_not_taken_anew_and_the_scores_named_instead_exist(
+    tiny_folder: Callable[..., Path],
+) -> None:
+    with pytest.raises(secateur.SecateurError, match="--rescore takes one score") as refused:
+        secateur.prune(tiny_folder(), method="hywia", granularity="layer", rescore=True)
+    cure = str(refused.value).partition("--importance")[2]
+    assert {"taylor-first", "wifv"} <= set(re.findall(r"[a-z][\w-]+", cure)) & set(IMPORTANCE)
+
+
 def test_scores_are_taken_anew_between_layers() -> None:
     """Of two layers that do the same either can go, and not both."""
     opened = open_model(tiny_model("llama-gqa", num_hidden_layers=5))
@@ -170,7 +184,7 @@ def test_scores_are_taken_anew_between_layers() -> None:
 
     gone = one_by_one(axes, 2 * axes[0].cost, scores)
     assert [axis.layer for axis in gone] == [1, 4]
-    assert asked == [frozenset(), frozenset({1}), frozenset({1, 4})]
+    assert asked == [frozenset(), frozenset({1})]  # no pass for a layer that cannot go
 
 
 def test_a_walk_without_layers_is_the_walk_of_the_shorter_model(tokens: Tensor) -> None:
@@ -214,7 +228,57 @@ def test_rescored_layers_go_and_the_plan_says_so(
     assert secateur.load(tmp_path / "small").config.num_hidden_layers == 3
 
 
+def nobodys_attention(opened: OpenModel) -> Structure:
+    """The structure without the attention of layer 1, as if no unit owned it."""
+    chosen = opened.structures.select(["layer", "mlp_block"])
+    whole = with_consumers(chosen, opened.structures)
+    axes = tuple(axis for axis in whole.axes if axis.name != "layers.1.attention")
+    assert len(axes) < len(whole.axes)
+    return replace(whole, axes=axes)
+
+
+def test_what_stays_within_a_gap_is_not_fitted_to_twice(tokens: Tensor) -> None:
+    """It comes after the MLP of layer 0, and adds what it adds itself."""
+    model = tiny_model("llama-gqa")
+    opened = open_model(model)
+    axes = nobodys_attention(opened).axes
+    depth = Depth.of(axes, without(opened.structures, "layers.1.mlp_block"))
+    gave: list[Tensor] = []
+    mlp = model.model.layers[1].mlp
+    with torch.no_grad():
+        hook = mlp.register_forward_hook(lambda _, args, output: gave.append(output))
+        streams = model(tokens, output_hidden_states=True).hidden_states
+        hook.remove()
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
+    found = streams_after(walk, [axis for axis in axes if not axis.of], depth)
+    assert torch.allclose(found[0, "mlp"][:], streams[1] + gave[0], atol=1e-5)
+
+
+def test_nothing_is_fitted_to_what_lies_beyond_a_module_that_stays(tokens: Tensor) -> None:
+    opened = open_model(tiny_model("llama-gqa"))
+    structure = nobodys_attention(opened)
+
+    def repaired(*names: str) -> tuple[bool, tuple[str, ...]]:
+        plan = without(opened.structures, *names)
+        walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
+        found = sequential_repair(walk, structure, plan, damping=0.01)
+        return any(one.fitted for one in found.reports if ".layers.0." in one.module), found.notes
+
+    fitted, notes = repaired("layers.1.mlp_block", "layers.2.layer")
+    assert not fitted
+    assert "no linear before it is fitted to what went up to the mlp of layer 2" in notes[0]
+    assert repaired("layers.1.layer", "layers.2.layer") == (True, ())
+
+
 def test_what_nothing_can_be_fitted_to_is_told(tokens: Tensor) -> None:
     opened = open_model(tiny_model("gemma2"))
     found = repaired(opened, without(opened.structures, "layers.2.layer"), tokens, damping=0.01)
     assert "no linear before it is fitted" in found.notes[0]
+
+
+def test_settings_of_a_search_are_told_to_be_idle_where_layers_go_one_by_one() -> None:
+    given: dict[str, Any] = {"model": "x", "search": "global", "scale": "raw"}
+    assert not idle_settings(make_config(**given, rescore=False))
+    notes = idle_settings(make_config(**given, rescore=True))
+    assert [note.partition(" ")[0] for note in notes] == ["--scale", "--search"]
+    assert all("wifv, --rescore and bias do not ask for it" in note for note in notes)

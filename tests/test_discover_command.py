@@ -113,6 +113,13 @@ def test_the_table_names_every_granularity(config_only: Path, said: Said) -> Non
         assert f"│ {row.granularity} " in out
         assert f"{row.cost:,}" in out
     assert len({row.granularity for row in found.rows}) > 5
+    assert "u is a unit's number" not in out  # the table has no u
+
+
+def test_what_u_means_is_said_where_the_table_has_one(
+    tiny_folder: Callable[..., Path], said: Said
+) -> None:
+    assert "u is a unit's number" in said("discover", tiny_folder("gpt2"))
 
 
 def test_json_is_one_object_that_gives_the_structure_back(

@@ -13,6 +13,7 @@ from secateur.config import make_recover_config
 from secateur.data import GIVEN, documents, running_text
 from secateur.errors import SecateurError
 from secateur.models import open_model
+from secateur.pipeline import prune_and_recover
 from secateur.pipeline.training_data import read_data
 
 OPTIONS: dict[str, Any] = {
@@ -148,3 +149,13 @@ def test_given_text_prunes_compares_and_recovers_in_one(
         **{**options, "evaluate": str(path)},
     )  # fmt: skip
     assert named[0]["perplexity"] == rows[1]["perplexity"]
+
+
+def test_what_can_be_read_only_once_is_not_pruned_and_recovered_on(
+    model: Path, lines: Any, tmp_path: Path
+) -> None:
+    texts, _ = lines
+    with pytest.raises(SecateurError, match=r"read only once(?s:.*)Give it as a list"):
+        prune_and_recover(
+            model, out=tmp_path / "out", recipe="lora", calibration=iter(texts), **OPTIONS
+        )

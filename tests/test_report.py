@@ -1,9 +1,17 @@
 """The comparison page says what the trials say, and its chart is labelled."""
 
 import re
+from dataclasses import replace
 
+import pytest
+
+from conftest import tiny_model
+from secateur.export.loading import about_custom
+from secateur.models import open_model
+from secateur.report import cut_words
 from secateur.report.blend import blend_chart, blend_rows, blends_of
 from secateur.report.comparison import Trial, chart, page, trial_columns, trial_row
+from secateur.structure import Plan
 
 DENSE = Trial("not pruned", 0.0, 0.0, {128: 10.0, 512: 9.0}, 5.0, 0.0)
 TRIALS = [
@@ -18,7 +26,7 @@ def test_every_trial_is_in_the_page_and_the_best_of_each_ratio_is_marked() -> No
     best = re.findall(r'<tr class="best"><td>(.*?)</td>', html)
     assert best == ["&lt;b&gt;", "a"]
     for trial in TRIALS:
-        assert f"<td>{trial.perplexity[128]:.1f}</td>" in html
+        assert f"<td>{trial.perplexity[128]:.2f}</td>" in html
 
 
 def test_the_chart_has_labelled_axes_and_is_the_same_for_the_same_data() -> None:
@@ -30,6 +38,29 @@ def test_the_chart_has_labelled_axes_and_is_the_same_for_the_same_data() -> None
 
 def test_rows_fit_their_columns() -> None:
     assert len(trial_row(DENSE)) == len(trial_columns([128, 512]))
+
+
+def test_perplexities_that_differ_in_the_terminal_differ_on_the_page() -> None:
+    near = [replace(DENSE, perplexity={128: value}) for value in (5.47, 5.51)]
+    assert trial_row(near[0]) != trial_row(near[1])
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ((), "No units"),
+        (("layers.1.layer",), "Whole layers"),
+        (("layers.0.mlp_block",), "Whole MLP blocks"),
+        (
+            ("layers.0.mlp", "layers.0.attention", "layers.2.layer"),
+            "Whole attention heads, MLP channels and layers",
+        ),
+    ],
+)
+def test_the_card_says_what_went(gone: tuple[str, ...], said: str) -> None:
+    structure = open_model(tiny_model("llama-gqa")).structures
+    plan = Plan(dict.fromkeys(gone, (0,)) | {n: () for n in gone if n[-1] in "kr"}, "", "")
+    assert cut_words(structure, plan) == said
 
 
 BLEND = {
@@ -57,3 +88,10 @@ def test_the_blend_is_drawn_by_method_and_only_where_it_varies() -> None:
         assert words in drawn
     assert "Blend of coarse" in page("t", "a", "f", DENSE, TRIALS, {"a": BLEND})
     assert "Blend of coarse" not in page("t", "a", "f", DENSE, TRIALS)
+
+
+def test_a_card_does_not_promise_peft_what_it_denies_it() -> None:
+    packed = "\n".join(about_custom("its weights are in few bits", packed=True))
+    assert "PEFT cannot adapt" in packed
+    assert "PEFT without" not in packed
+    assert "PEFT without" in "\n".join(about_custom("layers differ"))

@@ -7,7 +7,7 @@ import io
 import json
 import lzma
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +306,36 @@ def test_few_texts_are_permuted_and_many_are_drawn(monkeypatch: pytest.MonkeyPat
     taken = iter(texts)
     assert next(shuffle.shuffled(taken, 5)) in texts
     assert next(taken) > "text 020"  # a part of them was read
+
+
+def test_long_texts_after_short_ones_do_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many as there were short ones would wait otherwise, each a thousand times as long."""
+    monkeypatch.setattr(shuffle, "BUFFER", 200)
+    texts = [f"{number:02}" for number in range(100)] + [
+        f"{number:02}" * 50 for number in range(99)
+    ]
+    read: list[str] = []
+    drawn: list[str] = []
+
+    def noted() -> Iterator[str]:
+        for one in texts:
+            read.append(one)
+            yield one
+
+    for text in shuffle.shuffled(noted(), 5):
+        drawn.append(text)
+        assert sum(map(len, read)) - sum(map(len, drawn)) <= 2 * 200 + 100
+    assert sorted(drawn) == sorted(texts)
+    assert drawn == list(shuffle.shuffled(texts, 5))
+
+
+def test_a_field_of_plain_text_is_told_to_be_idle(tmp_path: Path) -> None:
+    notes: list[str] = []
+    (tmp_path / "a.txt").write_text("plain")
+    assert read(tmp_path / "a.txt", field="body", note=notes.append) == ["plain"]
+    assert notes == ["--field body changes nothing: the text is not in fields"]
+    (tmp_path / "b.jsonl").write_text('{"body": "rows"}')
+    assert read(tmp_path, field="body", note=notes.append) == ["plain", "rows"]
+    assert len(notes) == 1

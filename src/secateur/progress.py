@@ -17,7 +17,10 @@ class Progress(Protocol):
     """Receives the course of one long stage after another."""
 
     def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
-        """Yield `items`, showing `stage` and how many of `total` (counted in `unit`) are done."""
+        """Yield `items`, showing `stage` and how many of `total` (counted in `unit`) are done.
+
+        `total` is 0 where nobody knows it.
+        """
         ...
 
     def status(self, message: str) -> None:
@@ -108,7 +111,8 @@ class _Course:
         """The stage, what is done of it, and about how long the rest takes."""
         spent = time.monotonic() - self._started
         if not self.total:
-            return f"{self.stage}: {_clock(spent)} so far"
+            done = f"{self.unit} {self.done}, " if self.done else ""
+            return f"{self.stage}: {done}{_clock(spent)} so far"
         left = ""
         if self.done:
             rest = spent / self.done * max(self.total - self.done, 0)

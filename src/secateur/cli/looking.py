@@ -1,5 +1,6 @@
 """The commands that look and do not cut: evaluate, inspect, discover; and convert."""
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def evaluate_command(
     table(
         f"{model} on {text}", ("window, tokens", "perplexity per token", "predicted tokens"), rows
     )
-    click.echo(bos_line({"bos": begin.to_json()}))
+    say(bos_line({"bos": begin.to_json()}))
 
 
 @click.command(
@@ -147,7 +148,8 @@ def inspect_command(
         return
     for note in found.notes:
         Screen().note(note)
-    table(str(folder), ("", "value"), ((key, _fact(key, v)) for key, v in found.facts.items()))
+    facts = ((key, _fact(key, v)) for key, v in found.facts.items() if v is not False)
+    table(str(folder), ("", "value"), facts, texts=(0, 1))
     if found.rows:
         table("Layers", tuple(found.rows[0]), (row.values() for row in found.rows))
     if found.blend:
@@ -246,7 +248,9 @@ def discover_command(
     )
     cells = [structure_cells(row) for row in found.rows]
     table(model, STRUCTURE_COLUMNS, cells, texts=(0, len(STRUCTURE_COLUMNS) - 1), lines=True)
-    say("* what prune takes unless --granularity names others; u is a unit's number")
+    numbered = any(re.search(r"\b\d*u\b", text) for row in found.rows for text in row.members)
+    unit = "; u is a unit's number" if numbered else ""
+    say(f"* what prune takes unless --granularity names others{unit}")
     for left in found.left:
         say(f"Left whole: {left.module} in layers {format_ranges(left.layers)}; {left.reason}.")
     if picture is not None:

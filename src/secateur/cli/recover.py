@@ -98,7 +98,7 @@ def recover_command(
 
 def show_recovery(done: Any, as_json: bool) -> None:
     """The result as JSON or tables."""
-    from ..report import bos_line, form_line, number_rows
+    from ..report import bos_line, evaluation_line, form_line, number_rows
 
     if as_json:
         print_json(done.to_json())
@@ -110,9 +110,7 @@ def show_recovery(done: Any, as_json: bool) -> None:
     table("Training", ("step", "loss per token", "on held-out examples"), checks)
     rows = number_rows({key: done.numbers[key] for key in ("bytes", "perplexity")})
     table("Numbers", ("", "before", "after"), rows)
-    if done.numbers["perplexity"]:
-        say(f"Perplexity on {done.numbers['evaluation']['text']}.")
-    if line := bos_line(done.numbers):
+    for line in filter(None, (evaluation_line(done.numbers), bos_line(done.numbers))):
         say(line)
     say(form_line(done.numbers["form"]))
     say(f"{done.out}  ({done.seconds:.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)")

@@ -58,7 +58,7 @@ class Screen:
         )
         with Progress(*columns, console=self.console) as bar:
             self._bar = bar
-            task = bar.add_task(stage, total=total, status="")
+            task = bar.add_task(stage, total=total or None, status="")
             yield from bar.track(items, task_id=task)
             self._bar = None
 

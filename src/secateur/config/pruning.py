@@ -11,7 +11,7 @@ from ..methods import METHODS, use
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
 from .explain import explained, known_name
-from .reading import Reading
+from .reading import BosMode, Device, Evaluate, EvaluateTokens, Reading, TextField
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -102,22 +102,13 @@ class PruneConfig(Reading):
     calibration: Annotated[str | None, Field(description="Calibration text")] = None
     samples: Annotated[int, Field(ge=1, description="Calibration windows")] = 128
     length: Annotated[int | None, Field(ge=2, description="Tokens in a calibration window")] = None
-    field: Annotated[
-        str | None, Field(description="Column or key with the text; default: known ones")
-    ] = None
-    bos: Annotated[
-        Literal["auto", "each", "document", "never"],
-        Field(description="Which windows begin with BOS; auto: each, where the tokenizer adds it"),
-    ] = "auto"
-    evaluate: Annotated[
-        str, Field(description="Text for perplexity: a source, 'spare' or 'none'")
-    ] = "spare"
-    evaluate_tokens: Annotated[
-        int | None, Field(ge=2, description="Evaluate at most so many tokens")
-    ] = None
+    field: TextField = None
+    bos: BosMode = "auto"
+    evaluate: Evaluate = "spare"
+    evaluate_tokens: EvaluateTokens = None
     batch: Annotated[int, Field(ge=1, description="Windows at once")] = 8
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="Seed of every draw")] = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
+    device: Device = "auto"
     dtype: Annotated[str, Field(description="Arithmetic of the passes; auto: the checkpoint's")] = (
         "auto"
     )

@@ -1,10 +1,23 @@
-"""The settings that say how a model is opened; pruning and recovery have them in common."""
+"""The settings that pruning and recovery have in common: how a model is opened, texts are read."""
 
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from ..data import Bos
 from .base import Settings
+
+# Settings as types, for each model to have in its own order.
+TextField = Annotated[
+    str | None, Field(description="Column or key with the text; default: known ones")
+]
+BosMode = Annotated[
+    Bos,
+    Field(description="Which windows begin with BOS; auto: each, where the tokenizer adds it"),
+]
+Evaluate = Annotated[str, Field(description="Text for perplexity: a source, 'spare' or 'none'")]
+EvaluateTokens = Annotated[int | None, Field(ge=2, description="Evaluate at most so many tokens")]
+Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1")]
 
 
 class Reading(Settings):

@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from ..errors import SecateurError
 from ..recovery import GRIDS, Schedule
 from .explain import explained, known_name
-from .reading import Reading
+from .reading import BosMode, Device, Evaluate, EvaluateTokens, Reading, TextField
 
 RECOVERY_DTYPES = ("auto", "float32", "bfloat16")
 
@@ -115,13 +115,8 @@ class RecoverConfig(Reading):
     length: Annotated[
         int | None, Field(ge=2, description="Tokens of an example at most  [256]")
     ] = None
-    field: Annotated[
-        str | None, Field(description="Column or key with the text; default: known ones")
-    ] = None
-    bos: Annotated[
-        Literal["auto", "each", "document", "never"],
-        Field(description="Which windows begin with BOS; auto: each, where the tokenizer adds it"),
-    ] = "auto"
+    field: TextField = None
+    bos: BosMode = "auto"
     on_prompts: Annotated[
         bool, Field(description="Take the loss on instructions too, not on responses alone")
     ] = False
@@ -151,14 +146,10 @@ class RecoverConfig(Reading):
     bits: Annotated[int, Field(ge=2, le=8, description="Bits of a groupwise weight")] = 4
     group: Annotated[int, Field(ge=1, description="Input columns that share a zero point")] = 32
     grid: Annotated[str, Field(description="How a group's grid is found")] = "min-max"
-    evaluate: Annotated[
-        str, Field(description="Text for perplexity: a source, 'spare' or 'none'")
-    ] = "spare"
-    evaluate_tokens: Annotated[
-        int | None, Field(ge=2, description="Evaluate at most so many tokens")
-    ] = None
+    evaluate: Evaluate = "spare"
+    evaluate_tokens: EvaluateTokens = None
     seed: Annotated[int, Field(ge=0, le=2**40, description="Seed of every draw")] = 0
-    device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1")] = "auto"
+    device: Device = "auto"
     dtype: Annotated[
         str, Field(description="Arithmetic of training; auto: bfloat16 on a GPU, else float32")
     ] = "auto"

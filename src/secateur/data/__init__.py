@@ -1,6 +1,5 @@
 """Calibration and evaluation text, and the token windows cut from it."""
 
-from .fields import TextOf, alpaca_prompt
 from .generated import generated_documents
 from .given import GIVEN, given_windows, is_given
 from .sources import EMBEDDED, HUB_SETS, HubSet, check_source, documents
@@ -20,7 +19,6 @@ from .windows import (
     running_text,
     sample_windows,
     token_hash,
-    too_short,
 )
 
 __all__ = [
@@ -35,9 +33,7 @@ __all__ = [
     "Examples",
     "HubSet",
     "Text",
-    "TextOf",
     "Windows",
-    "alpaca_prompt",
     "beginning",
     "check_source",
     "cut",
@@ -50,5 +46,4 @@ __all__ = [
     "running_text",
     "sample_windows",
     "token_hash",
-    "too_short",
 ]

@@ -73,13 +73,15 @@ class TextOf:
     """Rows as texts; `name` is the field to read (None: one that is known by its name).
 
     What the user should hear of is counted: characters that are none, conversations that no
-    template wrote.
+    template wrote, texts without fields where one is named.
     """
 
     name: str | None = None
     tokenizer: Any = None
     replaced: int = field(default=0, init=False)
     untold: int = field(default=0, init=False)
+    plain: int = field(default=0, init=False)
+    fielded: int = field(default=0, init=False)
 
     def __call__(self, row: Any, where: str) -> str:
         """The text of a row, without characters that are none; empty if the field is.
@@ -113,10 +115,13 @@ class TextOf:
                 f"the tokenizer's chat template {why} {self.untold:,} conversations: their messages"
                 " are joined as plain text"
             )
+        if self.name is not None and self.plain and not self.fielded:
+            found.append(f"--field {self.name} changes nothing: the text is not in fields")
         return found
 
     def _text(self, row: Any, where: str) -> str:
         if isinstance(row, str):
+            self.plain += 1
             return row
         if not isinstance(row, Mapping):
             raise SecateurError(f"{where} has no text: {_EXPECTED}.")
@@ -142,6 +147,7 @@ class TextOf:
             raise SecateurError(
                 f"{where} has no field {name!r} (it has {_names(row)}).\nName one: --field NAME"
             )
+        self.fielded += 1
         if value is None:
             return ""
         if _is_chat(value):

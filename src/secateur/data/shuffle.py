@@ -11,7 +11,8 @@ def shuffled(texts: Iterable[str], seed: int | None) -> Iterator[str]:
     """`texts` in an order that `seed` decides (None: their own).
 
     Where all fit into the buffer it is a permutation of them; of more, each text that is read
-    takes the place of one that is drawn, as in a shuffled stream of `datasets`.
+    takes the place of one that is drawn, as in a shuffled stream of `datasets`. Where long texts
+    follow short ones, more are drawn than read, so that what waits does not grow with them.
     """
     if seed is None:
         yield from texts
@@ -19,16 +20,23 @@ def shuffled(texts: Iterable[str], seed: int | None) -> Iterator[str]:
     chance = random.Random(seed)
     waiting: list[str] = []
     size = 0
+    full = False
     for text in texts:
-        if size < BUFFER:
+        if not full:
             waiting.append(text)
             size += len(text)
-            if size >= BUFFER:
+            full = size >= BUFFER
+            if full:
                 chance.shuffle(waiting)
             continue
         place = chance.randrange(len(waiting))
-        yield waiting[place]
-        waiting[place] = text
-    if size < BUFFER:
+        drawn, waiting[place] = waiting[place], text
+        size += len(text) - len(drawn)
+        yield drawn
+        while size > 2 * BUFFER and len(waiting) > 1:
+            drawn = waiting.pop(chance.randrange(len(waiting)))
+            size -= len(drawn)
+            yield drawn
+    if not full:
         chance.shuffle(waiting)
     yield from waiting

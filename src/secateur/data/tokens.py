@@ -80,10 +80,7 @@ def token_pieces(text: str, tokenizer: Any, begin: Beginning) -> Iterator[Tensor
     `_holds`) that changes no token; a text of one word without end may differ at the cuts.
     """
     if len(text) <= PIECE:
-        ids = _ids(tokenizer, text)
-        if _begins(ids, begin.own):
-            ids = [*begin.ids, *ids[len(begin.own) :]]
-        yield torch.tensor(ids, dtype=torch.int64)
+        yield torch.tensor(token_ids(text, tokenizer, begin), dtype=torch.int64)
         return
     _, end = _around(tokenizer)
     if begin.ids:
@@ -95,6 +92,12 @@ def token_pieces(text: str, tokenizer: Any, begin: Beginning) -> Iterator[Tensor
         place, before = until, _before(text, until)
     if end:
         yield torch.tensor(end, dtype=torch.int64)
+
+
+def token_ids(text: str, tokenizer: Any, begin: Beginning) -> list[int]:
+    """Token ids of one text, whole, that begins as `begin` says."""
+    ids = _ids(tokenizer, text)
+    return [*begin.ids, *ids[len(begin.own) :]] if _begins(ids, begin.own) else ids
 
 
 def _ids(tokenizer: Any, text: str, **options: Any) -> list[int]:

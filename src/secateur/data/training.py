@@ -21,7 +21,7 @@ from .given import first_row, is_given
 from .opening import kind_of
 from .rows import LINES, TABLES, file_rows
 from .sources import HubSet, hub_rows, local_path
-from .tokens import Beginning, beginning
+from .tokens import Beginning, beginning, token_ids
 from .windows import token_hash
 
 # The label of a token that no loss is taken on (the one that torch's cross-entropy leaves out).
@@ -145,17 +145,10 @@ def instruction_examples(
 def _tokens(prompt: str, response: str, tokenizer: Any, begin: Beginning) -> tuple[list[int], int]:
     """Ids of prompt and response as one text, and how many of them are the prompt's."""
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    alone, whole = (_ids(text, tokenizer, begin) for text in (prompt, prompt + response))
+    alone, whole = (token_ids(text, tokenizer, begin) for text in (prompt, prompt + response))
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(alone, whole, strict=False))
     shared = sum(1 for _ in same)
     return [*whole, *([] if whole[-1:] == ends else ends)], shared
-
-
-def _ids(text: str, tokenizer: Any, begin: Beginning) -> list[int]:
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    if ids[: len(begin.own)] == list(begin.own):
-        return [*begin.ids, *ids[len(begin.own) :]]
-    return ids
 
 
 def _instructions(source: Any) -> Iterator[tuple[str, str]]:

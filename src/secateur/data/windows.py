@@ -111,7 +111,7 @@ def running_text(
         SecateurError: fewer than two tokens.
     """
     begin = beginning(tokenizer, bos)
-    ticks = (at_most or _UNKNOWN, 1000, "thousand tokens")
+    ticks = (at_most or 0, 1000, "thousand tokens")
     ids = _stream(documents, tokenizer, begin, at_most, ticks, progress)[:at_most]
     if len(ids) < 2:
         raise too_short(source, len(ids), 2)
@@ -148,10 +148,6 @@ def too_short(source: str, tokens: int, length: int) -> SecateurError:
     )
 
 
-# Where a text is read to its end, nobody knows how far that is.
-_UNKNOWN = 2**20
-
-
 def _stream(
     documents: Iterable[str | Tensor],
     tokenizer: Any,
@@ -160,7 +156,10 @@ def _stream(
     ticks: tuple[int, int, str],
     progress: Progress | None,
 ) -> Tensor:
-    """Tokens until there are `at_most`; `ticks` are those to expect, those of a unit, its name."""
+    """Tokens until there are `at_most`; `ticks` are those to expect, those of a unit, its name.
+
+    Where a text is read to its end, nobody knows how far that is: 0.
+    """
     pieces: list[Tensor] = []
 
     def read() -> Iterator[None]:
@@ -168,12 +167,14 @@ def _stream(
         for ids in _tokenised(documents, tokenizer, begin):
             pieces.append(ids)
             before, count = count, count + len(ids)
-            yield from [None] * (min(count, expected) // unit - min(before, expected) // unit)
+            most = expected or count
+            yield from [None] * (min(count, most) // unit - min(before, most) // unit)
             if at_most is not None and count >= at_most:
                 return
 
     expected, unit, name = ticks
-    for _ in (progress or Quiet()).track(read(), "reading text", max(1, expected // unit), name):
+    total = max(1, expected // unit) if expected else 0
+    for _ in (progress or Quiet()).track(read(), "reading text", total, name):
         pass
     if isinstance(documents, Generator):
         documents.close()  # and it tells now what it has to

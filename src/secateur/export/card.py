@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .front_matter import front_matter, licence_line, with_base
+from ..models import OpenModel
+from .around import WholeForm
+from .form import Form
+from .front_matter import earlier_card, front_matter, licence_line, with_base
 from .loading import about_custom
 from .markdown import inline, row, without_place, without_places
 
@@ -53,36 +56,30 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 
 
 def model_card(
+    opened: OpenModel,
+    form: Form,
     *,
-    base: str,
-    architecture: str,
-    stock: bool,
-    whole: bool = False,
+    cut: str,
     settings: Mapping[str, Any],
     numbers: Sequence[tuple[str, str, str]],
     layers: Sequence[tuple[int | str, str, str]],
     evaluated_on: str,
-    earlier: str | None = None,
-    hub_name: str | None = None,
     licences: Sequence[str] = (),
-    why_not_stock: str = "",
 ) -> str:
-    """The card as Markdown. `numbers` are (what, before, after), `layers` (layer, heads, width).
+    """The card of `opened` pruned to `form`, as Markdown.
 
-    `earlier` is the card of the original model, whose licence, language and tags are taken over,
-    `hub_name` its name on the hub; `licences` are the files that say more. `whole`: the text
-    decoder is inside a multimodal model.
+    The licence, language and tags of the original's card are taken over; `licences` are the files
+    that say more. `cut` says what went (MLP channels, say), `numbers` are (what, before, after),
+    `layers` (layer, heads, width).
     """
-    how = (_HOW_WHOLE if whole else _HOW_STOCK if stock else _HOW_OWN).format(
-        architecture=architecture
-    )
-    base, evaluated_on = inline(base), inline(without_places(evaluated_on, settings))
+    earlier = earlier_card(opened.folder)
+    base, evaluated_on = inline(opened.name), inline(without_places(evaluated_on, settings))
     licence = licence_line(earlier, list(licences), base)
     lines = [
-        front_matter(earlier, hub_name),
+        front_matter(earlier, opened.hub_name),
         f"# {base}, pruned",
         "",
-        f"Whole attention heads and MLP channels were cut out of {base} with Secateur.",
+        f"{cut} were cut out of {base} with Secateur.",
         "",
         "| | before | after |",
         "|---|---|---|",
@@ -92,9 +89,9 @@ def model_card(
         "",
         "## Loading",
         "",
-        how,
+        _how(opened, form),
         "",
-        *about_custom(why_not_stock),
+        *about_custom(form.why),
         *(["## Licence", "", inline(licence), ""] if licence else []),
         "## How it was made",
         "",
@@ -116,39 +113,36 @@ def model_card(
 
 
 def recovery_card(
-    earlier: str | None,
+    opened: OpenModel,
+    form: Form,
     *,
-    base: str,
-    architecture: str,
-    stock: bool,
     data: Mapping[str, Any],
     numbers: Sequence[tuple[str, str, str]],
-    evaluated_on: str | None,
+    evaluated_on: str,
     settings: Mapping[str, Any],
     steps: tuple[int, int],
     trained: tuple[str, int],
-    hub_name: str | None = None,
-    why_not_stock: str = "",
 ) -> str:
-    """The card after a recovery: the `earlier` one, if the folder had one, and what was trained.
+    """The card of `opened` after a recovery: the one it had, if it had one, and what was trained.
 
-    `evaluated_on` is None if no perplexity was taken;
     `steps` are those made and the one that was kept, `trained` what and how many parameters.
     """
+    earlier = earlier_card(opened.folder)
     if earlier is None:
-        how = (_HOW_STOCK if stock else _HOW_OWN).format(architecture=architecture)
         head = "---\nlibrary_name: transformers\n---\n"
-        earlier = "\n".join([head, f"# {inline(base)}", "", "## Loading", "", how])
+        how = _how(opened, form)
+        earlier = "\n".join([head, f"# {inline(opened.name)}", "", "## Loading", "", how])
     packed = settings["recipe"] == "groupwise"
-    loading = _HOW_OWN.splitlines() if not stock and "modeling_secateur.py" not in earlier else []
-    on = inline(without_places(evaluated_on, settings)) if evaluated_on else None
+    told = form.stock or "modeling_secateur.py" in earlier
+    loading = [] if told else _HOW_OWN.splitlines()
+    on = inline(without_places(evaluated_on, settings))
     source = inline(without_places(str(data["source"]), settings))
     lines = [
-        with_base(earlier, hub_name).rstrip(),
+        with_base(earlier, opened.hub_name).rstrip(),
         "",
         "## Recovery",
         "",
-        f"After the cut it was trained ({settings['recipe']}): {trained[0]}, {trained[1]:,}"
+        f"After the cut it was trained ({settings['recipe']}): {trained[0]}; {trained[1]:,}"
         f" parameters, {steps[0]:,} steps of which the state after step {steps[1]:,} is kept, on"
         f" {data['tokens']:,} tokens in {data['examples']:,} examples of {source}"
         f" (SHA-256 {data['sha256'][:16]}; {data['held_out']:,} held out).",
@@ -157,7 +151,7 @@ def recovery_card(
         "|---|---|---|",
         *map(row, numbers),
         "",
-        *([f"Perplexity on {on}.", ""] if on else []),
+        *([on, ""] if on else []),
         "| setting | value |",
         "|---|---|",
         *(row((key, without_place(value))) for key, value in settings.items()),
@@ -166,9 +160,15 @@ def recovery_card(
         "",
         *(["## Loading after the recovery", "", *loading, ""] if loading else []),
         *(
-            about_custom(why_not_stock, packed=packed)
+            about_custom(form.why, packed=packed)
             if packed or "per_layer_config" not in earlier
             else []
         ),
     ]
     return "\n".join(lines)
+
+
+def _how(opened: OpenModel, form: Form) -> str:
+    """How to load the folder."""
+    how = _HOW_WHOLE if isinstance(form, WholeForm) else _HOW_STOCK if form.stock else _HOW_OWN
+    return how.format(architecture=form.architecture if form.stock else opened.family.model)

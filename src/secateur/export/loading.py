@@ -10,10 +10,11 @@ def about_custom(why: str, *, packed: bool = False) -> list[str]:
     """
     if not why:
         return []
+    peft = "" if packed else ", PEFT without `target_modules`"
     lines = [
-        f"It is no stock checkpoint because {why}. `AutoModel`, PEFT without `target_modules` and,"
-        " where the family has one, `AutoModelForSequenceClassification` work as for the stock"
-        f" class. The file runs on {RANGE}.",
+        f"It is no stock checkpoint because {why}. `AutoModel`{peft} and, where the family has one,"
+        " `AutoModelForSequenceClassification` work as for the stock class. The file runs on"
+        f" {RANGE}.",
         "",
         "`config.per_layer_config[i]` has the sizes of layer `i`. What is read without a layer, as"
         " `config.num_key_value_heads`, is a number that no layer exceeds: enough for a cache of"

@@ -179,10 +179,13 @@ def idle_settings(config: PruneConfig) -> list[str]:
         "--target": config.target != "residual" and not fits,
         "--damping": config.damping is not None and not fits,
         "--square-attention": config.square_attention and score is None,
-        "--scale": config.scale is not None and config.search_name not in COMPARING,
+        "--scale": config.scale is not None
+        and (config.rescore or config.search_name not in COMPARING),
+        "--search": config.search is not None and config.rescore,
     }
+    search = "--rescore" if config.rescore else config.search_name
     return [
-        f"{option} changes nothing here: {config.fusion_name or score}, {config.search_name} and"
+        f"{option} changes nothing here: {config.fusion_name or score}, {search} and"
         f" {config.repair_name} do not ask for it"
         for option, there in idle.items()
         if there
@@ -260,7 +263,7 @@ def _check_rescore(structure: Structure, config: PruneConfig) -> None:
     if config.fusion_name is not None:
         raise SecateurError(
             f"--rescore takes one score, and {config.fusion_name!r} makes one of two.\n"
-            "Type --importance taylor (or wifv, magnitude-l2)."
+            "Type --importance taylor-first (or wifv, magnitude-l2)."
         )
 
 

@@ -9,13 +9,19 @@ from typing import Any
 from ..checkpoint import Weights, companions_beside
 from ..config import PruneConfig, to_toml
 from ..data import Windows
-from ..export import Form, WholeForm, earlier_card, licence_files, model_card
+from ..export import Form, licence_files, model_card
 from ..models import OpenModel
-from ..report import bos_line, evaluation_line, layer_rows, number_rows
+from ..report import bos_line, cut_words, evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
 
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """What made a folder, for records."""
+    packages = {name: importlib.metadata.version(name) for name in _VERSIONS}
+    return {"python": platform.python_version(), **packages}
 
 
 def write_plan(folder: Path, weights: Weights, structure: Structure, plan: Plan) -> None:
@@ -41,13 +47,7 @@ def write_record(
     name of the folder): same seed, same bytes.
     """
     write_plan(folder, opened.weights, structure, plan)
-    record: dict[str, Any] = {
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _VERSIONS},
-        },
-        "results": dict(numbers),
-    }
+    record: dict[str, Any] = {"versions": versions(), "results": dict(numbers)}
     if windows is not None:
         record["calibration"] = {
             "windows": len(windows.ids),
@@ -57,18 +57,14 @@ def write_record(
     record["companions"] = companions_beside(folder)
     (folder / "run.toml").write_text(to_toml(config, record), encoding="utf-8")
     card = model_card(
-        base=opened.name,
-        architecture=form.architecture if form.stock else opened.family.model,
-        stock=form.stock,
-        whole=isinstance(form, WholeForm),
+        opened,
+        form,
+        cut=cut_words(structure, plan),
         settings=_card_settings(config),
         numbers=number_rows(numbers),
         layers=layer_rows(structure, plan),
         evaluated_on=" ".join(filter(None, (evaluation_line(numbers), bos_line(numbers)))),
-        earlier=earlier_card(opened.folder),
-        hub_name=opened.hub_name,
         licences=licence_files(folder),
-        why_not_stock=numbers["form"]["why_not_stock"],
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

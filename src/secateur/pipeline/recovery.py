@@ -103,6 +103,12 @@ def prune_and_recover(
     """
     choose("recovery", recipe, {**RECIPES, "own": None})
     names, texts = named(settings)
+    for name, text in texts.items():
+        if isinstance(text, Iterator):
+            raise SecateurError(
+                f"The {name} text can be read only once, and pruning and recovery both read it.\n"
+                "Give it as a list."
+            )
     pruning = make_config(model=str(model), **names)
     if recipe == "own":
         recipe = METHODS[pruning.method].recovery or ""

@@ -381,4 +381,4 @@ class RecoveryRun:
         )
         copy_history(folder, self.opened)
         config = self.config.model_copy(update={"model": self.name})
-        write_recovery(folder, self.opened, config, numbers, stock=stored.stock)
+        write_recovery(folder, self.opened, config, numbers, stored)

@@ -1,19 +1,17 @@
 """What stands beside recovered weights: the history of the folder, the settings, the card."""
 
-import importlib.metadata
-import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import belongs, companions_beside
-from ..config import RecoverConfig, to_toml
-from ..export import earlier_card, recovery_card
+from ..config import TRAINED, RecoverConfig, to_toml
+from ..export import Form, recovery_card
 from ..models import OpenModel
-from ..report import number_rows
+from ..report import evaluation_line, number_rows
+from .record import versions
 
-_VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 _HISTORY = ("plan.json", "run.toml")
 
 
@@ -29,29 +27,23 @@ def write_recovery(
     opened: OpenModel,
     config: RecoverConfig,
     numbers: Mapping[str, Any],
-    *,
-    stock: bool,
+    form: Form,
 ) -> None:
     """Write recovery.toml and README.md; nothing in them differs between two like runs."""
-    versions = {name: importlib.metadata.version(name) for name in _VERSIONS}
     record = {
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": versions(),
         "results": numbers,
         "companions": companions_beside(folder),
     }
     (folder / "recovery.toml").write_text(to_toml(config, record), encoding="utf-8")
     card = recovery_card(
-        earlier_card(opened.folder),
-        base=opened.name,
-        architecture=opened.family.model,
-        stock=stock,
+        opened,
+        form,
         data=numbers["data"],
         numbers=number_rows({key: numbers[key] for key in ("bytes", "perplexity")}),
-        evaluated_on=numbers["evaluation"]["text"] if numbers["perplexity"] else None,
+        evaluated_on=evaluation_line(numbers),
         settings={key: value for key, value in config.model_dump().items() if value is not None},
         steps=(numbers["steps"], numbers["best_step"]),
-        trained=(numbers["trained"], numbers["trained_parameters"]),
-        hub_name=opened.hub_name,
-        why_not_stock=numbers["form"]["why_not_stock"],
+        trained=(TRAINED[numbers["trained"]].summary, numbers["trained_parameters"]),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

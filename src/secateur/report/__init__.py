@@ -4,6 +4,7 @@ from .blend import BLEND_COLUMNS, blend_chart, blend_rows, checked_blend
 from .engines import engine_notes, parallel_sizes
 from .rows import (
     bos_line,
+    cut_words,
     evaluation_line,
     form_line,
     layer_numbers,
@@ -25,6 +26,7 @@ __all__ = [
     "checked_blend",
     "comparison_columns",
     "comparison_row",
+    "cut_words",
     "engine_notes",
     "evaluation_line",
     "form_line",

@@ -50,7 +50,7 @@ def trial_row(trial: Trial) -> list[str]:
     return [
         one_line(trial.label),
         f"{trial.removed:.1%}",
-        *(f"{value:,.1f}" for value in trial.perplexity.values()),
+        *(f"{value:,.2f}" for value in trial.perplexity.values()),
         f"{trial.size:.2f}",
         f"{trial.seconds:.1f}",
     ]

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from ..checkpoint import TensorSpec
 from ..structure import Structure, format_ranges
 
-# (values in a block of a row, what is made of such blocks)
-_BLOCKS = ((32, "quantised (q4_0, q8_0)"), (256, "given k-quants (q4_K and the like)"))
+# (values in a block of a row, what llama.cpp makes of rows that are not made of such blocks)
+_BLOCKS = (
+    (32, "leaves them in 16 bits where it quantises (q4_0, q8_0)"),
+    (256, "has no k-quants (q4_K and the like) for them, but types of smaller blocks"),
+)
 
 
 def engine_notes(
@@ -34,8 +37,8 @@ def engine_notes(
             layers = format_ranges(sorted(found))
             example = next(iter(found.values()))
             notes.append(
-                f"rows of layers {layers} (such as {example:,} values) are no multiples of {block},"
-                f" so llama.cpp has them not {what}; --align {block} makes MLP widths that are"
+                f"linears of layers {layers} read rows that are no multiples of {block} (one of"
+                f" {example:,} values): llama.cpp {what}; --align {block} makes MLP widths that are"
             )
     return notes
 

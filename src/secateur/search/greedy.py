@@ -18,9 +18,10 @@ def one_by_one(axes: Sequence[Axis], budget: float, scores: ScoresWithout) -> li
     """The `axes` (whole layers) that go, in order, until what is gone is nearest to `budget`."""
     gone: list[Axis] = []
     spent = 0
-    while len(gone) < len(axes):
+    while left := [axis for axis in axes if axis not in gone]:
+        if spent + min(axis.cost for axis in left) / 2 > budget:
+            break  # scores are a pass over the model: none for nothing
         found = scores(frozenset(axis.layer for axis in gone))
-        left = [axis for axis in axes if axis not in gone]
         least = min(left, key=lambda axis: float(found[axis.name].sum()))
         if spent + least.cost / 2 > budget:
             break

@@ -10,6 +10,10 @@ A removed layer whose output is its input plus a linear map of that consumer's o
 exactly that way (so do ReplaceMe, 2505.02819, with a matrix merged into the MLP, and Prune&Comp,
 2507.18212, with a scale). S* lies ahead of the layer that is being repaired, so the dense model
 walks there first, once.
+
+What stays within a gap (a convolution that no unit owns) adds its part itself: in the layer where
+the gap ends, S* is the stream before it and what goes gave. In the layers before that one nothing
+may stay but consumers; the numbers are asked for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,10 +24,11 @@ from torch import Tensor, nn
 
 from ..progress import Progress
 from ..stats import Activations, LayerStep, Walk
-from ..stats.stream import Call
-from ..stats.substitute import substituted
+from ..stats.collect import find
+from ..stats.stream import Call, hidden_of
+from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Kind, Plan, Structure
-from .observe import Consumer, see, stream_multipliers
+from .observe import Consumer, residual_multiplier, see, stream_multipliers
 
 BLOCKS = ("attention_block", "mlp_block")
 COARSE = ("layer", *BLOCKS)
@@ -64,6 +69,24 @@ class Depth:
                 last = place
         return cls(layers, blocks, gaps)
 
+    def spans(self, layer: int) -> bool:
+        """Whether this layer stays, and a gap begins in it or goes on beyond it."""
+        inside = (layer in _before(start, end) for start, end in self.gaps.items())
+        return layer not in self.layers and any(inside)
+
+    def silenced(self, step: LayerStep) -> Substitutes:
+        """Blocks that go add nothing: what they write with is zero."""
+        edits: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
+        for (layer, _), axis in self.blocks.items():
+            for member in axis.consumers if layer == step.index else ():
+                module = find(step.module, member.module, layer)
+                bias = "bias" if member.parameter == "weight" else f"{member.parameter}_bias"
+                for name in (member.parameter, bias):
+                    if (whole := module._parameters.get(name)) is not None:
+                        silent = torch.zeros_like(whole.detach())
+                        edits[module, name] = nn.Parameter(silent, requires_grad=False)
+        return edits
+
     def starts_in(self, layer: int) -> bool:
         """Whether something goes in this layer, or just after one of its sub-blocks."""
         return (
@@ -73,13 +96,22 @@ class Depth:
         )
 
 
+def _before(start: Place, end: Place) -> range:
+    """The layers that a gap begins in and passes, up to the one where it ends."""
+    return range(start[0], max(end[0], start[0] + 1))
+
+
 def streams_after(
     walk: Walk, axes: Sequence[Axis], depth: Depth, *, progress: Progress | None = None
 ) -> dict[Place, Activations]:
-    """The dense stream after each gap that has a place there, by the sub-block before the gap."""
+    """The dense stream after each gap that has a place there, by the sub-block before the gap.
+
+    There is none where something that stays adds to the stream before the layer where it ends.
+    """
     if not depth.gaps:
         return {}
     found: dict[Place, Activations] = {}
+    adding: set[int] = set()
     ends = {end: start for start, end in depth.gaps.items()}
     last = max(layer for layer, _ in ends)
     dense = walk.embed()
@@ -87,16 +119,54 @@ def streams_after(
         own = [axis for axis in axes if axis.layer == step.index and not axis.of]
         kinds = sorted({axis.kind for axis in own})
         for kind in kinds[:-1]:
-            if (step.index, kind) in ends:
+            start = ends.get((step.index, kind))
+            if start is not None and not adding.intersection(_before(start, (step.index, kind))):
                 between = _between(walk, step, dense, own, kind)
                 if between is not None:
-                    found[ends[step.index, kind]] = between
+                    found[start] = between
+        if depth.spans(step.index) and not _consumers_alone(step, dense, own, depth):
+            adding.add(step.index)
+        place = (step.index, kinds[-1]) if kinds else None
+        start = ends.get(place) if place else None
+        if place and start is not None and not adding.intersection(_before(start, place)):
+            stays = step.index not in depth.layers and step.index != start[0]
+            silent = depth.silenced(step) if stays else None
+            found[start] = _with_what_goes(walk, step, dense, silent)
         step.run(dense)
-        if kinds and (step.index, kinds[-1]) in ends:
-            found[ends[step.index, kinds[-1]]] = dense.clone(limit=walk.limit)
         if step.index == last:
             break
     return found
+
+
+def _with_what_goes(
+    walk: Walk, step: LayerStep, dense: Activations, silent: Substitutes | None
+) -> Activations:
+    """The stream after a layer; with `silent`, less what the layer gives without its blocks."""
+    after = dense.clone(limit=walk.limit)
+    step.run(after)
+    if silent is not None:
+        for windows, hidden, (args, kwargs) in step.batches(dense):
+            with substituted(silent), torch.no_grad():
+                without = hidden_of(step.module(hidden, *args, **kwargs))
+            after[windows] = after[windows].to(hidden.device) - (without - hidden)
+    return after
+
+
+def _consumers_alone(
+    step: LayerStep, dense: Activations, axes: Sequence[Axis], depth: Depth
+) -> bool:
+    """Whether nothing but the consumers that stay adds to the stream in a layer."""
+    staying = [axis for axis in axes if (axis.layer, axis.kind) not in depth.blocks]
+    if any(axis.consumer.parameter != "weight" for axis in staying):
+        return False
+    whole = Plan({}, "", "")
+    consumers = [Consumer.of(axis, whole, step.module) for axis in staying]
+    _, hidden, call = next(step.batches(dense))
+    with substituted(depth.silenced(step)):
+        seen = see(step.module, hidden, call, consumers)
+    if not consumers:
+        return torch.equal(seen.before, seen.after)
+    return residual_multiplier(seen.before, seen.after, list(seen.outputs.values())) is not None
 
 
 def _between(

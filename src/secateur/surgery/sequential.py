@@ -147,8 +147,8 @@ def _unmended(depth: Depth, surgeon: "_Surgeon") -> Iterator[str]:
         if start not in surgeon.anticipated:
             yield (
                 f"no linear before it is fitted to what went up to the {kind} of layer {layer}"
-                " (experts or a norm stand between, or blocks run side by side): those after it"
-                " repay what they can"
+                " (experts, a norm or a module that is left whole stand between, or blocks run side"
+                " by side): those after it repay what they can"
             )
 
 
@@ -201,7 +201,7 @@ class _Surgeon:
         """Find the new tensors of one layer; give the parameters that make it the student's."""
         linears = [axis for axis in axes if axis.consumer.parameter == "weight"]
         consumers = [Consumer.of(axis, self._plan, step.module) for axis in linears]
-        edits = {**self._cut_experts(step, axes), **self._cut_blocks(step)}
+        edits = {**self._cut_experts(step, axes), **self._depth.silenced(step)}
         if not consumers:
             return edits
         cut = {axis.consumer.module for axis in axes if self._plan.removed(axis)}
@@ -241,19 +241,6 @@ class _Surgeon:
                 self.anticipated.add((axis.layer, axis.kind))
         return found
 
-    def _cut_blocks(self, step: LayerStep) -> Substitutes:
-        """Blocks that go add nothing: what they write with is zero."""
-        edits: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
-        for (layer, _), axis in self._depth.blocks.items():
-            for member in axis.consumers if layer == step.index else ():
-                module = find(step.module, member.module, layer)
-                whole = module.get_parameter(member.parameter).detach()
-                edits[module, member.parameter] = _frozen(torch.zeros_like(whole))
-                bias = "bias" if member.parameter == "weight" else f"{member.parameter}_bias"
-                if module._parameters.get(bias) is not None:
-                    edits[module, bias] = _frozen(torch.zeros_like(module.get_parameter(bias)))
-        return edits
-
     def _cut_experts(self, step: LayerStep, axes: Sequence[Axis]) -> Substitutes:
         """Experts, whose consumers have no module of their own, are cut and not fitted."""
         edits: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
@@ -262,7 +249,9 @@ class _Surgeon:
             if member.parameter != "weight" and len(removed):
                 module = find(step.module, member.module, axis.layer)
                 whole = module.get_parameter(member.parameter).detach()
-                edits[module, member.parameter] = _frozen(member.masked(whole, removed))
+                edits[module, member.parameter] = nn.Parameter(
+                    member.masked(whole, removed), requires_grad=False
+                )
         return edits
 
     def _repair(self, layer: _Layer, consumer: Consumer, edits: Substitutes) -> Substitutes:
@@ -378,7 +367,3 @@ class _Surgeon:
             if name == consumer.name:
                 break
         return layer.ahead[consumer.name][windows].to(stream.device).float() - stream
-
-
-def _frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor, requires_grad=False)
