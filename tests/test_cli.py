@@ -328,6 +328,55 @@ def test_inspect_shows_the_layers_of_any_folder(
     assert found["facts"]["repair"] == "bias"
 
 
+IDLE = {"fine", "members", "target", "damping", "scale", "rescore", "stock", "square_attention"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({"importance": "wifv"}, set()),
+        ({"importance": "taylor-first"}, {"members"}),
+        ({"fusion": "regression"}, {"fine"}),
+        ({"importance": "wifv", "repair": "refit"}, {"target"}),
+        ({"importance": "wifv", "stock": True, "rescore": True}, {"stock", "rescore"}),
+        ({"importance": "magnitude-l2", "search": "global", "scale": "log"}, {"scale"}),
+        ({"importance": "of-someone", "fusion": ["odd"], "search": 7, "repair": "x"}, set()),
+    ],
+)
+def test_inspect_lists_the_settings_that_were_looked_at(
+    changes: dict[str, Any], read: set[str], tmp_path: Path, said: Said
+) -> None:
+    usual = {
+        "method": "flap", "fine": "first", "members": "sum", "target": "residual", "scale": None,
+        "stock": False, "rescore": False, "square_attention": False, "search": "uniform",
+    }  # fmt: skip
+    settings = {**usual, **changes}
+    repair = settings.pop("repair", "none")
+    plan = {
+        "format": "secateur-plan-1", "architecture": "a", "weights": "w", "repair": repair,
+        "calibration": {}, "settings": settings,
+        "axes": [{"name": "layers.0.mlp", "units": 2, "keep": "0"}],
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    facts = json.loads(said("inspect", tmp_path, "--json"))["facts"]
+    assert IDLE & facts.keys() == read
+    assert (facts["method"], facts["repair"]) == ("flap", repair)
+
+
+def said_with_notes(command: list[Any]) -> None:
+    assert run([str(word) for word in command]) == 0
+
+
+def test_a_plan_that_keeps_everything_is_noted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, quick = tmp_path / "plan", ["--evaluate", "none", "--out"]
+    said_with_notes(["prune", model, "--method", "random", "--ratio", "0", *quick, plan])
+    assert capsys.readouterr().err == ""
+    said_with_notes(["apply", plan, model, *quick, tmp_path / "same"])
+    assert "nothing is removed: the plan keeps every unit" in capsys.readouterr().err
+
+
 def test_inspect_prints_and_draws_the_blend_that_the_run_found(
     model: Path, calibrated: list[str], tmp_path: Path, said: Said, assert_refused: Any
 ) -> None:
