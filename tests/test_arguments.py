@@ -229,6 +229,16 @@ def test_what_comes_before_the_first_stage_says_how_long_it_takes(
     assert said == ["reading: 0:00 so far"]
 
 
+def test_what_began_before_has_its_first_line_the_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lines, "FIRST", 60.0)
+    said: list[str] = []
+    lines = Lines(said.append)
+    lines.begin("reading", 75)
+    time.sleep(0.1)
+    lines.close()
+    assert said == ["reading: 1:15 so far"]
+
+
 def test_a_stage_that_breaks_off_says_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lines, "FIRST", 0.5)
     said: list[str] = []

@@ -59,6 +59,7 @@ def evaluate_command(
 ) -> None:
     """Evaluate a model."""
     lengths = _lengths(windows)
+    screen = Screen()
     from ..pipeline.look import evaluated
     from ..report import bos_line
 
@@ -75,7 +76,7 @@ def evaluate_command(
         windows=lengths,
         merge_adapter=merge_adapter,
         dequantise=dequantise,
-        progress=Screen(),
+        progress=screen,
     )
     if as_json:
         values = [{"window": p.window, "perplexity": p.value, "tokens": p.tokens} for p in found]
@@ -145,8 +146,9 @@ def inspect_command(
     if as_json:
         print_json(found.to_json())
         return
+    screen = Screen(reading=False)
     for note in found.notes:
-        Screen().note(note)
+        screen.note(note)
     table(str(folder), ("", "value"), ((key, _fact(key, v)) for key, v in found.facts.items()))
     if found.rows:
         table("Layers", tuple(found.rows[0]), (row.values() for row in found.rows))
@@ -185,11 +187,12 @@ def convert_command(model: str, out: Path | None, force: bool, as_json: bool, **
     """Convert a model."""
     if out is None:
         raise SecateurError("Where to? Add --out DIR.")
+    screen = Screen()
     from ..pipeline import convert
     from ..report import form_line
 
     quiet_transformers()
-    done = convert(model, out=out, force=force, progress=Screen(), **how)
+    done = convert(model, out=out, force=force, progress=screen, **how)
     if as_json:
         print_json(done.to_json())
         return
