@@ -41,6 +41,7 @@ _CUT = {"method": "magnitude", "evaluate": "none", "align": 1}
             "no model": (lambda m: secateur.prune(**_CUT), "missing a required argument: 'model'"),
             "unknown": (lambda m: secateur.prune(m, rato=3), "Did you mean 'ratio'"),
             "ratio": (lambda m: secateur.prune(m, ratio="x"), "ratio = 'x' will not do"),
+            "texts": (lambda m: secateur.prune(m, ratio=["x" * 7000] * 40), "ratio = "),
             "samples": (lambda m: secateur.prune(m, samples=10**19), "samples .* is too large"),
             "digits": (lambda m: secateur.prune(m, ratio=10**5000), "ratio = one int will not do"),
             "home": (
@@ -81,6 +82,7 @@ def test_a_wrong_argument_is_refused(
     with pytest.raises(SecateurError, match=says) as caught:
         call(model)
     assert len(str(caught.value).splitlines()) <= 2
+    assert len(str(caught.value)) < 1000
 
 
 def test_an_argument_of_the_wrong_kind_is_a_type_error_too(model: Path) -> None:

@@ -301,9 +301,10 @@ CLOSED: dict[str, list[str]] = {
     "apply": ["apply", "CLOSED/plan.json", "MODEL", "--out", "OUT"],
     "recover": ["recover", "CLOSED", "--data", "TEXT", "--out", "OUT"],
     "recover --data": ["recover", "MODEL", "--with", "lora", "--data", "CLOSED/x", "--out", "OUT"],
-    "recover --teacher": ["recover", "MODEL", "--teacher", "CLOSED", "--data", "TEXT"]
-    + ["--out", "OUT"],
-}
+    "recover --teacher": [
+        "recover", "MODEL", "--teacher", "CLOSED", "--data", "TEXT", "--out", "OUT",
+    ],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("typed", CLOSED.values(), ids=CLOSED)

@@ -15,7 +15,14 @@ import pytest
 
 from conftest import bound, tiny_tokenizer
 from secateur.cli.main import run
-from secateur.data import documents, is_instructions, opening, rows, shuffle
+from secateur.data import (
+    documents,
+    instruction_examples,
+    is_instructions,
+    opening,
+    rows,
+    shuffle,
+)
 from secateur.errors import SecateurError
 
 TEXTS = ['one, "two"\nthree', "café {braces}", "last"]
@@ -225,6 +232,8 @@ def test_half_characters_are_replaced_and_counted(tmp_path: Path) -> None:
     assert notes[0].startswith("3 characters")
     path.write_text('{"instruction": "a\\ud83d", "output": "b\\ude00"}\n')
     assert is_instructions(str(path))
+    options = {"length": 400, "samples": 1, "seed": 0}
+    assert len(instruction_examples(str(path), tiny_tokenizer(), **options)) == 1
 
 
 def test_bad_files_of_a_folder_are_named_and_skipped(tmp_path: Path) -> None:
