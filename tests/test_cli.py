@@ -15,6 +15,7 @@ from typing import Any
 import click
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import secateur
@@ -492,6 +493,24 @@ def test_a_process_whose_output_is_no_terminal_is_quiet(
     ours = re.compile(r"[a-z ]+(, \d+)?: (\d+:\d\d so far|\w+ \d+ of \d+.*)")
     assert (result.returncode, [line for line in lines if not ours.fullmatch(line)]) == (0, [])
     assert json.loads(result.stdout)["out"] == str(tmp_path / "small")
+
+
+def test_transformers_is_silent_in_every_command(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """What it has to say of a config would run through what is printed."""
+    cut = ["--method", "magnitude", "--evaluate", "none"]
+    for command in (
+        ["inspect", model],
+        ["discover", model],
+        ["evaluate", model, "--text", text_file, "--windows", "16", "--tokens", "64"],
+        ["prune", model, *cut, "--out", tmp_path / "small"],
+        ["apply", tmp_path / "small", model, "--evaluate", "none", "--out", tmp_path / "again"],
+        ["compare", model, "--methods", "magnitude", "--ratios", "0.2", "--evaluate", "none"],
+    ):
+        transformers.logging.set_verbosity_warning()
+        said_with_notes(command)
+        assert transformers.logging.get_verbosity() == transformers.logging.ERROR, command
 
 
 # --- data -----------------------------------------------------------------------------------------
