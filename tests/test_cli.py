@@ -275,6 +275,18 @@ def test_evaluate_prints_one_row_for_each_window(model: Path, text_file: Path, s
         assert re.search(rf"│ {entry['window']} +│ +{entry['perplexity']:.3f} │", out)
 
 
+def test_evaluate_says_which_part_of_a_data_set_it_reads(
+    model: Path, text_file: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hub_rows(data_set: Any, *, use: str, seed: int | None) -> Any:
+        return iter([{"text": text_file.read_text()}])
+
+    monkeypatch.setattr("secateur.data.sources.hub_rows", hub_rows)
+    options = ["--windows", "16", "--tokens", "64"]
+    for name, part in (("wikitext2", "the split test"), ("c4", "c4-validation.00000-of-00008")):
+        assert part in said("evaluate", model, "--text", name, *options).replace("\n", "")
+
+
 @pytest.mark.parametrize(("width", "lines"), [(80, 2), (120, 1)])
 def test_a_narrow_terminal_breaks_headings_between_words_and_nothing_else(
     width: int, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

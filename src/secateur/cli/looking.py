@@ -60,6 +60,7 @@ def evaluate_command(
     """Evaluate a model."""
     lengths = _lengths(windows)
     screen = Screen()
+    from ..data import evaluated_part
     from ..pipeline.look import evaluated
     from ..report import bos_line
 
@@ -84,9 +85,9 @@ def evaluate_command(
         print_json(said)
         return
     rows = [(p.window, f"{p.value:.3f}", f"{p.tokens:,}") for p in found]
-    table(
-        f"{model} on {text}", ("window, tokens", "perplexity per token", "predicted tokens"), rows
-    )
+    part = evaluated_part(text)
+    title = f"{model} on {text}, {part}" if part else f"{model} on {text}"
+    table(title, ("window, tokens", "perplexity per token", "predicted tokens"), rows)
     click.echo(bos_line({"bos": begin.to_json()}))
 
 

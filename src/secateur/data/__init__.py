@@ -3,7 +3,7 @@
 from .fields import TextOf, alpaca_prompt
 from .generated import generated_documents
 from .given import GIVEN, given_windows, is_given
-from .sources import EMBEDDED, HUB_SETS, HubSet, check_source, documents
+from .sources import EMBEDDED, HUB_SETS, HubSet, check_source, documents, evaluated_part
 from .tokens import Beginning, Bos, beginning
 from .training import (
     IGNORED,
@@ -42,6 +42,7 @@ __all__ = [
     "check_source",
     "cut",
     "documents",
+    "evaluated_part",
     "generated_documents",
     "given_windows",
     "instruction_examples",
