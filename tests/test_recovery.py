@@ -62,6 +62,10 @@ def test_a_recovered_folder_is_a_folder_like_the_one_before(
     card = (out / "README.md").read_text()
     for words in ("## Recovery", "trained", done.numbers["data"]["sha256"][:16], "held out"):
         assert words in card
+    form = done.to_json()["results"]["form"]
+    assert form["class"] == read_json(out / "config.json")["architectures"][0]
+    assert form["stock"] == ("auto_map" not in read_json(out / "config.json"))
+    assert bool(form["why_not_stock"]) != form["stock"]
     assert done.numbers["checks"][0]["step"] == 0
     assert not list(tmp_path.glob(".*training*"))
     assert any("are few" in note for note in done.notes)
@@ -302,7 +306,8 @@ def test_an_interrupt_says_that_the_training_can_go_on(
     with monkeypatch.context() as patch:
         patch.setattr("secateur.cli.recover.Screen", lambda: Cut(26))
         assert run([*command, "--out", str(out)]) == 130
-    said = capsys.readouterr().err
+    printed, said = capsys.readouterr()
+    assert "A custom checkpoint, SecateurLlamaForCausalLM: layers differ" in printed
     assert "Interrupted; the training so far is in .better.training.safetensors" in said
     assert not out.exists()
     assert run([*command, "--out", str(out)]) == 0
