@@ -5,7 +5,7 @@ Run by `scripts/demo`, which sets everything up.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from secateur.data.sources import embedded_folder
 from secateur.methods import METHODS
 from secateur.report.blend import varies
 from secateur.report.comparison import Trial, page, trial_columns, trial_row
+from secateur.report.rows import form_word
 
 RATIOS = (0.2, 0.5)
 STEPS = 25
@@ -47,7 +48,13 @@ def recovered(ratio: float, trials: Sequence[Trial], screen: Screen) -> Trial:
     )  # fmt: skip
     flap = next(t for t in trials if (t.method, t.ratio) == ("flap", ratio))
     values, size = measured(out), megabytes(out)
-    return Trial("flap", ratio, flap.removed, values, size, flap.seconds + done.seconds, "distil")
+    seconds, form = flap.seconds + done.seconds, form_of(done.numbers)
+    return Trial("flap", ratio, flap.removed, values, size, seconds, "distil", form)
+
+
+def form_of(numbers: Mapping[str, Any]) -> str:
+    """Whether a folder is a stock checkpoint."""
+    return form_word(stock=numbers["form"]["stock"])
 
 
 def main() -> None:
@@ -56,8 +63,9 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     screen = Screen()
     dense = Trial(
-        "not pruned", 0.0, 0.0, measured(embedded_folder()), megabytes(embedded_folder()), 0
-    )
+        "not pruned", 0.0, 0.0, measured(embedded_folder()), megabytes(embedded_folder()), 0,
+        form=form_word(stock=True),
+    )  # fmt: skip
     trials: list[Trial] = []
     blends: dict[str, Any] = {}
     for ratio in RATIOS:
@@ -80,7 +88,8 @@ def main() -> None:
             blend = result.numbers.get("blend")
             if blend and varies(blend):
                 blends[method] = blend
-            trials.append(Trial(method, ratio, removed, measured(out), megabytes(out), seconds))
+            values, size, form = measured(out), megabytes(out), form_of(result.numbers)
+            trials.append(Trial(method, ratio, removed, values, size, seconds, form=form))
 
         trials.append(recovered(ratio, trials, screen))
 

@@ -8,10 +8,13 @@ from jaxtyping import install_import_hook
 
 install_import_hook("secateur", "typecheck.checked")
 
+import ctypes  # noqa: E402
 import json  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
+import sys  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -345,6 +348,29 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return out
 
     return check
+
+
+@contextmanager
+def bound(*more: int) -> Iterator[None]:
+    """Root, too, may only do what permissions say; `more` are other capabilities to be without."""
+    if os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("root is bound on Linux alone")
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the third version; this thread
+    sets = (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    before = sets[0]
+    for one in (1, 2, *more):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        sets[0] &= ~(1 << one)
+    assert libc.capset(header, sets) == 0
+    try:
+        yield
+    finally:
+        sets[0] = before
+        libc.capset(header, sets)
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:

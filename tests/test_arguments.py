@@ -41,6 +41,7 @@ _CUT = {"method": "magnitude", "evaluate": "none", "align": 1}
             "no model": (lambda m: secateur.prune(**_CUT), "missing a required argument: 'model'"),
             "unknown": (lambda m: secateur.prune(m, rato=3), "Did you mean 'ratio'"),
             "ratio": (lambda m: secateur.prune(m, ratio="x"), "ratio = 'x' will not do"),
+            "texts": (lambda m: secateur.prune(m, ratio=["x" * 7000] * 40), "ratio = "),
             "samples": (lambda m: secateur.prune(m, samples=10**19), "samples .* is too large"),
             "digits": (lambda m: secateur.prune(m, ratio=10**5000), "ratio = one int will not do"),
             "home": (
@@ -81,6 +82,7 @@ def test_a_wrong_argument_is_refused(
     with pytest.raises(SecateurError, match=says) as caught:
         call(model)
     assert len(str(caught.value).splitlines()) <= 2
+    assert len(str(caught.value)) < 1000
 
 
 def test_an_argument_of_the_wrong_kind_is_a_type_error_too(model: Path) -> None:
@@ -227,6 +229,16 @@ def test_what_comes_before_the_first_stage_says_how_long_it_takes(
     time.sleep(0.1)
     lines.close()
     assert said == ["reading: 0:00 so far"]
+
+
+def test_what_began_before_has_its_first_line_the_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lines, "FIRST", 60.0)
+    said: list[str] = []
+    lines = Lines(said.append)
+    lines.begin("reading", 75)
+    time.sleep(0.1)
+    lines.close()
+    assert said == ["reading: 1:15 so far"]
 
 
 def test_a_stage_that_breaks_off_says_no_more(monkeypatch: pytest.MonkeyPatch) -> None:

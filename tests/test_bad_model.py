@@ -1,5 +1,7 @@
 """Models that cannot be pruned: exit code 2, the cause and the cure, nothing left behind."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -12,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import secateur
-from conftest import cases
+from conftest import bound, cases
 from secateur import pipeline
 from secateur.cli.main import run
 from secateur.errors import SecateurError
@@ -254,6 +256,71 @@ def test_every_command_refuses_a_model_that_is_not_there(
     assert_refused(*arguments[command], says=["No such model folder", "Give a folder"])
 
 
+@pytest.mark.parametrize(
+    "file", ["config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json"]
+)
+def test_a_file_that_may_not_be_read_is_named(
+    file: str, model: Path, calibrated: list[str], tmp_path: Path, assert_refused: Refused
+) -> None:
+    (model / file).chmod(0)
+    with bound():
+        said = refused_as_it_is(
+            "prune", model, *calibrated, "--out", tmp_path / "small", before=tmp_path
+        )
+    assert re.search(rf"{file}.*Permission denied|Permission denied.*{file}", said), said
+    assert "truncated" not in said
+
+
+def refused_as_it_is(*arguments: object, before: Path) -> str:
+    """What a refused command said, where not every file can be read for comparison."""
+    names = sorted(before.iterdir())
+    out = io.StringIO()
+    with contextlib.redirect_stderr(out):
+        assert run([str(one) for one in arguments]) == 2, out.getvalue()
+    assert sorted(before.iterdir()) == names
+    said = out.getvalue()
+    assert len(said.splitlines()) <= 2, said
+    return said
+
+
+CLOSED: dict[str, list[str]] = {
+    "discover": ["discover", "CLOSED"],
+    "inspect": ["inspect", "CLOSED"],
+    "inspect --against": ["inspect", "MODEL", "--against", "CLOSED/plan.json"],
+    "inspect --picture": ["inspect", "MODEL", "--picture", "CLOSED/x.svg"],
+    "convert": ["convert", "CLOSED", "--out", "OUT"],
+    "compare": ["compare", "CLOSED", "--methods", "flap"],
+    "compare --out": ["compare", "MODEL", "--methods", "magnitude", "--out", "CLOSED/x"],
+    "evaluate": ["evaluate", "CLOSED", "--text", "TEXT"],
+    "evaluate --text": ["evaluate", "MODEL", "--text", "CLOSED/x.txt"],
+    "prune": ["prune", "CLOSED", "--out", "OUT"],
+    "prune --out": ["prune", "MODEL", "--out", "CLOSED/x"],
+    "prune --use": ["prune", "MODEL", "--use", "CLOSED/x.py", "--out", "OUT"],
+    "prune --config": ["prune", "MODEL", "--config", "CLOSED/run.toml", "--out", "OUT"],
+    "prune --calibration": ["prune", "MODEL", "--calibration", "CLOSED/x.txt", "--out", "OUT"],
+    "apply": ["apply", "CLOSED/plan.json", "MODEL", "--out", "OUT"],
+    "recover": ["recover", "CLOSED", "--data", "TEXT", "--out", "OUT"],
+    "recover --data": ["recover", "MODEL", "--with", "lora", "--data", "CLOSED/x", "--out", "OUT"],
+    "recover --teacher": [
+        "recover", "MODEL", "--teacher", "CLOSED", "--data", "TEXT", "--out", "OUT",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("typed", CLOSED.values(), ids=CLOSED)
+def test_a_folder_that_may_not_be_entered_is_refused_by_every_command(
+    typed: list[str], model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    shutil.copytree(model, closed)
+    closed.chmod(0)
+    places = {"CLOSED": closed, "MODEL": model, "TEXT": text_file, "OUT": tmp_path / "out"}
+    for name, place in places.items():
+        typed = [word.replace(name, str(place)) for word in typed]
+    with bound():
+        assert "Permission denied" in refused_as_it_is(*typed, before=tmp_path)
+
+
 def test_a_file_in_place_of_a_folder_is_refused(
     text_file: Path, tmp_path: Path, assert_refused: Callable[..., str]
 ) -> None:
@@ -361,6 +428,16 @@ def test_evaluation_names_where_it_overflows(
 ) -> None:
     spoil(model)
     assert_refused("evaluate", model, "--text", text_file, says=words)
+
+
+def test_what_float16_cannot_hold_is_told_the_dtype_that_can(
+    tiny_folder: Any, text_file: Path, assert_refused: Callable[..., str]
+) -> None:
+    """Gemma's activations pass 65,504."""
+    folder = tiny_folder("gemma3", dtype=torch.float16)
+    filled(60_000.0, "model.layers.0.mlp.down_proj.weight")(folder)
+    words = ["computed in float16", "Try --dtype bfloat16 .or float32"]
+    assert_refused("evaluate", folder, "--text", text_file, says=words)
 
 
 def test_experts_of_another_size_than_config_json_says_are_refused(tiny_folder: Any) -> None:

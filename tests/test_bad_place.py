@@ -21,6 +21,7 @@ from conftest import snapshot
 from secateur import pipeline
 from secateur.checkpoint import folder as folder_module
 from secateur.checkpoint import shards
+from secateur.units import size_text
 
 SUPPORTED = "llama, mistral, qwen2, qwen3"
 WEIGHTS = "model.safetensors"
@@ -130,6 +131,14 @@ def test_too_little_space_is_refused_before_writing(
     assert_refused("prune", model, *calibrated, "--out", tmp_path / "small", says=words)
 
 
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (9, "9 bytes"), (312_400, "312 kB"), (1_400_000, "1.4 MB"), (26e9, "26 GB")],
+)
+def test_a_size_is_told_in_a_unit_that_shows_it(size: float, text: str) -> None:
+    assert size_text(size) == text
+
+
 FULL: dict[str, Exception] = {
     "oserror": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     "quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
@@ -225,7 +234,11 @@ def test_an_interrupt_after_any_stage_leaves_nothing(
     )
 
 
-def test_a_terminated_process_leaves_nothing(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sent", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
+def test_a_terminated_process_leaves_nothing(sent: int, model: Path, tmp_path: Path) -> None:
+    """SIGHUP: a terminal that was closed."""
     text = tmp_path / "long.txt"
     text.write_text("All work and no play makes Jack a dull boy. " * 40_000)
     before = snapshot(tmp_path)
@@ -241,7 +254,7 @@ def test_a_terminated_process_leaves_nothing(model: Path, tmp_path: Path) -> Non
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(sent)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert (out, err.splitlines()[-1]) == ("", "Interrupted; nothing was left behind.")

@@ -58,6 +58,10 @@ Spoil = Callable[[Path], None]
         (["--granularity", "channel", "--attention-layers", "1"], ["attention", "--granularity"]),
         (["--granularity", "layer", "--mlp-layers", "1", "--repair", "none"], ["mlp"]),
         (["--importance", "magnitude-l2", "--fusion", "fine"], ["--importance and --fusion"]),
+        (
+            ["--rescore", "--granularity", "layer", "--repair", "none", "--method", "hywia"],
+            ["--rescore takes one score", "--importance taylor-first"],
+        ),
         (["--mlp-layers", "0-9"], ["--mlp-layers", "'0-9'", "0 to 2"]),
         (["--hidden-gib", "-1"], ["hidden_gib", "greater than or equal to 0"]),
         (["--evaluate-tokens", "1"], ["evaluate_tokens", "greater than or equal to 2"]),
@@ -148,6 +152,54 @@ def test_misspelt_and_missing_arguments_are_refused(
     arguments: list[str], words: list[str], model: Path, assert_refused: Callable[..., str]
 ) -> None:
     assert_refused(*[str(model) if a == "MODEL" else a for a in arguments], says=words)
+
+
+PATHS: dict[str, list[str]] = {
+    "prune": ["prune", "X", "--out", "o"],
+    "prune --out": ["prune", "m", "--out", "X"],
+    "prune --config": ["prune", "m", "--config", "X", "--out", "o"],
+    "prune --use": ["prune", "m", "--use", "X", "--out", "o"],
+    "prune --calibration": ["prune", "m", "--calibration", "X", "--out", "o"],
+    "prune --evaluate": ["prune", "m", "--evaluate", "X", "--method", "random", "--out", "o"],
+    "apply": ["apply", "X", "m", "--out", "o"],
+    "apply to": ["apply", "m/plan.json", "X", "--out", "o"],
+    "recover": ["recover", "X", "--data", "embedded", "--out", "o"],
+    "recover --data": ["recover", "m", "--with", "lora", "--data", "X", "--out", "o"],
+    "recover --teacher": ["recover", "m", "--teacher", "X", "--data", "embedded", "--out", "o"],
+    "recover --out": ["recover", "m", "--with", "lora", "--data", "embedded", "--out", "X"],
+    "recover --config": ["recover", "--config", "X", "--out", "o"],
+    "compare": ["compare", "X", "--methods", "flap"],
+    "compare --out": ["compare", "m", "--methods", "flap", "--out", "X"],
+    "evaluate": ["evaluate", "X", "--text", "embedded"],
+    "evaluate --text": ["evaluate", "m", "--text", "X"],
+    "inspect": ["inspect", "X"],
+    "inspect --against": ["inspect", "m", "--against", "X"],
+    "inspect --picture": ["inspect", "m", "--picture", "X.svg"],
+    "convert": ["convert", "X", "--out", "o"],
+    "discover": ["discover", "X"],
+    "discover --picture": ["discover", "m", "--picture", "X.svg"],
+}
+
+
+@pytest.mark.parametrize("typed", PATHS.values(), ids=PATHS)
+def test_a_path_that_nothing_can_have_is_refused_wherever_it_stands(
+    typed: list[str],
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_refused: Callable[..., str],
+) -> None:
+    """Too long, or in the home of nobody."""
+    model.rename(tmp_path / "m")
+    pipeline.prune(
+        tmp_path / "m", method="random", evaluate="none", dry_run=True, out=tmp_path / "plan"
+    )
+    (tmp_path / "plan" / "plan.json").rename(tmp_path / "m" / "plan.json")
+    monkeypatch.chdir(tmp_path)
+    for path in ("a" * 300, "~nobody-here/x"):
+        words = [word.replace("X", path) if word[0] == "X" else word for word in typed]
+        said = assert_refused(*words, says=["(?i)too long|home|no such|cannot|no folder"])
+        assert len(said) < 700
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "meta", "tpu"])
@@ -395,7 +447,9 @@ def test_a_plan_for_a_model_of_another_size_is_refused(
     assert_refused("apply", plan, other, "--out", tmp_path / "small", says=words)
 
 
-@pytest.mark.parametrize("text", ['{"format": ', "[]", "7", ""], ids=repr)
+@pytest.mark.parametrize(
+    "text", ['{"format": ', "[]", "7", "", "[" * 99_999, "1" * 9999], ids=lambda text: text[:9]
+)
 def test_a_file_that_is_no_plan_is_refused(
     text: str, model: Path, tmp_path: Path, assert_refused: Callable[..., str]
 ) -> None:

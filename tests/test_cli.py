@@ -15,6 +15,7 @@ from typing import Any
 import click
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 import secateur
@@ -274,6 +275,18 @@ def test_evaluate_prints_one_row_for_each_window(model: Path, text_file: Path, s
         assert re.search(rf"│ {entry['window']} +│ +{entry['perplexity']:.3f} │", out)
 
 
+def test_evaluate_says_which_part_of_a_data_set_it_reads(
+    model: Path, text_file: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hub_rows(data_set: Any, *, use: str, seed: int | None) -> Any:
+        return iter([{"text": text_file.read_text()}])
+
+    monkeypatch.setattr("secateur.data.sources.hub_rows", hub_rows)
+    options = ["--windows", "16", "--tokens", "64"]
+    for name, part in (("wikitext2", "the split test"), ("c4", "c4-validation.00000-of-00008")):
+        assert part in said("evaluate", model, "--text", name, *options).replace("\n", "")
+
+
 @pytest.mark.parametrize(("width", "lines"), [(80, 2), (120, 1)])
 def test_a_narrow_terminal_breaks_headings_between_words_and_nothing_else(
     width: int, lines: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -326,6 +339,55 @@ def test_inspect_shows_the_layers_of_any_folder(
     assert heads["of"] == 2 * heads["units"] == 6
     assert found["facts"]["method"] == "flap"
     assert found["facts"]["repair"] == "bias"
+
+
+IDLE = {"fine", "members", "target", "damping", "scale", "rescore", "stock", "square_attention"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({"importance": "wifv"}, set()),
+        ({"importance": "taylor-first"}, {"members"}),
+        ({"fusion": "regression"}, {"fine"}),
+        ({"importance": "wifv", "repair": "refit"}, {"target"}),
+        ({"importance": "wifv", "stock": True, "rescore": True}, {"stock", "rescore"}),
+        ({"importance": "magnitude-l2", "search": "global", "scale": "log"}, {"scale"}),
+        ({"importance": "of-someone", "fusion": ["odd"], "search": 7, "repair": "x"}, set()),
+    ],
+)
+def test_inspect_lists_the_settings_that_were_looked_at(
+    changes: dict[str, Any], read: set[str], tmp_path: Path, said: Said
+) -> None:
+    usual = {
+        "method": "flap", "fine": "first", "members": "sum", "target": "residual", "scale": None,
+        "stock": False, "rescore": False, "square_attention": False, "search": "uniform",
+    }  # fmt: skip
+    settings = {**usual, **changes}
+    repair = settings.pop("repair", "none")
+    plan = {
+        "format": "secateur-plan-1", "architecture": "a", "weights": "w", "repair": repair,
+        "calibration": {}, "settings": settings,
+        "axes": [{"name": "layers.0.mlp", "units": 2, "keep": "0"}],
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    facts = json.loads(said("inspect", tmp_path, "--json"))["facts"]
+    assert IDLE & facts.keys() == read
+    assert (facts["method"], facts["repair"]) == ("flap", repair)
+
+
+def said_with_notes(command: list[Any]) -> None:
+    assert run([str(word) for word in command]) == 0
+
+
+def test_a_plan_that_keeps_everything_is_noted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, quick = tmp_path / "plan", ["--evaluate", "none", "--out"]
+    said_with_notes(["prune", model, "--method", "random", "--ratio", "0", *quick, plan])
+    assert capsys.readouterr().err == ""
+    said_with_notes(["apply", plan, model, *quick, tmp_path / "same"])
+    assert "nothing is removed: the plan keeps every unit" in capsys.readouterr().err
 
 
 def test_inspect_prints_and_draws_the_blend_that_the_run_found(
@@ -443,6 +505,24 @@ def test_a_process_whose_output_is_no_terminal_is_quiet(
     ours = re.compile(r"[a-z ]+(, \d+)?: (\d+:\d\d so far|\w+ \d+ of \d+.*)")
     assert (result.returncode, [line for line in lines if not ours.fullmatch(line)]) == (0, [])
     assert json.loads(result.stdout)["out"] == str(tmp_path / "small")
+
+
+def test_transformers_is_silent_in_every_command(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """What it has to say of a config would run through what is printed."""
+    cut = ["--method", "magnitude", "--evaluate", "none"]
+    for command in (
+        ["inspect", model],
+        ["discover", model],
+        ["evaluate", model, "--text", text_file, "--windows", "16", "--tokens", "64"],
+        ["prune", model, *cut, "--out", tmp_path / "small"],
+        ["apply", tmp_path / "small", model, "--evaluate", "none", "--out", tmp_path / "again"],
+        ["compare", model, "--methods", "magnitude", "--ratios", "0.2", "--evaluate", "none"],
+    ):
+        transformers.logging.set_verbosity_warning()
+        said_with_notes(command)
+        assert transformers.logging.get_verbosity() == transformers.logging.ERROR, command
 
 
 # --- data -----------------------------------------------------------------------------------------

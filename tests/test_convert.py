@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
 
 import secateur
@@ -161,6 +162,22 @@ def test_converted_it_has_the_logits_of_the_llama(
     assert config["torch_dtype"] == config["dtype"] == str(dtype).removeprefix("torch.")
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert tokenizer.encode("a tree") == tiny_tokenizer().encode("a tree")
+
+
+def test_its_card_says_what_it_is_and_how_it_loads(baichuan: Baichuan, tmp_path: Path) -> None:
+    _, packed = baichuan()
+    (packed / "README.md").write_text("---\nlicense: mit\ntags: [zh]\n---\n# Theirs")
+    (packed / "LICENSE").write_text("free")
+    out = tmp_path / "converted"
+    pipeline.convert(packed, out=out)
+    card = (out / "README.md").read_text()
+    assert "# packed, converted" in card
+    assert "plain `LlamaForCausalLM` checkpoint" in card
+    assert "mit; see LICENSE" in card
+    assert "Theirs" not in card
+    assert str(tmp_path) not in card
+    head = yaml.safe_load(card[4:].split("\n---\n")[0])
+    assert (head["license"], head["tags"]) == ("mit", ["secateur", "zh"])
 
 
 def test_what_it_says_is_what_there_is(

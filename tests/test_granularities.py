@@ -79,6 +79,31 @@ def test_slicing_equals_masking(granularity: str, variant: str) -> None:
     assert torch.allclose(got, expected, atol=1e-5)
 
 
+# Llama-3.2-3B, Qwen2.5-3B, Qwen2-7B, Qwen2-0.5B: (heads, KV heads)
+@pytest.mark.parametrize(("heads", "groups"), [(24, 8), (16, 2), (28, 4), (14, 2)])
+@pytest.mark.parametrize("search", ["global", "uniform"])
+def test_grouped_heads_of_any_number_are_cut_with_their_group(
+    search: str, heads: int, groups: int, tiny_folder: Any, tmp_path: Path
+) -> None:
+    """The width of a head is not the model's over their number."""
+    width = 48 if 48 % heads == 0 else 56
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": groups, "hidden_size": width}
+    folder, out = tiny_folder(head_dim=6, **sizes), tmp_path / "small"
+    result = secateur.prune(
+        folder, out=out, method="random", search=search, ratio=0.2, granularity="kv_group",
+        evaluate="none",
+    )  # fmt: skip
+    dense, small = (secateur.load(place) for place in (folder, out))
+    assert torch.allclose(
+        logits(small), logits(masked(dense, result.structure, result.plan)), atol=1e-5
+    )
+    for layer in small.model.layers:
+        of = [getattr(layer.self_attn, f"{name}_proj").weight.shape[0] // 6 for name in "qk"]
+        assert of[0] * groups == of[1] * heads
+    removed = [a for a in result.structure.axes if a.kind == "attention" and result.plan.removed(a)]
+    assert removed
+
+
 def add_nothing(model: Any, structure: Structure, plan: Plan) -> None:
     """The other route for a whole block: the linear that writes its result gives zero."""
     fine = open_model(model).structures

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 import secateur
-from conftest import write_shards
+from conftest import bound, write_shards
 from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
 
@@ -255,3 +255,22 @@ def test_a_folder_comes_before_the_hub(
     monkeypatch.chdir(tmp_path)
     assert open_model("gpt2").folder == Path("gpt2")
     assert not hub.asked
+
+
+def test_a_cache_that_may_not_be_written_is_read(
+    hub: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.repositories["org/name"] = repository
+    theirs = weights_of(open_model("org/name"))
+    hub.offline()
+    folders = [path for path in (tmp_path / "cache").rglob("*") if path.is_dir()]
+    try:
+        for folder in folders:
+            folder.chmod(0o555)
+        with bound():
+            again = weights_of(open_model("org/name"))
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert all(torch.equal(again[key], theirs[key]) for key in theirs)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import secateur
 from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, tiny_model
+from secateur.export.proof import mask
 from secateur.stats import Walk
 
 VARIANTS = ["llama-gqa", "llama-tied", "mistral-gqa", "qwen2-gqa", "qwen3-biased"]
@@ -245,3 +246,52 @@ def test_code_in_a_model_folder_is_not_run(tiny_folder: Any, tmp_path: Path) -> 
     assert opened.tokenizer("ab")["input_ids"] == [97, 98]
     assert torch.isfinite(logits(secateur.load(folder))).all()
     assert not (tmp_path / "ran").exists()
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "longrope": {
+        "rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 5, "long_factor": [1.5, 2.0, 2.5, 3.0, 4.0],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_positions_are_turned_as_in_the_dense_model(
+    rope: str, tiny_folder: Any, tmp_path: Path
+) -> None:
+    """Within the context that the model was trained on, and at twice that."""
+    settings = {"rope_theta": 500.0, **ROPES[rope]}
+    context = 32 if rope == "dynamic" else 64
+    folder = tiny_folder(rope_parameters=settings, max_position_embeddings=context)
+    out = tmp_path / "small"
+    cutting = {"method": "magnitude", "search": "global", "ratio": 0.3, "align": 1}
+    result = secateur.prune(folder, out=out, evaluate="none", **cutting)
+    small = transformers.AutoModelForCausalLM.from_pretrained(out)
+    assert type(small).__name__ == "SecateurLlamaForCausalLM"
+    dense = secateur.load(folder)
+    mask(dense, result.structure, result.plan)
+    ids = torch.randint(3, 128, (1, 64), generator=torch.Generator().manual_seed(0))
+    found = []
+    for length in (16, 64):
+        with torch.no_grad():
+            got, expected = (model(ids[:, :length]).logits for model in (small, dense))
+        assert torch.allclose(got, expected, atol=1e-5)
+        found.append(got[:, :16])
+    looks_at_length = rope in ("dynamic", "longrope")
+    assert torch.allclose(*found, atol=1e-4) != looks_at_length
+
+
+def test_of_a_tied_model_one_tensor_is_written(pruned: Any) -> None:
+    folder = pruned("llama-tied")
+    assert not [name for name in load_file(folder / "model.safetensors") if "lm_head" in name]
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is True
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert model.lm_head.weight is model.model.embed_tokens.weight

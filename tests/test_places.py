@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import secateur
-from conftest import snapshot
+from conftest import bound, snapshot
 from secateur.checkpoint import appearing, lock, new_file, new_folder, training_file
 from secateur.checkpoint import renaming as renaming_module
 from secateur.checkpoint.ours import foreign, written_by_us
@@ -163,6 +163,21 @@ def test_a_whole_result_of_a_killed_run_is_ended_and_said(
     with pytest.raises(SecateurError, match="exists, and is whole: a run that was killed"):
         make(out, "newer")
     assert content(out) == "new"
+
+
+def test_what_killed_runs_of_any_version_left_is_tidied(tmp_path: Path) -> None:
+    """Process ids were marks once; a run with the same one finds its own name taken."""
+    out = tmp_path / "out"
+    for kind in ("partial", "old", "training.safetensors.partial"):
+        (tmp_path / f".out.{kind}-{os.getpid()}").mkdir()
+    write(tmp_path / f".out.old-{os.getpid()}", "old")
+    with pytest.raises(SecateurError, match="exists"):
+        make(out, "new")  # killed between two renames: the old one is back
+    assert (content(out), names(tmp_path)) == ("old", {"out"})
+    (tmp_path / ".out.old-1").mkdir()
+    (tmp_path / ".outer.partial-1").mkdir()  # of another place
+    make(out, "new", force=True)
+    assert (content(out), names(tmp_path)) == ("new", {"out", ".outer.partial-1"})
 
 
 # --- what appears meanwhile -----------------------------------------------------------------------
@@ -423,6 +438,21 @@ print("all well")
     if done.stderr.startswith("mount") or "unshare" in done.stderr:
         pytest.skip(f"nothing can be mounted here: {done.stderr}")
     assert "all well" in done.stdout, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving folders away needs root")
+def test_a_folder_of_someone_else_in_a_sticky_one_is_filled(tmp_path: Path) -> None:
+    """As in /tmp: it may be written into, and not be renamed."""
+    desk = tmp_path / "desk"
+    (desk / "out").mkdir(parents=True)
+    for folder, mode in ((desk / "out", 0o777), (desk, 0o1777)):
+        folder.chmod(mode)
+        os.chown(folder, 65534, 65534)
+    with bound(3):  # CAP_FOWNER
+        with pytest.raises(PermissionError):
+            (desk / "out").rename(desk / "other")
+        make(desk / "out", "new")
+    assert (content(desk / "out"), names(desk)) == ("new", {"out"})
 
 
 def use_place(out: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -61,6 +62,10 @@ def test_a_recovered_folder_is_a_folder_like_the_one_before(
     card = (out / "README.md").read_text()
     for words in ("## Recovery", "trained", done.numbers["data"]["sha256"][:16], "held out"):
         assert words in card
+    form = done.to_json()["results"]["form"]
+    assert form["class"] == read_json(out / "config.json")["architectures"][0]
+    assert form["stock"] == ("auto_map" not in read_json(out / "config.json"))
+    assert bool(form["why_not_stock"]) != form["stock"]
     assert done.numbers["checks"][0]["step"] == 0
     assert not list(tmp_path.glob(".*training*"))
     assert any("are few" in note for note in done.notes)
@@ -301,7 +306,8 @@ def test_an_interrupt_says_that_the_training_can_go_on(
     with monkeypatch.context() as patch:
         patch.setattr("secateur.cli.recover.Screen", lambda: Cut(26))
         assert run([*command, "--out", str(out)]) == 130
-    said = capsys.readouterr().err
+    printed, said = capsys.readouterr()
+    assert "A custom checkpoint, SecateurLlamaForCausalLM: layers differ" in printed
     assert "Interrupted; the training so far is in .better.training.safetensors" in said
     assert not out.exists()
     assert run([*command, "--out", str(out)]) == 0
@@ -470,6 +476,77 @@ def test_a_training_that_gains_nothing_says_so(
         said.append(any("nothing was gained" in note for note in done.notes))
         assert (done.numbers["best_step"] == 0) == said[-1]
     assert said == [True, False]
+
+
+def test_a_disk_that_has_no_room_for_the_state_does_not_end_the_training(
+    pruned: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    folder, out, expected = pruned(), tmp_path / "better", tmp_path / "expected"
+    recovered(folder, text_file, expected, evaluate="none")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("secateur.recovery.state.save_file", full)
+    options = [part for name, value in QUICK.items() for part in (f"--{name}", str(value))]
+    command = ["recover", str(folder), "--data", str(text_file), "--evaluate", "none", *options]
+    assert run([*command, "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("Cannot keep the state of training") == 1
+    assert "No space left on device. Training goes on; cut short, it begins anew." in said
+    assert weights(out) == weights(expected)
+    assert {path.name for path in tmp_path.glob(".better*")} == set()
+
+
+@pytest.mark.parametrize("kind", ["now", "best", "exp_avg"])
+def test_a_state_that_is_not_finite_gives_no_model_that_is_not(
+    kind: str, pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder, out = pruned(), tmp_path / "out"
+    settings = {"steps": 3, "batch": 2, "samples": 20, "evaluate": "none"}
+    with pytest.raises(KeyboardInterrupt):
+        recovered(folder, text_file, out, progress=Cut(2), **settings)
+    (state,) = tmp_path.glob(".out.training*")
+    with safe_open(state, framework="pt") as file:
+        about = dict(file.metadata())
+    nan = {
+        name: torch.full_like(tensor, math.nan) if name.startswith(kind) else tensor
+        for name, tensor in load_file(state).items()
+    }
+    assert any(tensor.isnan().any() for tensor in nan.values())
+    values = json.loads(about["values"]) | {"best_loss": 0.0}  # nothing that comes is better
+    save_file(nan, state, metadata={**about, "values": json.dumps(values)})
+    if kind == "best":
+        with pytest.raises(SecateurError, match="or damaged"):
+            recovered(folder, text_file, out, **settings)
+        return
+    recovered(folder, text_file, out, **settings)
+    held = load_file(out / "model.safetensors").values()
+    assert all(tensor.isfinite().all() for tensor in held)
+
+
+def test_a_dense_model_of_the_hub_is_asked_for_with_a_word(tmp_path: Path) -> None:
+    """Whoever wrote the record named it."""
+    config = make_recover_config(model="x", recipe="distil")
+    for named, told in (("owner/of-the-hub", True), (str(tmp_path), False), ("./gone", False)):
+        (tmp_path / "run.toml").write_text(f"[settings]\nmodel = {json.dumps(named)}\n")
+        notes: list[str] = []
+        assert with_target(config, tmp_path, notes.append).teacher == named
+        assert [f"{named}, which run.toml names, is asked for" in note for note in notes] == (
+            [True] * told
+        )
+
+
+def test_a_vocabulary_with_rows_to_spare_is_no_fault(
+    tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """Qwen's have more embeddings than their tokenizers have tokens."""
+    folder, small = tiny_folder(vocab_size=192), tmp_path / "small"
+    secateur.prune(
+        folder, out=small, calibration=str(text_file), samples=4, length=16, align=1, ratio=0.3
+    )
+    done = recovered(small, text_file, tmp_path / "better", steps=1, recipe="lora")
+    assert done.load().lm_head.weight.shape[0] == 192
 
 
 def test_another_arithmetic_is_another_training(

@@ -11,6 +11,7 @@ from secateur.models import open_model
 from secateur.report import cut_words
 from secateur.report.blend import blend_chart, blend_rows, blends_of
 from secateur.report.comparison import Trial, chart, page, trial_columns, trial_row
+from secateur.report.tables import _csv, comparison_columns, comparison_row
 from secateur.structure import Plan
 
 DENSE = Trial("not pruned", 0.0, 0.0, {128: 10.0, 512: 9.0}, 5.0, 0.0)
@@ -61,6 +62,25 @@ def test_the_card_says_what_went(gone: tuple[str, ...], said: str) -> None:
     structure = open_model(tiny_model("llama-gqa")).structures
     plan = Plan(dict.fromkeys(gone, (0,)) | {n: () for n in gone if n[-1] in "kr"}, "", "")
     assert cut_words(structure, plan) == said
+
+
+def test_a_comparison_says_which_rows_are_stock() -> None:
+    rows = [
+        {
+            "method": "a", "repair": "none", "ratio": 0.2, "removed": 0.2, "stock": stock,
+            "parameters": 9, "seconds": 1.0,
+            "perplexity": [{"window": 16, "tokens": 9, "before": 2.0, "after": 3.0}],
+        }
+        for stock in (True, False)
+    ]  # fmt: skip
+    place = comparison_columns(rows).index("form")
+    assert [comparison_row(row)[place] for row in rows] == ["stock", "custom"]
+    assert [line.rsplit(",", 1)[1] for line in _csv(rows).splitlines()] == [
+        "form", "stock", "custom",
+    ]  # fmt: skip
+    trials = [Trial("a", 0.2, 0.2, {128: 9.0}, 1.0, 1.0, form=form) for form in ("stock", "custom")]
+    html = page("t", "a", "f", Trial("dense", 0, 0, {128: 8.0}, 1.0, 0.0), trials)
+    assert re.findall(r"<td>(stock|custom)</td>", html) == ["stock", "custom"]
 
 
 BLEND = {

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import secateur
+from secateur.cli import screen
 from secateur.cli.main import cli, run
 from secateur.cli.screen import Screen, table
 from secateur.errors import SecateurError
+from secateur.progress import Lines
 from secateur.recovery import forget_other, read_state
 from secateur.report import checked_blend, plan_difference, write_comparison
 from secateur.report.comparison import Trial, best_of, page
@@ -123,6 +126,30 @@ def test_output_that_cannot_be_written_is_an_error() -> None:
     assert re.fullmatch(r"Error: .*(No space left).*\n", done.stderr)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["prune", "m", "--out", "o"],
+        ["apply", "p", "m", "--out", "o"],
+        ["recover", "m", "--data", "t", "--out", "o"],
+        ["compare", "m", "--methods", "flap"],
+        ["evaluate", "m", "--text", "t"],
+        ["convert", "m", "--out", "o"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_shows_itself_before_what_takes_long_to_import(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+    monkeypatch.setattr(Lines, "begin", lambda self, stage, spent=0.0: begun.append(spent))
+    monkeypatch.setattr(screen, "_started", [time.monotonic() - 3])  # Python, torch
+    for name in ("secateur.pipeline", "secateur.pipeline.look"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it is an error
+    assert run(command) == 1
+    assert [round(spent) for spent in begun] == [3]
+
+
 # --- comparisons ----------------------------------------------------------------------------------
 
 
@@ -133,6 +160,7 @@ def _row(method: str) -> dict[str, Any]:
         "ratio": 0.2,
         "repair": "none",
         "removed": 0.2,
+        "stock": True,
         "parameters": 10,
         "dense_parameters": 12,
         "bytes_each": 4,

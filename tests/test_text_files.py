@@ -13,9 +13,16 @@ from typing import Any
 
 import pytest
 
-from conftest import tiny_tokenizer
+from conftest import bound, tiny_tokenizer
 from secateur.cli.main import run
-from secateur.data import documents, is_instructions, opening, rows, shuffle
+from secateur.data import (
+    documents,
+    instruction_examples,
+    is_instructions,
+    opening,
+    rows,
+    shuffle,
+)
 from secateur.errors import SecateurError
 
 TEXTS = ['one, "two"\nthree', "café {braces}", "last"]
@@ -225,6 +232,8 @@ def test_half_characters_are_replaced_and_counted(tmp_path: Path) -> None:
     assert notes[0].startswith("3 characters")
     path.write_text('{"instruction": "a\\ud83d", "output": "b\\ude00"}\n')
     assert is_instructions(str(path))
+    options = {"length": 400, "samples": 1, "seed": 0}
+    assert len(instruction_examples(str(path), tiny_tokenizer(), **options)) == 1
 
 
 def test_bad_files_of_a_folder_are_named_and_skipped(tmp_path: Path) -> None:
@@ -254,13 +263,17 @@ def test_paths_that_cannot_be_are_told_in_one_line(model: Path, assert_refused: 
         assert_refused("evaluate", model, "--text", name, says=["No such text"])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
+def test_a_file_or_folder_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "texts" / "a.txt"
+    path.parent.mkdir()
     path.write_text("text")
-    path.chmod(0)
-    with pytest.raises(SecateurError, match="Permission denied"):
-        read(path)
+    with bound():
+        for closed in (path, path.parent):
+            closed.chmod(0)
+            for place in (path, path.parent):
+                with pytest.raises(SecateurError, match="Permission denied"):
+                    read(place)
+            closed.chmod(0o700)
 
 
 # --- long texts and many of them ------------------------------------------------------------------

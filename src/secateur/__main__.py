@@ -1,6 +1,6 @@
 """`python -m secateur` is the same as `secateur`."""
 
-from .cli import main
+from secateur_command import main
 
 if __name__ == "__main__":
     main()

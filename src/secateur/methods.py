@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .errors import SecateurError
 from .importance import IMPORTANCE
+from .paths import typed_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def use(path: str | Path) -> tuple[str, ...]:
     Raises:
         SecateurError: no such file, it fails, or it registers no score.
     """
-    path = Path(path).expanduser()
+    path = typed_path(path, "--use")
     before = dict(IMPORTANCE)
     spec = importlib.util.spec_from_file_location(f"secateur_use_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:

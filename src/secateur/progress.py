@@ -59,9 +59,12 @@ class Lines:
         self._say, self._status = say, ""
         self._over = threading.Event()  # of the running stage
 
-    def begin(self, stage: str) -> None:
-        """Watch a stage that nobody can count, until the first one that is tracked."""
-        self._watched(_Course(stage, 0, ""))
+    def begin(self, stage: str, spent: float = 0.0) -> None:
+        """Watch a stage that nobody can count, until the first one that is tracked.
+
+        It began `spent` seconds ago.
+        """
+        self._watched(_Course(stage, 0, "", spent))
 
     def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
         """Yield `items`."""
@@ -92,7 +95,7 @@ class Lines:
 
     def _watch(self, course: "_Course", over: threading.Event) -> None:
         said, last = -1, time.monotonic()
-        wait = self.FIRST
+        wait = max(self.FIRST - course.spent, 0.0)
         while not over.wait(wait):
             wait = self.OFTEN
             if course.done != said or time.monotonic() - last >= self.SELDOM:
@@ -103,13 +106,18 @@ class Lines:
 class _Course:
     """How far a stage is."""
 
-    def __init__(self, stage: str, total: int, unit: str) -> None:
+    def __init__(self, stage: str, total: int, unit: str, spent: float = 0.0) -> None:
         self.stage, self.total, self.unit, self.done = stage, total, unit, 0
-        self._started = time.monotonic()
+        self._started = time.monotonic() - spent
+
+    @property
+    def spent(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._started
 
     def line(self, status: str) -> str:
         """The stage, what is done of it, and about how long the rest takes."""
-        spent = time.monotonic() - self._started
+        spent = self.spent
         if not self.total:
             done = f"{self.unit} {self.done}, " if self.done else ""
             return f"{self.stage}: {done}{_clock(spent)} so far"

@@ -4,9 +4,13 @@
 module is what runs, and leaves that to the commands that need it. `secateur --help` is quick.
 """
 
+import time
+
+_STARTED = time.monotonic()
+
 
 def main() -> None:
     """Run the command line and exit."""
     from secateur.cli import main as run
 
-    run()
+    run(started=_STARTED)

@@ -291,9 +291,18 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        _refuse_unreadable(path)  # safetensors says of it that there is no such file
         raise SecateurError(
             f"{path} is truncated or corrupt ({_reason(error)}). Download it again."
         ) from error
+
+
+def _refuse_unreadable(path: Path) -> None:
+    """The system's word for it, if it does not let us read the file."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise SecateurError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:

@@ -60,6 +60,8 @@ def evaluate_command(
 ) -> None:
     """Evaluate a model."""
     lengths = _lengths(windows)
+    screen = Screen()
+    from ..data import evaluated_part
     from ..pipeline.look import evaluated
     from ..report import bos_line
 
@@ -76,7 +78,7 @@ def evaluate_command(
         windows=lengths,
         merge_adapter=merge_adapter,
         dequantise=dequantise,
-        progress=Screen(),
+        progress=screen,
     )
     if as_json:
         values = [{"window": p.window, "perplexity": p.value, "tokens": p.tokens} for p in found]
@@ -84,9 +86,9 @@ def evaluate_command(
         print_json(said)
         return
     rows = [(p.window, f"{p.value:.3f}", f"{p.tokens:,}") for p in found]
-    table(
-        f"{model} on {text}", ("window, tokens", "perplexity per token", "predicted tokens"), rows
-    )
+    part = evaluated_part(text)
+    title = f"{model} on {text}, {part}" if part else f"{model} on {text}"
+    table(title, ("window, tokens", "perplexity per token", "predicted tokens"), rows)
     say(bos_line({"bos": begin.to_json()}))
 
 
@@ -146,9 +148,10 @@ def inspect_command(
     if as_json:
         print_json(found.to_json())
         return
+    screen = Screen(reading=False)
     for note in found.notes:
-        Screen().note(note)
-    facts = ((key, _fact(key, v)) for key, v in found.facts.items() if v is not False)
+        screen.note(note)
+    facts = ((key, _fact(key, v)) for key, v in found.facts.items())
     table(str(folder), ("", "value"), facts, texts=(0, 1))
     if found.rows:
         table("Layers", tuple(found.rows[0]), (row.values() for row in found.rows))
@@ -187,11 +190,12 @@ def convert_command(model: str, out: Path | None, force: bool, as_json: bool, **
     """Convert a model."""
     if out is None:
         raise SecateurError("Where to? Add --out DIR.")
+    screen = Screen()
     from ..pipeline import convert
     from ..report import form_line
 
     quiet_transformers()
-    done = convert(model, out=out, force=force, progress=Screen(), **how)
+    done = convert(model, out=out, force=force, progress=screen, **how)
     if as_json:
         print_json(done.to_json())
         return

@@ -18,7 +18,7 @@ from ..shown import one_line
 from .looking import convert_command, discover_command, evaluate_command, inspect_command
 from .pruning import apply_command, compare_command, prune_command
 from .recover import recover_command
-from .screen import close_screens, say
+from .screen import close_screens, count_from, say
 
 # A full disk behind a redirection, a reader that went away, a terminal that was closed.
 _UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EIO)
@@ -87,12 +87,17 @@ for _command in (
     cli.add_command(_command)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 bad input, 130 interrupted, 1 a bug of ours."""
+def main(arguments: Sequence[str] | None = None, *, started: float | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 bad input, 130 interrupted, 1 a bug of ours.
+
+    `started` is when the process began, of time.monotonic.
+    """
     for one in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores a closed terminal
             signal.signal(one, _terminate)
     warnings.simplefilter("ignore")
+    if started is not None:
+        count_from(started)
     code = run(arguments)
     try:
         sys.stdout.flush()

@@ -94,9 +94,9 @@ def prune_command(
         choose("recovery", recover, {**RECIPES, "own": None})
         if dry_run:
             raise SecateurError("A plan alone is not trained: --dry-run and --recover exclude.")
+    screen = Screen()  # before imports of some seconds
     from ..pipeline import prune, prune_and_recover
 
-    screen = Screen()
     for message in texts_of_file(config, recorded, options):
         screen.note(message)
     quiet_transformers()
@@ -156,12 +156,13 @@ def apply_command(
     """Apply a plan."""
     if out is None:
         raise SecateurError("Where to? Add --out DIR.")
+    screen = Screen()
     from ..pipeline import apply, read_plan
 
     given = {name: value for name, value in options.items() if value is not None}
     read = read_plan(plan)
     quiet_transformers()
-    result = apply(read, model, out=out, force=force, progress=Screen(), **given)
+    result = apply(read, model, out=out, force=force, progress=screen, **given)
     _show(result, as_json, dry_run=False)
 
 
@@ -202,12 +203,12 @@ def compare_command(
     """Compare methods."""
     given = {name: value for name, value in options.items() if value is not None}
     shares = _ratios(ratios)
+    screen = Screen()
     from ..checkpoint import new_folder
     from ..pipeline import compare
     from ..report import comparison_columns, comparison_row, write_comparison
 
     quiet_transformers()
-    screen = Screen()
     if out is not None and (install := lacking("report")):
         screen.note(f"comparison.html is not written, for want of matplotlib and jinja2: {install}")
     with new_folder(out, force=force) if out else nullcontext() as folder:

@@ -79,9 +79,9 @@ def recover_command(
     )
     if out is None:
         raise SecateurError("Where to? Add --out DIR.")
+    screen = Screen()
     from ..pipeline import recover
 
-    screen = Screen()
     for message in texts_of_file(config, recorded, options):
         screen.note(message)
     quiet_transformers()

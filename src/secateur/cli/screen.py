@@ -3,6 +3,7 @@
 import json
 import math
 import textwrap
+import time
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -31,14 +32,17 @@ _NAME = 16
 
 
 class Screen:
-    """Progress on standard error: bars if that is a terminal, else a line now and then; notes."""
+    """Progress on standard error: bars if that is a terminal, else a line now and then; notes.
 
-    def __init__(self) -> None:
+    `reading`: a line says so, too, before there is anything to count.
+    """
+
+    def __init__(self, *, reading: bool = True) -> None:
         self.console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
         self._lines = Lines(lambda line: say(line, error=True))
-        if not self.console.is_terminal:
-            self._lines.begin(READING)
+        if reading:
+            self._lines.begin(READING, sum(time.monotonic() - began for began in _started))
         _open.append(self)
 
     def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
@@ -46,6 +50,7 @@ class Screen:
         if not self.console.is_terminal:
             yield from self._lines.track(items, stage, total, unit)
             return
+        self._lines.close()
         columns = (
             TextColumn("{task.description:<22}", markup=False),
             BarColumn(bar_width=30),
@@ -80,6 +85,12 @@ class Screen:
 
 
 _open: list[Screen] = []
+_started: list[float] = []  # when the process began, if it is one command
+
+
+def count_from(started: float) -> None:
+    """Imports are a part of the command: it began at `started` (of time.monotonic)."""
+    _started[:] = [started]
 
 
 def close_screens() -> None:

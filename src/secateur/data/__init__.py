@@ -2,7 +2,7 @@
 
 from .generated import generated_documents
 from .given import GIVEN, given_windows, is_given
-from .sources import EMBEDDED, HUB_SETS, HubSet, check_source, documents
+from .sources import EMBEDDED, HUB_SETS, HubSet, check_source, documents, evaluated_part
 from .tokens import Beginning, Bos, beginning
 from .training import (
     IGNORED,
@@ -38,6 +38,7 @@ __all__ = [
     "check_source",
     "cut",
     "documents",
+    "evaluated_part",
     "generated_documents",
     "given_windows",
     "instruction_examples",

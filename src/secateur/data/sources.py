@@ -69,6 +69,14 @@ HUB_SETS = {
 }
 
 
+def evaluated_part(source: str) -> str:
+    """Which part of a known data set perplexity is taken on; empty for any other name."""
+    known = HUB_SETS.get(source)
+    if known is None:
+        return ""
+    return known.files[1] if known.files else f"the split {known.evaluation}"
+
+
 def documents(
     source: Any,
     *,

@@ -1,7 +1,7 @@
 """Writing a pruned model so that transformers and other engines load it."""
 
 from .around import WholeForm, with_around
-from .card import model_card, recovery_card
+from .card import conversion_card, model_card, recovery_card
 from .companions import copy_companions
 from .few_bits import packed_form
 from .form import Form, pruned_form
@@ -12,6 +12,7 @@ from .write import write_model
 __all__ = [
     "Form",
     "WholeForm",
+    "conversion_card",
     "copy_companions",
     "earlier_card",
     "licence_files",

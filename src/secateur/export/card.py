@@ -112,6 +112,46 @@ def model_card(
     return "\n".join(lines)
 
 
+def conversion_card(
+    *,
+    base: str,
+    architecture: str,
+    stock: bool,
+    whole: bool,
+    what: str,
+    earlier: str | None,
+    hub_name: str | None,
+    licences: Sequence[str],
+    why_not_stock: str,
+) -> str:
+    """The card of a model that was written in another layout and computes the same.
+
+    `what` says what was done to its weights; the rest is as in `model_card`.
+    """
+    how = (_HOW_WHOLE if whole else _HOW_STOCK if stock else _HOW_OWN).format(
+        architecture=architecture
+    )
+    base = inline(base)
+    licence = licence_line(earlier, list(licences), base)
+    lines = [
+        front_matter(earlier, hub_name, ("secateur",)),
+        f"# {base}, converted",
+        "",
+        f"{base} in floating point, written by Secateur: the weights are {inline(what)}. Nothing"
+        " was pruned or trained for that.",
+        "",
+        "## Loading",
+        "",
+        how,
+        "",
+        *about_custom(why_not_stock),
+        *(["## Licence", "", inline(licence), ""] if licence else []),
+        "`conversion.toml` names the model and the versions that it was written with.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def recovery_card(
     opened: OpenModel,
     form: Form,

@@ -169,7 +169,7 @@ def _stock(
 def _reason(error: Exception) -> str:
     """The last line of a message, which says it after those of the checking library."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:200]
+    return (lines or [type(error).__name__])[-1][:200].rstrip(".")
 
 
 def _misfit(

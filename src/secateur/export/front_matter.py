@@ -4,7 +4,7 @@ https://huggingface.co/docs/hub/model-cards: licence, language, tags and base mo
 is made of a model as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,18 @@ def taken_over(card: str | None) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def front_matter(card: str | None, hub_name: str | None) -> str:
-    """The head of a new card: of the original model's `card` and its name on the hub, if known."""
+def front_matter(card: str | None, hub_name: str | None, own: Sequence[str] = _TAGS) -> str:
+    """The head of a new card: of the original model's `card` and its name on the hub, if known.
+
+    `own` are the tags that come before those of the original.
+    """
     data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     earlier = taken_over(card)
     data |= {key: value for key, value in earlier.items() if key != "tags"}
     if hub_name is not None:
         data["base_model"] = hub_name
     theirs = earlier.get("tags", [])
-    tags = [*_TAGS, *([theirs] if isinstance(theirs, str) else theirs)]
+    tags = [*own, *([theirs] if isinstance(theirs, str) else theirs)]
     return _block(data | {"tags": list(dict.fromkeys(tags))})
 
 

@@ -12,6 +12,7 @@ from ..checkpoint import new_folder, real_path
 from ..config import PruneConfig, Reading, RecoverConfig
 from ..errors import SecateurError
 from ..export import Form
+from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, gradients_needed
 from ..models import OpenModel
 from ..paths import resolved, typed_path
@@ -166,30 +167,37 @@ def reading_notes(opened: OpenModel, reading: Reading) -> list[str]:
 
 def idle_settings(config: PruneConfig) -> list[str]:
     """What to tell the user of settings that change nothing beside the others."""
-    fits = REPAIRS[config.repair_name].fit is not None
-    score = config.importance_name
-    gradient = score is not None and bool(gradients_needed(IMPORTANCE[score]))
-    idle = {
-        "--fine": config.fine != "first" and config.fusion_name is None,
-        **{
-            f"--{name}": getattr(config, name) is not None and name not in config.fusion_settings
-            for name in ("tau", "probes", "splits", "shrinkage", "scope")
-        },
-        "--members": config.members != "sum" and not gradient,
-        "--target": config.target != "residual" and not fits,
-        "--damping": config.damping is not None and not fits,
-        "--square-attention": config.square_attention and score is None,
-        "--scale": config.scale is not None
-        and (config.rescore or config.search_name not in COMPARING),
-        "--search": config.search is not None and config.rescore,
-    }
-    search = "--rescore" if config.rescore else config.search_name
+    score, fusion = config.importance_name, config.fusion_name
+    search, repair = config.search_name, config.repair_name
+    unread = unread_settings(score, fusion, search, repair)
+    if config.rescore:
+        unread = tuple(dict.fromkeys((*unread, "search", "scale")))
+        search = "--rescore"
     return [
-        f"{option} changes nothing here: {config.fusion_name or score}, {search} and"
-        f" {config.repair_name} do not ask for it"
-        for option, there in idle.items()
-        if there
+        f"--{name.replace('_', '-')} changes nothing here: {fusion or score}, {search} and"
+        f" {repair} do not ask for it"
+        for name in unread
+        if getattr(config, name) != PruneConfig.model_fields[name].default
     ]
+
+
+def unread_settings(
+    score: str | None, fusion: str | None, search: str, repair: str
+) -> tuple[str, ...]:
+    """The settings that nothing looks at where these are in force (names not known take none)."""
+    fits = repair in REPAIRS and REPAIRS[repair].fit is not None
+    gradient = score in IMPORTANCE and bool(gradients_needed(IMPORTANCE[score]))
+    taken = FUSIONS[fusion].settings if fusion in FUSIONS else ()
+    read = {
+        "fine": fusion is not None,
+        **{name: name in taken for name in ("tau", "probes", "splits", "shrinkage", "scope")},
+        "members": gradient,
+        "target": fits,
+        "damping": fits,
+        "square_attention": score is not None,
+        "scale": search in COMPARING,
+    }
+    return tuple(name for name, there in read.items() if not there)
 
 
 def idle_recovery_settings(config: RecoverConfig) -> list[str]:

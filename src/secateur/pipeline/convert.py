@@ -11,7 +11,17 @@ import tomli_w
 from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_tokenizer, public
 from ..checkpoint import companions_beside
 from ..errors import SecateurError
-from ..export import Form, copy_companions, pruned_form, with_around, write_model
+from ..export import (
+    Form,
+    WholeForm,
+    conversion_card,
+    copy_companions,
+    earlier_card,
+    licence_files,
+    pruned_form,
+    with_around,
+    write_model,
+)
 from ..models import OpenModel, open_model
 from ..models.inputs import check_folder
 from ..progress import Progress, Quiet
@@ -105,20 +115,41 @@ def convert(
             adapted=opened.writes_tokenizer,
             note=note,
         )
-        write_conversion(folder, opened.source)
+        write_conversion(folder, opened, form)
     parameters = sum(spec.elements for spec in form.stored.specs.values())
     return Conversion(out, form.architecture, form_facts(form), parameters, size, tuple(notes))
 
 
-def write_conversion(folder: Path, model: str) -> None:
-    """Write conversion.toml, by which the folder is known as ours."""
+def write_conversion(folder: Path, opened: OpenModel, form: Form) -> None:
+    """Write README.md and conversion.toml, by which the folder is known as ours."""
     versions = {name: version(name) for name in ("secateur", "torch", "transformers")}
     record = {
         "companions": companions_beside(folder),
-        "settings": {"model": model},
+        "settings": {"model": opened.source},
         "versions": versions,
     }
     (folder / "conversion.toml").write_text(tomli_w.dumps(record), encoding="utf-8")
+    card = conversion_card(
+        base=opened.name,
+        architecture=form.architecture,
+        stock=form.stock,
+        whole=isinstance(form, WholeForm),
+        what=_made(opened),
+        earlier=earlier_card(opened.folder),
+        hub_name=opened.hub_name,
+        licences=licence_files(folder),
+        why_not_stock=form.why,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _made(opened: OpenModel) -> str:
+    """What was done to the weights while they were read, in a few words."""
+    if opened.made:
+        return opened.made
+    if opened.packed:
+        return "what its few bits stand for"
+    return f"those of a {opened.config.model_type}, under the names of that family"
 
 
 def _form(opened: OpenModel) -> Form:

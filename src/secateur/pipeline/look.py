@@ -34,8 +34,16 @@ from ..parsing import read_text
 from ..paths import typed_path
 from ..progress import Progress, Quiet
 from ..registry import choose
-from ..report import checked_blend, layer_numbers, layer_rows, parallel_sizes, plan_difference
+from ..report import (
+    checked_blend,
+    form_word,
+    layer_numbers,
+    layer_rows,
+    parallel_sizes,
+    plan_difference,
+)
 from ..structure import Plan, Structure
+from .checks import unread_settings
 from .stages import evaluation_text, perplexities
 from .stock import form_facts, form_of
 from .texts import named
@@ -254,8 +262,7 @@ def look_at(
                 for layer, heads, width in layer_rows(*before)
             ]
     if plan is not None:
-        facts |= {key: value for key, value in plan.settings.items() if value is not None}
-        facts["repair"] = plan.repair
+        facts |= _settings_of(plan)
     if against is not None:
         if plan is None:
             raise SecateurError(f"{folder} has no plan.json to compare.")
@@ -266,6 +273,24 @@ def look_at(
             for name, units in plan.keep.items()
         ]
     return Look(facts, layers, rows or layers, _blend(folder), notes)
+
+
+def _settings_of(plan: Plan) -> dict[str, Any]:
+    """The settings that made the plan what it is; not those that are off, or that nothing read."""
+    names = ("importance", "fusion", "search")
+    score, fusion, search = (_word(plan.settings.get(name)) for name in names)
+    unread = unread_settings(score, fusion, search or "", plan.repair)
+    made = {
+        name: value
+        for name, value in plan.settings.items()
+        if value is not None and value is not False and name not in unread
+    }
+    return {**made, "repair": plan.repair}
+
+
+def _word(value: Any) -> str | None:
+    """A name in a plan that anybody may have edited."""
+    return value if isinstance(value, str) else None
 
 
 def _reading_facts(opened: OpenModel) -> dict[str, str]:
@@ -285,7 +310,7 @@ def _for_engines(opened: OpenModel) -> dict[str, Any]:
         facts |= {"stock": False, "why_not_stock": "its weights are in few bits"}
     groups = [axis.units for axis in structure.axes if axis.granularity == "kv_group"]
     widths = [a.units // a.groups for a in structure.axes if a.size == "I"]
-    found: dict[str, Any] = {"form": "stock" if facts["stock"] else "custom"}
+    found: dict[str, Any] = {"form": form_word(stock=facts["stock"])}
     if not facts["stock"]:
         found["why not stock"] = facts["why_not_stock"]
     if groups:

@@ -130,6 +130,8 @@ def apply(
     run = Run(model, config, tokenizer, progress, texts)
     plan.check(run.structure)
     run.text_of_plan = "calibration" not in settings
+    if not any(plan.removed(axis) for axis in run.structure.axes):
+        run.note("nothing is removed: the plan keeps every unit")
     if plan.weights != run.structure.weights:
         run.note("the plan was made for other weights of the same architecture")
     with target(out, force, run.opened, *run.texts) as folder:

@@ -82,6 +82,8 @@ def _check_tensors(tensors: Mapping[str, Tensor], name: str, parameter: Tensor) 
     for key in (f"now/{name}", f"best/{name}", *moments):
         if tensors[key].shape != parameter.shape or not tensors[key].is_floating_point():
             raise ValueError(f"{key} is of another kind")
+    if not tensors[f"best/{name}"].isfinite().all():  # it would be the result
+        raise ValueError(f"the best {name} is not finite")
     if moments and (len(moments) < len(MOMENTS) or tensors[f"step/{name}"].numel() != 1):
         raise ValueError(f"the moments of {name} are not whole")
 

@@ -14,7 +14,8 @@ from .blend import Blend, blend_chart
 class Trial:
     """One method (and repair, where that varies) at one ratio: what was removed, the numbers after.
 
-    `perplexity` is by window length in tokens, `size` the weight files in MB, `seconds` wall time.
+    `perplexity` is by window length in tokens, `size` the weight files in MB, `seconds` wall time,
+    `form` says whether the folder would be a stock or a custom checkpoint.
     """
 
     method: str
@@ -24,6 +25,7 @@ class Trial:
     size: float
     seconds: float
     repair: str = ""
+    form: str = ""
 
     @property
     def label(self) -> str:
@@ -42,7 +44,7 @@ _MARKERS = ("o", "s", "^", "D")
 def trial_columns(windows: Sequence[int]) -> list[str]:
     """Headings of `trial_row`."""
     perplexities = [f"perplexity, window {window}" for window in windows]
-    return ["method", "linears removed", *perplexities, "weights, MB", "time, s"]
+    return ["method", "linears removed", *perplexities, "weights, MB", "time, s", "form"]
 
 
 def trial_row(trial: Trial) -> list[str]:
@@ -53,6 +55,7 @@ def trial_row(trial: Trial) -> list[str]:
         *(f"{value:,.2f}" for value in trial.perplexity.values()),
         f"{trial.size:.2f}",
         f"{trial.seconds:.1f}",
+        trial.form,
     ]
 
 

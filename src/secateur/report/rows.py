@@ -51,6 +51,11 @@ def bos_line(numbers: Mapping[str, Any]) -> str:
     return f"{said if bos['token'] else nothing} (--bos {bos['mode']})."
 
 
+def form_word(*, stock: bool) -> str:
+    """Whether a class of transformers loads a folder, or one that it brings along."""
+    return "stock" if stock else "custom"
+
+
 def form_line(form: Mapping[str, Any]) -> str:
     """In one sentence, which class loads a folder, and why not the family's own."""
     if form["stock"]:

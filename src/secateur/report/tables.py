@@ -12,6 +12,7 @@ from ..extras import lacking
 from ..shown import one_line
 from .blend import blends_of
 from .comparison import Trial, page
+from .rows import form_word
 
 Row = Mapping[str, Any]
 
@@ -24,14 +25,15 @@ def comparison_columns(rows: Sequence[Row]) -> list[str]:
         f"perplexity, window {entry['window']} (dense {entry['before']:.2f})"
         for entry in rows[0]["perplexity"]
     ]
-    return ["method", "repair", "asked", "removed", *windows, "time, s"]
+    return ["method", "repair", "asked", "removed", "form", *windows, "time, s"]
 
 
 def comparison_row(row: Row) -> list[str]:
     """A row as cells for people."""
     values = [f"{entry['after']:.2f}" for entry in row["perplexity"]]
     shares = [f"{row['ratio']:.0%}", f"{row['removed']:.1%}"]
-    return [row["method"], row["repair"], *shares, *values, f"{row['seconds']:.1f}"]
+    form = form_word(stock=row["stock"])
+    return [row["method"], row["repair"], *shares, form, *values, f"{row['seconds']:.1f}"]
 
 
 def write_comparison(folder: Path, model: str, rows: Sequence[Row]) -> None:
@@ -83,10 +85,11 @@ def _csv(rows: Sequence[Row]) -> str:
     names = ["method", "ratio", "repair", "removed", "parameters", "seconds"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, *(f"perplexity_{window}" for window in windows)])
+    writer.writerow([*names, *(f"perplexity_{window}" for window in windows), "form"])
     for row in rows:
         values = [entry["after"] for entry in row["perplexity"]]
-        writer.writerow([*(_cell(row[name]) for name in names), *values])
+        form = form_word(stock=row["stock"])
+        writer.writerow([*(_cell(row[name]) for name in names), *values, form])
     return out.getvalue()
 
 
@@ -105,6 +108,7 @@ def _trial(row: Row) -> Trial:
         perplexity={entry["window"]: entry["after"] for entry in row["perplexity"]},
         size=row["parameters"] * row["bytes_each"] / 1e6,
         seconds=row["seconds"],
+        form=form_word(stock=row["stock"]),
     )
 
 

@@ -170,9 +170,11 @@ class LayerStep:
 def not_finite(what: str, dtype: torch.dtype) -> SecateurError:
     """The error for NaN or infinity in activations, named by layer and tensor."""
     name = str(dtype).removeprefix("torch.")
+    # float16 ends at 65,504, which activations of some models pass
+    wider = "--dtype bfloat16 (or float32)" if dtype == torch.float16 else "--dtype float32"
     return SecateurError(
         f"NaN or infinity in {what}, computed in {name}.\n"
-        "Try --dtype float32; if it stays, the checkpoint is damaged: download it again."
+        f"Try {wider}; if it stays, the checkpoint is damaged: download it again."
     )
 
 
