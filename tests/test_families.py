@@ -38,7 +38,6 @@ TAKEN: dict[str, tuple[set[str], set[str]]] = {
     "falcon_h1": ({"kv_group", "channel"}, {"mamba"}),
     "jamba": ({"kv_group", "channel", "expert_channel"}, {"mamba"}),
     "deepseek_v32": ({"kv_group", "channel", "expert_channel"}, {"self_attn"}),
-    "deepseek_v4": ({"channel"}, {"self_attn", "mlp", "attn_hc", "ffn_hc"}),  # several streams
     "openai-gpt": ({"kv_group", "channel"}, set()),  # layers return a list
     "xglm": ({"kv_group", "channel"}, set()),  # runs in fp32 alone
     "internlm3": ({"kv_group", "channel"}, set()),  # a config for Llama's models

@@ -444,8 +444,9 @@ def __getattr__(name: str) -> type:
     config = name.endswith("Config") and hasattr(transformers, name.removeprefix(PREFIX))
     stock = None if config or not name.startswith(PREFIX) else _stock_classes(name)
     if not name.startswith(PREFIX) or not (config or stock):
-        about = f" {RUNS_ON}" if name.startswith(PREFIX) else ""
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{about}")
+        missing = f"transformers {transformers.__version__} has no {name.removeprefix(PREFIX)}"
+        about = f": {missing}, newer versions may" if name.startswith(PREFIX) else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{about}.")
     built = _config_class(name) if stock is None else _model_class(name, *stock)
     setattr(sys.modules[__name__], name, built)
     return built
