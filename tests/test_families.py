@@ -38,6 +38,10 @@ TAKEN: dict[str, tuple[set[str], set[str]]] = {
     "falcon_h1": ({"kv_group", "channel"}, {"mamba"}),
     "jamba": ({"kv_group", "channel", "expert_channel"}, {"mamba"}),
     "deepseek_v32": ({"kv_group", "channel", "expert_channel"}, {"self_attn"}),
+    "openai-gpt": ({"kv_group", "channel"}, set()),  # layers return a list
+    "xglm": ({"kv_group", "channel"}, set()),  # runs in fp32 alone
+    "internlm3": ({"kv_group", "channel"}, set()),  # a config for Llama's models
+    "iquestcoder": ({"kv_group", "channel"}, set()),
 }
 _QUICK = ("gpt_bigcode",)
 
@@ -137,7 +141,19 @@ def test_what_is_refused_is_so_for_a_true_reason(kind: str, words: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["llama", "arcee", "deepseek_v3", "bert", "mamba", "qwen3_next", "gemma3n_text"]
+    "kind",
+    [
+        "llama",
+        "arcee",
+        "deepseek_v3",
+        "bert",
+        "mamba",
+        "qwen3_next",
+        "gemma3n_text",
+        "xglm",
+        "internlm3",
+        "inkling2_text",
+    ],
 )
 def test_rows_of_the_page_are_still_true(kind: str) -> None:
     """`scripts/family-table` writes it anew."""

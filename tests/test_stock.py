@@ -152,6 +152,11 @@ def test_a_class_that_takes_no_fewer_heads_gives_what_its_mlps_can(tiny_folder: 
     ("variant", "settings", "says"),
     [
         ("mistral-gqa", {"repair": "bias"}, r"no place for the biases[^\n]*\n.*mask-tuning"),
+        (
+            "mistral-gqa",
+            {"granularity": "layer", "repair": "refit"},
+            r"no place for the biases[^\n]*\nType --repair none, or leave out",
+        ),
         ("llama-gqa", {"search": "AL-AM"}, "--search uniform"),
         ("llama-gqa", {"layers": "1-2"}, "--layers names some"),
         ("llama-gqa", {"granularity": "mlp_block", "repair": "none"}, "--granularity layer"),
@@ -186,6 +191,19 @@ def test_layers_with_stock_take_any_search(tiny_folder: Any, tmp_path: Path) -> 
         search="AL-AM", ratio=0.3, evaluate="none",
     )  # fmt: skip
     assert is_stock(out)
+
+
+def test_a_refit_after_layers_goes_with_stock_where_the_class_has_biases(
+    tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small"
+    result = secateur.prune(
+        tiny_folder("llama-gqa"), out=out, stock=True, granularity="layer", repair="refit",
+        ratio=0.3, calibration=str(text_file), **QUICK,
+    )  # fmt: skip
+    assert is_stock(out)
+    assert result.numbers["form"]["stock"]
+    assert any(name.endswith("down_proj.bias") for name in secateur.load(out).state_dict())
 
 
 def test_a_plan_made_with_stock_gives_the_same_again(tiny_folder: Any, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ loads without that flag.
 `SecateurLlamaConfig` and `SecateurLlamaModel` are the stock `LlamaConfig` and `LlamaModel` with one
 addition, and so for every other family: after the stock constructor has built the dense model, the
 modules listed in `config.pruned_modules` get their true sizes. `SecateurLlamaForCausalLM` and
-`SecateurLlamaForSequenceClassification` are the stock classes around that base model. Paths are
-those of the causal model.
+`SecateurLlamaForSequenceClassification` are the stock classes around that base model. Where a
+config is for the models of another family (InternLM3's for Llama's), ours have the config's name.
+Paths are those of the causal model.
 
     "pruned_modules": {
         "model.layers.0.mlp.down_proj": {
@@ -316,7 +317,8 @@ def fit(model: Any, config: Any) -> None:
         _fit_paths(model, config, prefix)
     elif not type(inner).__name__.startswith(PREFIX):
         width = model.get_input_embeddings().weight.shape[1]
-        inner.__class__ = getattr(sys.modules[__name__], PREFIX + type(inner).__name__)
+        name = own_name(type(config).__name__, type(inner).__name__)
+        inner.__class__ = getattr(sys.modules[__name__], name)
         _fit_paths(inner, config, prefix)
         _fit_paths(model, config, "", prefix)
         _narrow_heads(model, config, width)
@@ -351,9 +353,30 @@ def _narrow_heads(model: Any, config: Any, width: int) -> None:
             head.in_features = left
 
 
-def _model_class(name: str) -> type:
-    stock = getattr(transformers, name.removeprefix(PREFIX))
-    config_class = getattr(sys.modules[__name__], PREFIX + stock.config_class.__name__)
+def own_name(config: str, model: str) -> str:
+    """What the pruned form of the stock class `model` is called, for the stock config `config`."""
+    config, model = config.removeprefix(PREFIX), model.removeprefix(PREFIX)
+    stock = getattr(transformers, model, None)
+    ending = next((end for end in _MAPPINGS if model.endswith(end)), "")
+    if stock is None or stock.config_class.__name__ == config or not ending:
+        return PREFIX + model
+    return PREFIX + config.removesuffix("Config") + ending
+
+
+def _stock_classes(name: str) -> tuple[Any, Any] | None:
+    """The stock config and model that the model called `name` here is made of, if there are any."""
+    name = name.removeprefix(PREFIX)
+    if hasattr(transformers, name):
+        stock = getattr(transformers, name)
+        return stock.config_class, stock
+    ending = next((end for end in _MAPPINGS if name.endswith(end)), "")
+    config = getattr(transformers, f"{name.removesuffix(ending)}Config", None)
+    mapping = getattr(transformers, _MAPPINGS[ending]) if ending else {}
+    return (config, mapping[config]) if config is not None and config in mapping else None
+
+
+def _model_class(name: str, stock_config: Any, stock: Any) -> type:
+    config_class = getattr(sys.modules[__name__], PREFIX + stock_config.__name__)
 
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         experts = any(getattr(config, name, None) for name in _EXPERTS)
@@ -394,8 +417,8 @@ def _model_class(name: str) -> type:
     if auto == "AutoModel":
         transformers.AutoModel.register(config_class, cls, exist_ok=True)
     else:  # stock classifiers build the model that they wrap by `AutoModel`
-        base = transformers.MODEL_MAPPING[stock.config_class].__name__
-        getattr(sys.modules[__name__], PREFIX + base)
+        base = transformers.MODEL_MAPPING[stock_config].__name__
+        getattr(sys.modules[__name__], own_name(stock_config.__name__, base))
     return cls
 
 
@@ -407,12 +430,23 @@ _AUTO_CLASSES = {
     "LMHeadModel": "AutoModelForCausalLM",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
 }
+# By the end of a class' name, where transformers finds the class of a config.
+_MAPPINGS = {
+    "ForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "LMHeadModel": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "ForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING",
+    "Model": "MODEL_MAPPING",
+}
 
 
 def __getattr__(name: str) -> type:
     """Build `Secateur<Family>Config`, `...Model`, `...ForCausalLM` and so on when asked for."""
-    if not name.startswith(PREFIX) or not hasattr(transformers, name.removeprefix(PREFIX)):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    built = _config_class(name) if name.endswith("Config") else _model_class(name)
+    config = name.endswith("Config") and hasattr(transformers, name.removeprefix(PREFIX))
+    stock = None if config or not name.startswith(PREFIX) else _stock_classes(name)
+    if not name.startswith(PREFIX) or not (config or stock):
+        missing = f"transformers {transformers.__version__} has no {name.removeprefix(PREFIX)}"
+        about = f": {missing}, newer versions may" if name.startswith(PREFIX) else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{about}.")
+    built = _config_class(name) if stock is None else _model_class(name, *stock)
     setattr(sys.modules[__name__], name, built)
     return built

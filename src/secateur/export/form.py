@@ -62,9 +62,9 @@ class Form:
 
     def empty(self, dtype: torch.dtype | None = None) -> Any:
         """The transformers model that the folder would load as, without weights."""
-        name = str(self.config["architectures"][0])
-        module: Any = transformers if self.stock else modeling_secateur
-        config = getattr(module, name).config_class.from_dict(copy.deepcopy(dict(self.config)))
+        own = getattr(modeling_secateur, self.architecture).config_class if not self.stock else None
+        config_class: Any = own or transformers.CONFIG_MAPPING[self.config["model_type"]]
+        config = config_class.from_dict(copy.deepcopy(dict(self.config)))
         return empty_model(config, dtype or self._dtype)
 
     @property
@@ -236,15 +236,13 @@ def _own(
     pruned_modules: dict[str, dict[str, Any]],
     weights: Weights,
 ) -> Form:
+    classes = auto_classes(family.config, family.model)
     config = base | {
         "model_type": f"{PREFIX.lower()}_{base['model_type']}",
-        "architectures": [PREFIX + family.model],
+        "architectures": [classes["AutoModelForCausalLM"]],
         "auto_map": {
-            auto: f"modeling_secateur.{PREFIX}{name}"
-            for auto, name in {
-                "AutoConfig": family.config,
-                **auto_classes(family.config, family.model),
-            }.items()
+            auto: f"modeling_secateur.{name}"
+            for auto, name in {"AutoConfig": PREFIX + family.config, **classes}.items()
         },
         "allow_global_per_layer_attribute_access": True,
         "per_layer_config": {str(layer): sizes for layer, sizes in widths.items()},

@@ -1,9 +1,9 @@
 """Proof of a layout on a small model of its family: slicing equals masking.
 
-Both routes start from the same small random model (fp64, norms made linear, so that nothing but
-the layout decides). One cuts units out and loads the smaller model, the other sets to zero what
-reads the same units. A wrong index map, an attribute that does not follow, slopes of the wrong
-heads: each of them makes the two differ.
+Both routes start from the same small random model (fp64 if it can, norms made linear, so that
+nothing but the layout decides). One cuts units out and loads the smaller model, the other sets to
+zero what reads the same units. A wrong index map, an attribute that does not follow, slopes of the
+wrong heads: each of them makes the two differ.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +17,7 @@ from ..checkpoint import ModuleWeights
 from ..errors import SecateurError
 from ..models import OpenModel, empty_model, filled, structure_of
 from ..models.discovery import (
+    TOLERANCES,
     dense_config,
     linearise_norms,
     norm_sizes,
@@ -30,9 +31,6 @@ from ..surgery import PrunedWeights
 from .form import pruned_form
 
 Follow = tuple[tuple[str, str, Size], ...]
-
-# Some families compute a norm or a softmax in fp32 whatever the model's dtype.
-_TOLERANCE = 1e-6
 
 
 def proved(opened: OpenModel) -> tuple[OpenModel, float]:
@@ -130,7 +128,7 @@ def prove(opened: OpenModel, *, seed: int = 0, granularities: tuple[str, ...] = 
     model_type = opened.config.model_type
     try:
         plans = (ragged_plan,) if opened.declared else (ragged_plan, even_plan)
-        difference = max(_difference(opened, seed, granularities, plan) for plan in plans)
+        found = [_difference(opened, seed, granularities, plan) for plan in plans]
     except SecateurError:
         raise
     except Exception as error:  # the family's own code: anything may come out of it
@@ -139,7 +137,8 @@ def prove(opened: OpenModel, *, seed: int = 0, granularities: tuple[str, ...] = 
             f"The coupled structures that were traced for {model_type!r} do not hold: a small"
             f" model cut by them does not run ({reason}).\nThis family needs a declared layout."
         ) from error
-    if not difference < _TOLERANCE:
+    difference = max(difference for difference, _ in found)
+    if not all(difference < TOLERANCES[dtype] for difference, dtype in found):
         raise SecateurError(
             f"The coupled structures that were traced for {model_type!r} do not hold: on a small"
             f" model slicing and masking differ by {difference:.1e}.\n"
@@ -153,7 +152,8 @@ def _difference(
     seed: int,
     granularities: tuple[str, ...],
     plan_of: Callable[[Structure, int], Plan],
-) -> float:
+) -> tuple[float, torch.dtype]:
+    """The difference that a plan makes, and the dtype in which the small models compute."""
     dense = running_model(_shallow(opened), seed)
     weights = ModuleWeights(dense)
     structure = structure_of(opened.family, dense, weights).select(granularities)
@@ -161,7 +161,7 @@ def _difference(
     pruned = PrunedWeights(weights, structure, plan)
     raw = dense.config.to_dict() | {"architectures": [opened.family.model]}
     form = pruned_form(opened.family, raw, dense.config, structure, plan, pruned)
-    small = filled(form.empty(torch.float64), form.weights)
+    small = filled(form.empty(dense.dtype), form.weights)
     for model in (small, dense):
         model.config._attn_implementation = "eager"
     ids = torch.cat([tokens(seed), tokens(seed + 1)])
@@ -172,7 +172,7 @@ def _difference(
         sliced = small(input_ids=ids, use_cache=False).logits
         mask(dense, structure, plan)
         masked = dense(input_ids=ids, use_cache=False).logits
-    return float((sliced - masked).abs().max() / masked.abs().max())
+    return float((sliced - masked).abs().max() / masked.abs().max()), dense.dtype
 
 
 def _shallow(opened: OpenModel) -> Any:

@@ -118,7 +118,8 @@ class StreamedModel:
     def front(self) -> Iterator[Callable[[Tensor], tuple[Tensor, list[Call]]]]:
         """A function from token ids [batch, token] to the first hidden states and layer calls.
 
-        The hidden states are [batch, token, hidden]; the calls are, for each layer, the arguments
+        The hidden states are [batch, token, hidden] (of some families several such streams, [batch,
+        token, stream, hidden]); the calls are, for each layer, the arguments
         besides the hidden states that the model's own forward passes to it.
         """
         head = self.model.get_output_embeddings()
@@ -151,7 +152,7 @@ class StreamedModel:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         # Each token for itself: positions and masks, which the layers alone look at, stay small.
-        tokens = hidden.to(self.device).reshape(-1, 1, hidden.shape[-1])
+        tokens = hidden.to(self.device).flatten(0, 1).unsqueeze(1)
         width = self.model.get_input_embeddings().weight.shape[1]
         embedded = tokens.new_zeros(len(tokens), 1, width)
 
@@ -163,7 +164,7 @@ class StreamedModel:
             torch.set_grad_enabled(hidden.requires_grad),
         ):
             logits: Tensor = self.model(inputs_embeds=embedded, use_cache=False).logits
-        return logits.view(*hidden.shape[:-1], -1)
+        return logits.view(*hidden.shape[:2], -1)
 
     def _output(self, hidden: Tensor) -> Any:
         """What a layer returns: some families wrap it, with None for the attention weights."""

@@ -180,7 +180,7 @@ def not_finite(what: str, dtype: torch.dtype) -> SecateurError:
 
 def hidden_of(output: Any) -> Tensor:
     """The hidden states in what a decoder layer returns (some families return tuples)."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden
 
 

@@ -1,7 +1,7 @@
 """Traced discovery: the coupled structures of a family, found by running one tiny layer of it."""
 
 from .depth import layer_kinds, shallow_config
-from .sizes import tiny_choices
+from .sizes import TOLERANCES, tiny_choices
 from .tiny import (
     dense_config,
     linearise_norms,
@@ -14,6 +14,7 @@ from .trace import Traced, traced, traced_couplings
 from .undeclared import undeclared_family
 
 __all__ = [
+    "TOLERANCES",
     "Traced",
     "dense_config",
     "layer_kinds",

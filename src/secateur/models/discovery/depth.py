@@ -1,10 +1,15 @@
 """As few layers as show one of each kind: a small model need not be as deep as the real one."""
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import nn
 
+from ... import modeling_secateur
+from ...modeling_secateur import PREFIX
 from ..streamed import empty_model
 
 
@@ -62,4 +67,20 @@ def _with_layers(config: Any, depth: int) -> Any:
         for key, value in config.to_dict().items()
     }
     raw[names.get("num_hidden_layers", "num_hidden_layers")] = depth
-    return type(config).from_dict(raw)
+    return stock_config(type(config), raw)
+
+
+def stock_config(stock: Any, raw: Mapping[str, Any]) -> Any:
+    """The config of class `stock` that `raw` describes.
+
+    Some classes refuse head counts that do not divide hidden_size. A pruned model has such, and
+    ours do not: there the config is read by ours.
+    """
+    raw = {**raw, "model_type": stock.model_type}
+    try:
+        return stock.from_dict(copy.deepcopy(raw))
+    except StrictDataclassClassValidationError:
+        own = getattr(modeling_secateur, PREFIX + stock.__name__)
+        config = own.from_dict({**raw, "model_type": own.model_type})
+        config.__class__ = stock
+        return config

@@ -4,9 +4,12 @@ A number that a layout has a letter for gets the letter's value. Others (ranks, 
 recurrence) get small values of their own, so that nothing is taken for something else.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import torch
 
 from ...errors import SecateurError
 
@@ -15,12 +18,20 @@ ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _ATTENTION = ("llama_4_scaling_beta", "original_max_position_embeddings")
 SHARES = ("partial_rotary_factor", "rotary_pct")
 
+# What small models compute in, the best first, and how far apart, relative, two routes to the same
+# logits may come out. Some code takes no fp64, some computes norms or softmax in fp32 all the same.
+# In fp32 the order of the sums alone makes up to 1e-6.
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
+
 Sharing = Literal["grouped", "multi-head", "multi-query"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """One choice of the letters of a layout; `D` follows where a family has no head_dim."""
+    """One choice of the letters of a layout; `D` follows where a family has no head_dim.
+
+    `dtype` is what the small model computes in.
+    """
 
     K: int
     r: int
@@ -28,6 +39,7 @@ class Sizes:
     I: int  # noqa: E741
     E: int
     D: int
+    dtype: torch.dtype = torch.float64
 
     @property
     def values(self) -> dict[str, int]:
@@ -193,13 +205,10 @@ def tiny_choices(config: Any) -> Iterator[tuple[Sizes, Sizes]]:
     First odd ones, which are not easily mistaken for each other, then ones that divide.
     """
     widths = (True, False) if states_head_dim(config) else (False,)
-    for even in (False, True):
-        for sharing in sharings(config):
-            for own in widths:
-                yield (
-                    tiny_sizes(config, 0, sharing, own, even=even),
-                    tiny_sizes(config, 1, sharing, own, even=even),
-                )
+    choices = itertools.product(TOLERANCES, (False, True), sharings(config), widths)
+    for dtype, even, sharing, own in choices:
+        one, other = (tiny_sizes(config, number, sharing, own, even=even) for number in (0, 1))
+        yield replace(one, dtype=dtype), replace(other, dtype=dtype)
 
 
 def tiny_sizes(

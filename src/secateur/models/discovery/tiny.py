@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ...errors import SecateurError
 from ...modeling_secateur import OWN_KEYS, PREFIX
 from ..streamed import empty_model
+from .depth import stock_config
 from .sizes import Sizes, plain_rope, small_values, tiny_choices
 
 _TOKENS = 5
 
 
 def running_model(config: Any, seed: int) -> Any:
-    """The first small model that runs: not every family takes every choice of sizes.
+    """The first small model that runs: not every family takes every choice of sizes, or fp64.
 
     Raises:
         SecateurError: none does; the message is that of the first.
@@ -44,7 +45,7 @@ def running_model(config: Any, seed: int) -> Any:
 
 
 def tiny_model(config: Any, sizes: Sizes, seed: int) -> Any:
-    """A random fp64 model with these sizes, its experts all routed and its activation smooth.
+    """A random model with these sizes and their dtype, all experts routed, activations smooth.
 
     Raises:
         SecateurError: the family's own code does not take such a config.
@@ -61,8 +62,8 @@ def tiny_model(config: Any, sizes: Sizes, seed: int) -> Any:
     try:
         tiny = type(config).from_dict(raw)
         tiny._attn_implementation = "eager"
-        model = empty_model(tiny, torch.float64)
-        fill(model, seed)
+        model = empty_model(tiny, sizes.dtype)
+        fill(model, seed, sizes.dtype)
     except Exception as error:  # the family's own code: anything may come out of it
         reason = " ".join(str(error).split())[:200]
         raise SecateurError(
@@ -78,11 +79,10 @@ def dense_config(config: Any) -> Any:
     if not name.startswith(PREFIX):
         return config
     stock = getattr(transformers, name.removeprefix(PREFIX))
-    raw = {key: value for key, value in config.to_dict().items() if key not in OWN_KEYS}
-    return stock.from_dict(raw | {"model_type": stock.model_type})
+    return stock_config(stock, {k: v for k, v in config.to_dict().items() if k not in OWN_KEYS})
 
 
-def fill(model: Any, seed: int) -> None:
+def fill(model: Any, seed: int, dtype: torch.dtype) -> None:
     """Give every parameter of a model on meta small random values."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -91,7 +91,7 @@ def fill(model: Any, seed: int) -> None:
                 shape, kind = parameter.shape, torch.float64
                 values = torch.randn(shape, generator=generator, dtype=kind) * 0.3 + 0.05
                 module._parameters[name] = nn.Parameter(values)
-    model.to(torch.float64)
+    model.to(dtype)
     model.tie_weights()
 
 

@@ -69,17 +69,22 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
     failures: list[SecateurError] = []
     found: list[Traced] = []
     for sizes in tiny_choices(config):
+        if found and (not found[-1].left or len(found) == _RUNS or _differ(sizes, found[-1].sizes)):
+            break
         try:
             found.append(_attempt(config, layer, family, sizes))
         except SecateurError as error:
             failures.append(error)
         except Exception as error:  # the family's own code runs: anything may come out of it
             failures.append(_does_not_run(config, error))
-        if found and (not found[-1].left or len(found) == _RUNS):
-            break
     if not found:
         raise failures[0]
     return min(found, key=lambda some: (not _has_heads(some), len(some.left)))
+
+
+def _differ(some: tuple[Sizes, Sizes], others: tuple[Sizes, Sizes]) -> bool:
+    """Whether they are of different dtypes: what runs in fp64 need not run in fp32."""
+    return some[0].dtype != others[0].dtype
 
 
 def _has_heads(found: Traced) -> bool:
@@ -149,7 +154,7 @@ def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> dict[str, Ro
     norms = set(linearise_norms(module))
     rows: dict[str, Row] = {}
     for seed in _SEEDS:
-        fill(model, seed)
+        fill(model, seed, sizes.dtype)
         for row in _traced(model, family, layer, norms, sizes, seed):
             known = rows.setdefault(row.consumer, row)
             rows[row.consumer] = row if len(row.units) < len(known.units) else known
@@ -217,7 +222,7 @@ def _call(model: Any, family: Family, layer: int, seed: int) -> tuple[Tensor, An
     with source.front() as front:
         hidden, calls = front(tokens(seed))
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(hidden.shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(hidden.shape, generator=generator, dtype=torch.float64).to(model.dtype)
     return noise.requires_grad_(), calls[layer]
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...checkpoint import ModuleWeights
 from ...errors import SecateurError
 from ...structure import Coupling
 from ...structure.size import E, I, K, Size, d, r
 from ..families import Family
-from ..streamed import empty_model
+from ..streamed import StreamedModel, empty_model
 from .depth import layer_kinds, layers_path, shallow_config
-from .sizes import Sizes, check_counts
+from .sizes import TOLERANCES, Sizes, check_counts
 from .tiny import dense_config, running_model, tiny_model, tokens
 from .trace import Traced, traced
 
@@ -50,6 +51,7 @@ def undeclared_family(config: Any, model: Any) -> Family:
         couplings=(),
         tuples=_gives_tuples(small, path),
     )
+    _check_layers_alone(small, place)
     kinds = layer_kinds(model, path).values()
     found = [traced(config, layer, place) for layer in kinds]
     left = {module: reason for some in found for module, reason in some.left.items()}
@@ -114,10 +116,32 @@ def _check_causal(model: Any) -> None:
     other = torch.cat([ids[:, :-1], ids[:, -1:] % 63 + 1], dim=1)
     with torch.no_grad():
         one, two = (model(input_ids=some, use_cache=False).logits[:, :-1] for some in (ids, other))
-    if not torch.allclose(one, two, rtol=1e-6, atol=1e-9):
+    tolerance = TOLERANCES[model.dtype]
+    if not torch.allclose(one, two, rtol=tolerance, atol=tolerance / 1000):
         raise SecateurError(
             f"{model.config.model_type!r} is an encoder: its tokens see later ones.\n"
             "Expected a causal language model of transformers."
+        )
+
+
+def _check_layers_alone(model: Any, place: Family) -> None:
+    """Layers are run one after the other, each with the hidden states of the one before alone."""
+    ids = tokens(0)
+    source = StreamedModel(model, place, ModuleWeights(model), torch.device("cpu"))
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+        with source.front() as front:
+            hidden, calls = front(ids)
+        for number, (args, more) in enumerate(calls):
+            with source.layer(number) as layer:
+                output = layer(hidden, *args, **more)
+            hidden = output[0] if place.tuples else output
+        with source.back() as back:
+            difference = float((back(hidden) - logits).abs().max() / logits.abs().max())
+    if not difference < TOLERANCES[model.dtype]:
+        raise SecateurError(
+            f"The layers of {model.config.model_type!r} hand one another more than hidden states,"
+            " so that none of them runs by itself.\nExpected a model whose layers do."
         )
 
 
