@@ -1,7 +1,7 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -209,6 +209,7 @@ class OpenModel:
 
 
 _NO_FAMILY = Family("", "", "", ())
+_UNTIED = {"tie_word_embeddings": False}
 
 
 @public(
@@ -322,8 +323,12 @@ def _opened_inside(
     notes: tuple[str, ...] = ()
     if weights is not None:
         held = converted(weights, outer.skeleton)
-        whole = Fitted(held, outer.skeleton, source, tied_names(outer.skeleton))
-        notes = whole.notes
+        tied, apart = tied_names(outer.skeleton), stored_apart(held, outer.skeleton)
+        if apart:
+            raw = {**outer.with_text(_UNTIED), **_UNTIED}
+            outer = outer_of(raw, type(config).from_dict(copy.deepcopy(raw)), source)
+        whole = Fitted(held, outer.skeleton, source, tied)
+        notes = (*_told(held, apart, tied), *whole.notes)
         outer = replace(outer, weights=whole)
         inner = Inside(whole, outer.names)
     own = dict(outer.text)
@@ -469,19 +474,23 @@ def _opened(
 def _with_weights(opened: OpenModel, weights: Weights) -> OpenModel:
     """The model with what `weights` hold of it; what is stored apart is not tied."""
     held = converted(weights, opened.skeleton)
-    tied, notes = tied_names(opened.skeleton), list(getattr(held, "doubled", ()))
-    apart = stored_apart(held, opened.skeleton)
+    tied, apart = tied_names(opened.skeleton), stored_apart(held, opened.skeleton)
     if apart:
-        notes.append(
+        config = copy.deepcopy(opened.config)
+        config.tie_word_embeddings = False
+        opened = replace(opened, config=config, raw_config={**opened.raw_config, **_UNTIED})
+    fitted = Fitted(held, opened.skeleton, opened.source, tied)
+    return replace(opened, weights=fitted, notes=(*_told(held, apart, tied), *fitted.notes))
+
+
+def _told(held: Weights, apart: Sequence[str], tied: Mapping[str, str]) -> Iterator[str]:
+    """What the user should know about tensors with several names."""
+    yield from getattr(held, "doubled", ())
+    if apart:
+        yield (
             f"config.json ties {apart[0]} to {tied[apart[0]]}, but both are stored, with different"
             " values: they are not tied, as in transformers"
         )
-        config = copy.deepcopy(opened.config)
-        config.tie_word_embeddings = False
-        raw = {**opened.raw_config, "tie_word_embeddings": False}
-        opened = replace(opened, config=config, raw_config=raw)
-    fitted = Fitted(held, opened.skeleton, opened.source, tied)
-    return replace(opened, weights=fitted, notes=(*notes, *fitted.notes))
 
 
 @public(
