@@ -165,6 +165,29 @@ def test_a_whole_result_of_a_killed_run_is_ended_and_said(
     assert content(out) == "new"
 
 
+def test_a_whole_result_is_ended_on_another_disk_too(tmp_path: Path) -> None:
+    """Copied there, it has another inode than its name says."""
+    whole = tmp_path / ".out.ready-1"
+    whole.mkdir()
+    write(whole, "new")
+    with pytest.raises(SecateurError, match="exists, and is whole"):
+        make(tmp_path / "out", "newer")
+    assert content(tmp_path / "out") == "new"
+
+
+def test_results_whose_names_begin_alike_leave_each_other_alone(tmp_path: Path) -> None:
+    """`.out.old-2.partial-TOKEN` is the work of a run that writes out.old-2, and no old `out`."""
+    state = training_file(tmp_path, tmp_path / "out.partial-2")
+    state.write_text("state")
+    (tmp_path / ".out.ready-made").mkdir()
+    for other in ("out.old-2", "out.partial-2", "out.replace-2", "out.ready-2"):
+        make(tmp_path / other, "two", meanwhile=lambda: make(tmp_path / "out", "one"))
+        assert content(tmp_path / other) == "two"
+        shutil.rmtree(tmp_path / "out")
+    assert state.read_text() == "state"
+    assert (tmp_path / ".out.ready-made").is_dir()
+
+
 # --- what appears meanwhile -----------------------------------------------------------------------
 
 
