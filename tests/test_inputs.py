@@ -181,6 +181,14 @@ def test_a_module_that_was_dequantised_is_read(tokens: torch.Tensor) -> None:
     assert torch.equal(logits(result.load(), tokens), logits(model, tokens))
 
 
+def test_anything_that_stands_for_a_path_is_one(model: Path) -> None:
+    class Elsewhere:
+        def __fspath__(self) -> str:
+            return str(model)
+
+    assert open_model(Elsewhere()).source == str(model)
+
+
 def test_what_is_no_model_at_all_is_named() -> None:
     for thing in (tiny_model().config, 7, None):
         with pytest.raises(TypeError, match=f"not a {type(thing).__name__}"):

@@ -17,7 +17,7 @@ from ..methods import METHODS
 from ..models import OpenModel
 from ..search import Limits
 from ..structure import Axis, Plan, Structure
-from ..surgery import PrunedWeights
+from ..surgery import COARSE, PrunedWeights, with_consumers
 from .choice import budget_of, limits_of
 
 # Repairs that give every linear that they mend a bias.
@@ -30,13 +30,26 @@ def form_of(opened: OpenModel, structure: Structure, plan: Plan, repair: str = "
     """The form that the folder will have, before anything is cut or repaired."""
     biases = {
         f"{axis.consumer.module}.bias": torch.zeros(_outputs(opened, axis))
-        for axis in structure.axes
-        if repair in _BIASED and plan.removed(axis) and _is_linear(axis)
+        for axis in _mended(opened, structure, plan, repair)
     }
     weights = PrunedWeights(opened.weights, structure, plan, biases)
     return pruned_form(
         opened.family, opened.raw_config, opened.config, opened.structures, plan, weights
     )
+
+
+def _mended(opened: OpenModel, structure: Structure, plan: Plan, repair: str) -> Iterator[Axis]:
+    """The axes whose consumers may get a bias from the repair.
+
+    Where layers or blocks go, a refit is of the linears in those that stay.
+    """
+    if repair not in _BIASED:
+        return
+    deep = any(axis.granularity in COARSE and plan.removed(axis) for axis in structure.axes)
+    whole = with_consumers(structure, opened.structures) if deep else structure
+    for axis in whole.axes:
+        if _is_linear(axis) and (deep or plan.removed(axis)):
+            yield axis
 
 
 def form_facts(form: Form) -> dict[str, Any]:
@@ -65,9 +78,12 @@ def keep_to_stock(
     coarse = {axis.granularity for axis in structure.axes if axis.of or axis.layer < 0}
     _check_units(structure, coarse)
     if coarse:  # layers go whole, the hidden width everywhere: any search does
+        if "layer" in coarse:
+            _check_repair(opened, structure, config, _last_gone(structure), "--repair none")
         return config
     config = _even(structure, config, note)
-    _check_repair(opened, structure, config)
+    plan = _trial(structure, config, 0)
+    _check_repair(opened, structure, config, plan, "--repair mask-tuning or --repair none")
     attention = [axis for axis in structure.axes if axis.kind == "attention"]
     if not attention:
         return config
@@ -129,17 +145,24 @@ def _even(structure: Structure, config: PruneConfig, note: Callable[[str], None]
     return config.model_copy(update=update)
 
 
-def _check_repair(opened: OpenModel, structure: Structure, config: PruneConfig) -> None:
-    """A repair may give biases to linears that the class has none for."""
+def _last_gone(structure: Structure) -> Plan:
+    """A plan of the kind by which the last layer goes."""
+    layers = [axis for axis in structure.axes if axis.granularity == "layer"]
+    return Plan({layers[-1].name: ()}, structure.architecture, structure.weights)
+
+
+def _check_repair(
+    opened: OpenModel, structure: Structure, config: PruneConfig, plan: Plan, others: str
+) -> None:
+    """A repair may give biases to linears that the class has none for; `others` give none."""
     if config.repair_name not in _BIASED:
         return
-    plan = _trial(structure, config, 0)
     if form_of(opened, structure, plan).stock:
         form = form_of(opened, structure, plan, config.repair_name)
         if not form.stock:
             raise SecateurError(
                 f"--stock and --repair {config.repair_name}: {form.why}.\n"
-                "Type --repair mask-tuning or --repair none, or leave out --stock."
+                f"Type {others}, or leave out --stock."
             )
 
 
