@@ -144,7 +144,7 @@ def _adapted(skeleton: Any, folder: Path) -> Any:
     return model.get_base_model()
 
 
-def _parts(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
+def _parts(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """PEFT's layers, by the paths of the modules that they stand for, and what it saved whole.
 
     That is modules, or what was trained or kept of the base (biases, embeddings).
@@ -152,7 +152,7 @@ def _parts(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
-    layers: dict[str, nn.Module] = {}
+    layers: dict[str, Any] = {}
     saved = {name: p.data for name, p in model.named_parameters() if not _is_nothing(p)}
     inside = ""
     for path, module in model.named_modules():
