@@ -51,6 +51,7 @@ STAYS = {
     "plan.json": "{}",
     "run.toml": "",
     "recovery.toml": "",
+    "conversion.toml": "",
     ".cache/huggingface/download/a.lock": "",
     ".git/config": "",
     ".gitattributes": "",
@@ -246,6 +247,17 @@ def test_a_live_tokenizer_writes_no_code_and_a_class_that_others_know(tmp_path: 
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert again("ab").input_ids == tokenizer("ab").input_ids
     assert not [name for name in files_of(tmp_path / "out") if name.startswith(".")]
+
+
+def test_settings_of_a_live_model_that_transformers_would_not_save_are_written(
+    tmp_path: Path,
+) -> None:
+    """A temperature without sampling: many folders on the hub have that."""
+    model = tiny_model()
+    model.generation_config.temperature = 0.3
+    prune(model, tmp_path / "out", tokenizer=tiny_tokenizer())
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["temperature"] == 0.3
 
 
 @pytest.mark.parametrize("stated", ["LlamaTokenizer", "PreTrainedTokenizerFast", "Other", None])

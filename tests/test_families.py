@@ -116,6 +116,20 @@ def test_an_empty_model_of_hundreds_of_billions_takes_no_memory() -> None:
     assert not any(buffer.is_meta for buffer in model.buffers())
 
 
+def test_a_mask_as_large_as_a_weight_is_built() -> None:
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_size": 4, "vocab_size": 8}
+    sizes |= {"attention_types": [[["global"], 1]], "bos_token_id": 0, "eos_token_id": 0}
+    config = transformers.GPTNeoConfig(max_position_embeddings=4097, **sizes)
+    (mask,) = empty_model(config, torch.float32).buffers()
+    assert torch.equal(mask[0, 0].sum(dim=1), torch.arange(1, 4098))
+
+
+def test_an_empty_model_of_another_dtype_leaves_the_config_alone() -> None:
+    config = transformers.AutoConfig.for_model("llama", num_hidden_layers=1, dtype=torch.bfloat16)
+    assert empty_model(config, torch.float32).dtype == torch.float32
+    assert config.dtype == torch.bfloat16
+
+
 def test_few_layers_show_every_kind() -> None:
     """Jamba: attention in every eighth layer from 4 on, experts in every second from 1 on."""
     config = transformers.AutoConfig.for_model("jamba")

@@ -31,7 +31,7 @@ def adapted(tmp_path: Path) -> Adapted:
         config = peft.LoraConfig(r=4, task_type="CAUSAL_LM", **settings)
         model = peft.get_peft_model(load(base), config)
         for name, parameter in model.named_parameters():
-            if "lora_" in name or "modules_to_save" in name:
+            if parameter.requires_grad or "modules_to_save" in name:
                 parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
         model.save_pretrained(adapter)
         return base, adapter, model.merge_and_unload().eval()
@@ -49,6 +49,9 @@ _LINEARS = ["q_proj", "o_proj", "down_proj"]
         ("llama-biased", {"target_modules": _LINEARS, "use_dora": True}),
         ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
         ("qwen3-gqa", {"target_modules": _LINEARS, "modules_to_save": ["lm_head"]}),
+        ("qwen2-gqa", {"target_modules": ["q_proj"], "bias": "all"}),
+        ("llama-biased", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+        ("llama-gqa", {"target_modules": ["q_proj"], "modules_to_save": ["mlp"]}),
         ("qwen3_moe", {"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]}),
     ],
 )
@@ -125,6 +128,12 @@ def test_an_adapter_to_a_tied_head_is_left_to_peft(adapted: Adapted) -> None:
         open_model(adapter, merge_adapter=True)
 
 
+def test_an_adapter_with_trained_tokens_is_refused(adapted: Adapted) -> None:
+    _, adapter, _ = adapted(target_modules=["q_proj"], trainable_token_indices=[1, 2])
+    with pytest.raises(secateur.SecateurError, match=r"cannot be merged .*token_adapter"):
+        open_model(adapter, merge_adapter=True)
+
+
 def test_an_adapter_to_another_model_is_refused(adapted: Adapted, tmp_path: Path) -> None:
     _, adapter, _ = adapted(target_modules=_LINEARS)
     other = tmp_path / "other"
@@ -170,6 +179,14 @@ def test_a_module_that_was_dequantised_is_read(tokens: torch.Tensor) -> None:
     model.config.quantization_config = {"quant_method": "gguf"}
     result = secateur.prune(model, ratio=0.0, method="magnitude", evaluate="none")
     assert torch.equal(logits(result.load(), tokens), logits(model, tokens))
+
+
+def test_anything_that_stands_for_a_path_is_one(model: Path) -> None:
+    class Elsewhere:
+        def __fspath__(self) -> str:
+            return str(model)
+
+    assert open_model(Elsewhere()).source == str(model)
 
 
 def test_what_is_no_model_at_all_is_named() -> None:

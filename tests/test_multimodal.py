@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import secateur
@@ -158,6 +159,51 @@ def test_the_decoder_alone_gives_the_logits_of_the_whole_model(
     with source.back() as back:
         torch.testing.assert_close(back(states), wanted, rtol=1e-4, atol=1e-5)
     assert type(load(folder)).__name__ == type(model).__name__
+
+
+def test_a_head_stored_apart_is_the_decoders(multimodal: Any, tokens: torch.Tensor) -> None:
+    """The config ties the head to the embeddings, and the files do not: they count."""
+    folder, model = multimodal("gemma3")
+    held = _tensors(folder)
+    (embeddings,) = (name for name in held if name.endswith("embed_tokens.weight"))
+    save_file(
+        held | {"lm_head.weight": held[embeddings].flip(0)},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    opened = open_model(folder)
+    theirs = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    assert torch.equal(logits(opened.whole(torch.float32), tokens), logits(theirs, tokens))
+    assert not torch.equal(logits(theirs, tokens), logits(model, tokens))
+    assert any("not tied" in note for note in opened.notes)
+    assert opened.around.with_text({})["tie_word_embeddings"] is False
+
+
+def test_a_quantised_model_is_loaded_whole(multimodal: Any, tokens: torch.Tensor) -> None:
+    folder, model = multimodal("gemma3")
+    held = _tensors(folder)
+    linears = [name for name in held if "language_model" in name and "_proj.weight" in name]
+    for name in linears:
+        held[name] = held[name].to(torch.float8_e4m3fn)
+        held[f"{name}_scale_inv"] = torch.ones(1)
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load(folder, dequantise=True)
+    assert type(loaded) is type(model)
+    decoder = load(folder, dequantise=True, text_only=True)
+    assert torch.equal(logits(loaded, tokens), logits(decoder, tokens))
+
+
+def test_the_file_that_a_config_names_is_not_named_in_what_is_written(multimodal: Any) -> None:
+    folder, _ = multimodal("gemma3")
+    (folder / "model.safetensors").rename(folder / "own.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"transformers_weights": "own.safetensors"})
+    )
+    assert "transformers_weights" not in open_model(folder).around.raw
 
 
 def _kept(structure: Any, kind: str) -> dict[str, tuple[int, ...]]:

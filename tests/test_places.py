@@ -165,19 +165,27 @@ def test_a_whole_result_of_a_killed_run_is_ended_and_said(
     assert content(out) == "new"
 
 
-def test_what_killed_runs_of_any_version_left_is_tidied(tmp_path: Path) -> None:
-    """Process ids were marks once; a run with the same one finds its own name taken."""
-    out = tmp_path / "out"
-    for kind in ("partial", "old", "training.safetensors.partial"):
-        (tmp_path / f".out.{kind}-{os.getpid()}").mkdir()
-    write(tmp_path / f".out.old-{os.getpid()}", "old")
-    with pytest.raises(SecateurError, match="exists"):
-        make(out, "new")  # killed between two renames: the old one is back
-    assert (content(out), names(tmp_path)) == ("old", {"out"})
-    (tmp_path / ".out.old-1").mkdir()
-    (tmp_path / ".outer.partial-1").mkdir()  # of another place
-    make(out, "new", force=True)
-    assert (content(out), names(tmp_path)) == ("new", {"out", ".outer.partial-1"})
+def test_a_whole_result_is_ended_on_another_disk_too(tmp_path: Path) -> None:
+    """Copied there, it has another inode than its name says."""
+    whole = tmp_path / ".out.ready-1"
+    whole.mkdir()
+    write(whole, "new")
+    with pytest.raises(SecateurError, match="exists, and is whole"):
+        make(tmp_path / "out", "newer")
+    assert content(tmp_path / "out") == "new"
+
+
+def test_results_whose_names_begin_alike_leave_each_other_alone(tmp_path: Path) -> None:
+    """`.out.old-2.partial-TOKEN` is the work of a run that writes out.old-2, and no old `out`."""
+    state = training_file(tmp_path, tmp_path / "out.partial-2")
+    state.write_text("state")
+    (tmp_path / ".out.ready-made").mkdir()
+    for other in ("out.old-2", "out.partial-2", "out.replace-2", "out.ready-2"):
+        make(tmp_path / other, "two", meanwhile=lambda: make(tmp_path / "out", "one"))
+        assert content(tmp_path / other) == "two"
+        shutil.rmtree(tmp_path / "out")
+    assert state.read_text() == "state"
+    assert (tmp_path / ".out.ready-made").is_dir()
 
 
 # --- what appears meanwhile -----------------------------------------------------------------------

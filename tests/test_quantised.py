@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import secateur
 from conftest import logits, tiny_model, tiny_tokenizer
+from secateur.checkpoint import TensorSpec
 from secateur.models import load, open_model
+from secateur.models.fitted import stored_apart
 from secateur.pipeline import convert
 
 _FP8 = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
@@ -116,6 +118,33 @@ def test_int8_rows_of_bitsandbytes(quantised: Any) -> None:
     for name, tensor in dense.items():
         step = tensor.abs().amax(dim=-1, keepdim=True) / 127 if tensor.dim() == 2 else 0
         assert ((weights.tensor(name) - tensor).abs() <= step / 2 + 1e-6).all(), name
+
+
+def test_rows_of_int8_without_their_scale_are_named(quantised: Any) -> None:
+    def change(name: str, weight: torch.Tensor) -> Changed:
+        return {name: weight.to(torch.int8)}
+
+    folder = quantised(change, {"quant_method": "bitsandbytes", "load_in_8bit": True})
+    with pytest.raises(secateur.SecateurError, match=r"lacks .*mlp\.up_proj\.SCB"):
+        open_model(folder, dequantise=True).weights.tensor("model.layers.0.mlp.up_proj.weight")
+
+
+def test_a_head_in_codes_is_compared_by_what_it_stands_for() -> None:
+    """The first row of the embeddings is as wide as the hidden state, that of codes is not."""
+
+    class Coded:
+        specs = dict.fromkeys(("head", "embeddings"), TensorSpec((4, 8), torch.float32))
+
+        def tensor(self, name: str) -> torch.Tensor:
+            return torch.ones(4, 8)
+
+        def head(self, name: str) -> torch.Tensor:
+            width, dtype = (4, torch.uint8) if name == "head" else (8, torch.float32)
+            return torch.ones(1, width, dtype=dtype)
+
+    tied: Any = torch.nn.Module()
+    tied.all_tied_weights_keys = {"head": "embeddings"}
+    assert stored_apart(Coded(), tied) == []
 
 
 def test_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path, tokens: torch.Tensor) -> None:

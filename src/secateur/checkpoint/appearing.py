@@ -51,11 +51,11 @@ def tidy(place: Place) -> bool:
     ended = False
     with _undisturbed(late=True):
         for whole in (*place.left("replace"), *place.left("ready")):
-            if _is(whole, int(whole.name.rpartition("-")[2])):
+            if _replaces(place, whole) and not _is(whole, int(_mark(whole))):
+                _remove(whole)  # exchanged already: the old one
+            else:
                 _end(place, whole)
                 ended = True
-            else:
-                _remove(whole)  # exchanged already: the old one
         for old in place.left("old"):
             if not place.inside and not os.path.lexists(place.path):
                 old.rename(place.path)
@@ -68,7 +68,7 @@ def tidy(place: Place) -> bool:
 
 
 def _end(place: Place, whole: Path) -> None:
-    replaces = ".replace-" in whole.name
+    replaces = _replaces(place, whole)
     try:
         if place.inside:
             _fill(place, whole, replaces)
@@ -135,7 +135,7 @@ def _emptied(place: Place, whole: Path) -> Path:
     entries = [entry for entry in place.path.iterdir() if entry not in own and known(entry)]
     for entry in sorted(entries, key=_rank, reverse=True):
         _moved(entry, old / entry.name)
-    ready = place.hidden("ready", whole.name.rpartition("-")[2])
+    ready = place.hidden("ready", _mark(whole))
     whole.rename(ready)
     return ready
 
@@ -180,6 +180,14 @@ def _keep(place: Place, whole: Path, what: str) -> None:
 def _visible(place: Place) -> Path:
     hidden = place.hidden("result", token())
     return hidden.with_name(hidden.name[1:])
+
+
+def _replaces(place: Place, whole: Path) -> bool:
+    return whole == place.hidden("replace", _mark(whole))
+
+
+def _mark(whole: Path) -> str:
+    return whole.name.rpartition("-")[2]
 
 
 def _is(path: Path, inode: int) -> bool:

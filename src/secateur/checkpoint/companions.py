@@ -34,6 +34,7 @@ _OURS = (
     "plan.json",
     "run.toml",
     "recovery.toml",
+    "conversion.toml",
     "modeling_secateur.py",
 )
 _OF_WEIGHTS = (

@@ -6,6 +6,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +19,14 @@ from .renaming import token
 # Our names are hidden ones with a few dozen letters more than the result's.
 _LONGEST = 100
 _TRAINING = "training.safetensors"
-_KINDS = ("ready", "replace", "old", "partial", f"{_TRAINING}.partial")
+# By kind, what its mark looks like: an inode, or a token.
+_KINDS = {
+    "ready": r"\d+",
+    "replace": r"\d+",
+    "old": "[0-9a-f]{8}",
+    "partial": "[0-9a-f]{8}",
+    f"{_TRAINING}.partial": "[0-9a-f]{8}",
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,9 @@ class Place:
         return training_file(self.beside, self.path)
 
     def left(self, kind: str) -> list[Path]:
-        """What other runs of that kind left here."""
-        start = f".{_stem(self.path)}.{kind}-"
-        return sorted(entry for entry in self.beside.iterdir() if entry.name.startswith(start))
+        """What other runs of that kind left here: nothing of a result called `NAME.old-2`, say."""
+        ours = re.compile(re.escape(f".{_stem(self.path)}.{kind}-") + _KINDS[kind])
+        return sorted(entry for entry in self.beside.iterdir() if ours.fullmatch(entry.name))
 
     @property
     def own(self) -> set[Path]:

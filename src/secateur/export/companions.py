@@ -56,19 +56,28 @@ def copy_companions(
     if origin is not None:
         _copy(origin, folder, note, without=_TOKENIZER if adapted else ())
     if tokenizer is not None and (origin is None or adapted):
-        _write(tokenizer, folder, note)
+        _write(tokenizer.save_pretrained, folder, note)
         read_as = type(tokenizer).__name__
     if read_as is not None:
         _state_class(folder / "tokenizer_config.json", read_as)
-    if origin is None and getattr(model, "generation_config", None) is not None:
-        _write(model.generation_config, folder, note)
+    generation = getattr(model, "generation_config", None)
+    if origin is None and generation is not None:
+
+        def save(place: Path) -> None:
+            # `save_pretrained` refuses settings that a folder may well have (a temperature without
+            # sampling), and they are not ours to judge.
+            unsaid = ["compile_config"]  # as there
+            generation.to_json_file(place / "generation_config.json", keys_to_pop=unsaid)
+
+        _write(save, folder, note)
 
 
-def _write(part: Any, folder: Path, note: Note) -> None:
-    """Let `part` write its files, and take those that travel (it may bring code along)."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place:
-        part.save_pretrained(place)
-        _copy(Path(place), folder, note)
+def _write(save: Callable[[Path], Any], folder: Path, note: Note) -> None:
+    """Let `save` write files, and take those that travel (it may bring code along)."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
+        place = Path(name)
+        save(place)
+        _copy(place, folder, note)
 
 
 def _copy(origin: Path, folder: Path, note: Note, without: tuple[str, ...] = ()) -> None:

@@ -40,8 +40,12 @@ def stored_apart(weights: Weights, skeleton: nn.Module) -> list[str]:
 def _equal(weights: Weights, one: str, other: str) -> bool:
     if weights.specs[one].shape != weights.specs[other].shape:
         return False
-    # mostly the first row tells
-    return all(bool((read(one) == read(other)).all()) for read in (weights.head, weights.tensor))
+    # Mostly the first row tells; that of quantised weights is codes, and perhaps fewer of them.
+    first, second = weights.head(one), weights.head(other)
+    alike = (first.shape, first.dtype) == (second.shape, second.dtype)
+    if alike and not torch.equal(first.float(), second.float()):
+        return False
+    return bool((weights.tensor(one) == weights.tensor(other)).all())
 
 
 class Fitted:

@@ -1,9 +1,10 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from ..checkpoint import (
     PackedWeights,
     Weights,
     read_config,
-    read_json,
 )
 from ..errors import SecateurError
 from ..registry import choose
@@ -209,6 +209,7 @@ class OpenModel:
 
 
 _NO_FAMILY = Family("", "", "", ())
+_UNTIED = {"tie_word_embeddings": False}
 
 
 @public(
@@ -219,7 +220,7 @@ _NO_FAMILY = Family("", "", "", ())
     text_only=a_flag,
 )
 def open_model(
-    model: str | Path | nn.Module,
+    model: str | PathLike[str] | nn.Module,
     *,
     revision: str | None = None,
     merge_adapter: bool | None = None,
@@ -242,13 +243,14 @@ def open_model(
     if isinstance(model, nn.Module):
         opened = _live(model)
     else:
-        place = local_folder(str(model), revision)
+        source = fspath(model)
+        place = local_folder(source, revision)
         if (file := gguf_file(place)) is not None:
-            opened = _from_gguf(file, str(model))
+            opened = _from_gguf(file, source)
         elif adapter_in(place, merge_adapter):
-            opened = _with_adapter(place, str(model), dequantise=dequantise, text_only=text_only)
+            opened = _with_adapter(place, source, dequantise=dequantise)
         else:
-            opened = _from_folder(place, str(model), dequantise=dequantise)
+            opened = _from_folder(place, source, dequantise=dequantise)
             if (place / "adapter_config.json").is_file():
                 opened = replace(opened, made="without its adapter")
     if text_only and opened.around is not None:
@@ -322,8 +324,12 @@ def _opened_inside(
     notes: tuple[str, ...] = ()
     if weights is not None:
         held = converted(weights, outer.skeleton)
-        whole = Fitted(held, outer.skeleton, source, tied_names(outer.skeleton))
-        notes = whole.notes
+        tied, apart = tied_names(outer.skeleton), stored_apart(held, outer.skeleton)
+        if apart:
+            raw = {**outer.with_text(_UNTIED), **_UNTIED}
+            outer = outer_of(raw, type(config).from_dict(copy.deepcopy(raw)), source)
+        whole = Fitted(held, outer.skeleton, source, tied)
+        notes = (*_told(held, apart, tied), *whole.notes)
         outer = replace(outer, weights=whole)
         inner = Inside(whole, outer.names)
     own = dict(outer.text)
@@ -345,7 +351,7 @@ def _from_gguf(file: Path, source: str) -> OpenModel:
     return replace(opened, made="dequantised from GGUF", own_tokenizer=own)
 
 
-def _with_adapter(place: Path, source: str, *, dequantise: bool, text_only: bool) -> OpenModel:
+def _with_adapter(place: Path, source: str, *, dequantise: bool) -> OpenModel:
     """The base of the adapter in `place`, with the adapter merged."""
     name = base_of(place)
     base = (
@@ -373,7 +379,7 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
+def open_config(model: str | PathLike[str], *, revision: str | None = None) -> OpenModel:
     """Open the config.json of a folder or of a model of the hub, and no weights.
 
     The structures are those of the whole model; the fingerprint of its weights is empty.
@@ -383,10 +389,10 @@ def open_config(model: str | Path, *, revision: str | None = None) -> OpenModel:
     """
     register()
     check_named(model)
-    source = str(model)
+    source = fspath(model)
     folder = local_folder(source, revision, config_only=True)
     if gguf_file(folder) is not None or (folder / "adapter_config.json").is_file():
-        return open_model(model, merge_adapter=True)
+        return open_model(model, revision=revision, merge_adapter=True)
     if str(read_config(folder).get("model_type")) in ADAPTERS:
         return open_model(model, revision=revision)
     raw, config = _read(folder, source)
@@ -404,16 +410,16 @@ def _read(folder: Path, source: str) -> tuple[dict[str, Any], Any]:
     """config.json as it stands, and transformers' reading of it."""
     raw = read_config(folder)
     register_form(raw)
+    # It names the source's files; what is written has others.
+    own = {key: value for key, value in raw.items() if key != "transformers_weights"}
     if _may_be_multimodal(raw):
         config = _config(folder, raw)
         if is_multimodal(config):
-            return raw, config
+            return own, config
     _check_decoder(raw, source)
     config = _config(folder, raw)
     _check_causal(config, source)
-    # It names the source's files; what is written has others.
-    raw.pop("transformers_weights", None)
-    return raw, config
+    return own, config
 
 
 def _may_be_multimodal(raw: Mapping[str, Any]) -> bool:
@@ -469,19 +475,23 @@ def _opened(
 def _with_weights(opened: OpenModel, weights: Weights) -> OpenModel:
     """The model with what `weights` hold of it; what is stored apart is not tied."""
     held = converted(weights, opened.skeleton)
-    tied, notes = tied_names(opened.skeleton), list(getattr(held, "doubled", ()))
-    apart = stored_apart(held, opened.skeleton)
+    tied, apart = tied_names(opened.skeleton), stored_apart(held, opened.skeleton)
     if apart:
-        notes.append(
+        config = copy.deepcopy(opened.config)
+        config.tie_word_embeddings = False
+        opened = replace(opened, config=config, raw_config={**opened.raw_config, **_UNTIED})
+    fitted = Fitted(held, opened.skeleton, opened.source, tied)
+    return replace(opened, weights=fitted, notes=(*_told(held, apart, tied), *fitted.notes))
+
+
+def _told(held: Weights, apart: Sequence[str], tied: Mapping[str, str]) -> Iterator[str]:
+    """What the user should know about tensors with several names."""
+    yield from getattr(held, "doubled", ())
+    if apart:
+        yield (
             f"config.json ties {apart[0]} to {tied[apart[0]]}, but both are stored, with different"
             " values: they are not tied, as in transformers"
         )
-        config = copy.deepcopy(opened.config)
-        config.tie_word_embeddings = False
-        raw = {**opened.raw_config, "tie_word_embeddings": False}
-        opened = replace(opened, config=config, raw_config=raw)
-    fitted = Fitted(held, opened.skeleton, opened.source, tied)
-    return replace(opened, weights=fitted, notes=(*notes, *fitted.notes))
 
 
 @public(
@@ -492,7 +502,7 @@ def _with_weights(opened: OpenModel, weights: Weights) -> OpenModel:
     text_only=a_flag,
 )
 def load(
-    folder: str | Path,
+    folder: str | PathLike[str],
     *,
     dtype: str | torch.dtype = "auto",
     merge_adapter: bool | None = None,
@@ -581,7 +591,6 @@ def _config(folder: Path, raw: Mapping[str, Any]) -> Any:
     import transformers
     from transformers import CONFIG_MAPPING, AutoConfig
 
-    read_json(folder / "config.json")
     model_type = str(raw.get("model_type") or "")
     if not model_type:
         raise SecateurError(
@@ -618,10 +627,12 @@ def _loaded_adapted(opened: OpenModel, dtype: str | torch.dtype, kwargs: Mapping
     """The model of the stock class: no folder holds these tensors, so they are handed over."""
     import transformers
 
-    model_class: Any = type(opened.skeleton)
-    state = {name: opened.weights.tensor(name) for name in opened.weights.specs}
+    whole = opened.around or opened
+    assert whole.weights is not None, "what is loaded was opened with its weights"
+    model_class: Any = type(whole.skeleton)
+    state = {name: whole.weights.tensor(name) for name in whole.weights.specs}
     model = model_class.from_pretrained(
-        None, config=opened.config, state_dict=state, dtype=dtype, **kwargs
+        None, config=whole.config, state_dict=state, dtype=dtype, **kwargs
     ).eval()
     place = opened.companions
     if place is not None and (place / "generation_config.json").is_file():

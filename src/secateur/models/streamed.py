@@ -5,6 +5,7 @@ back when it is left. Embeddings, masks, rotary tables and the head are the mode
 forward runs with the decoder layers replaced by stand-ins that record or hand through.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,21 +22,25 @@ from .families import Family
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
-
-_MUCH = 2**24
+_MUCH = 2**24  # elements
 
 
 class _Unallocated(TorchFunctionMode):
     """Memory that nobody has written to yet is never a buffer's: it need not be there at all.
 
-    No more need that of a constructor's weights, which no buffer (a mask, a table) is as large as.
+    No more need that of a constructor's weights, which hardly a buffer (a mask, a table) is as
+    large as. With `masks` one is.
     """
+
+    def __init__(self, *, masks: bool) -> None:
+        super().__init__()
+        self._filled = () if masks else (torch.zeros, torch.ones, torch.rand, torch.randn)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        filling = func in (torch.zeros, torch.ones, torch.rand, torch.randn)
+        filling = func in self._filled
         if kwargs.get("device") is None and (
             func is torch.empty or (filling and _elements(args, kwargs) > _MUCH)
         ):
@@ -62,12 +67,9 @@ def empty_model(config: Any, dtype: torch.dtype) -> Any:
 
 def empty(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     """The same of any class of transformers, or of an Auto class."""
-    from accelerate import init_empty_weights
-    from transformers.initialization import no_init_weights
-
-    make = getattr(kind, "_from_config", None) or partial(kind.from_config, trust_remote_code=False)
-    with no_init_weights(), init_empty_weights(include_buffers=False), _Unallocated():
-        model = make(config, dtype=dtype).eval()
+    model = _constructed(kind, config, dtype, masks=False)
+    if any(buffer.is_meta for buffer in model.buffers()):
+        model = _constructed(kind, config, dtype, masks=True)
     model.tie_weights()
     for module in model.modules():
         for name, buffer in module._buffers.items():
@@ -76,6 +78,16 @@ def empty(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     # One expert after the other: fused kernels ask for bf16 and hide what an expert reads.
     model.config._experts_implementation = "eager"
     return model
+
+
+def _constructed(kind: Any, config: Any, dtype: torch.dtype, *, masks: bool) -> Any:
+    from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
+
+    make = getattr(kind, "_from_config", None) or partial(kind.from_config, trust_remote_code=False)
+    config = copy.deepcopy(config)  # transformers writes the dtype into the one that it gets
+    with no_init_weights(), init_empty_weights(include_buffers=False), _Unallocated(masks=masks):
+        return make(config, dtype=dtype).eval()
 
 
 def filled(model: Any, weights: Weights, dtype: torch.dtype | None = None) -> Any:

@@ -5,7 +5,7 @@ its layer gets the weights of the base, merges them, and is thrown away.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,16 @@ class Merged:
 
     def __init__(self, base: Weights, skeleton: Any, folder: Path) -> None:
         self._base = base
-        self._layers = dict(_adapted(copy.deepcopy(skeleton), folder))
+        model = _adapted(copy.deepcopy(skeleton), folder)
+        self._layers, self._saved = _parts(model)
+        known = dict(skeleton.named_modules())
+        unknown = next((path for path in self._layers if path not in known), None)
+        if unknown is not None:
+            raise _unfit(folder, f"it trains {unknown}, which the base does not have")
         tied = dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
         both = {name for pair in tied.items() for name in pair}
-        touched = next((n for n in sorted(both) if n.rpartition(".")[0] in self._layers), None)
+        changed = (n for n in sorted(both) if n in self._saved or _owner(n) in self._layers)
+        touched = next(changed, None)
         if touched is not None:
             raise SecateurError(
                 f"The adapter in {folder} changes {touched}, which is tied to another tensor.\n"
@@ -103,45 +109,64 @@ class Merged:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the base, with what the adapter changes of it."""
-        found = self._layer(name)
-        if found is None:
+        if name in self._saved:
+            changed = self._saved[name]
+        elif (path := _owner(name)) in self._layers:
+            with torch.no_grad():
+                changed = _merged(self._layers[path], path, self._base, name)
+        else:
             return self._base.tensor(name)
-        path, layer = found
-        layer = copy.deepcopy(layer)
-        with torch.no_grad():
-            parameter = _merged(layer, path, self._base, name)
-        return parameter.detach().to(self._base.specs[name].dtype)
+        return changed.detach().to(self._base.specs[name].dtype)
 
     def head(self, name: str) -> Tensor:
         """The first row of the base and what the adapter has for it: for fingerprints."""
-        found = self._layer(name)
-        if found is None:
+        if name in self._saved:
+            return self._saved[name][:1].detach()
+        layer = self._layers.get(_owner(name))
+        if layer is None:
             return self._base.head(name)
-        own = [p.detach() for n, p in found[1].named_parameters() if "base_layer" not in n]
+        own = [p.detach() for p in layer.parameters() if not _is_nothing(p)]
         return torch.cat([part.flatten().float() for part in (self._base.head(name), *own)])
 
-    def _layer(self, name: str) -> tuple[str, nn.Module] | None:
-        path = name.rpartition(".")[0]
-        return (path, self._layers[path]) if path in self._layers else None
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
-def _adapted(skeleton: Any, folder: Path) -> Iterator[tuple[str, nn.Module]]:
-    """PEFT's layers, by the paths of the modules that they stand for."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils import ModulesToSaveWrapper
-
+def _adapted(skeleton: Any, folder: Path) -> Any:
+    """The base model with PEFT's layers in it."""
     try:
         model = _with_layers(skeleton, folder)
     except Exception as error:  # shapes, names, versions: PEFT says which
         raise _unfit(folder, error) from error
     if not hasattr(model, "merge_and_unload") or model.active_peft_config.is_prompt_learning:
         raise _unfit(folder, f"{model.active_peft_config.peft_type} has no weights to merge")
+    return model.get_base_model()
+
+
+def _parts(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's layers, by the paths of the modules that they stand for, and what it saved whole.
+
+    That is modules, or what was trained or kept of the base (biases, embeddings).
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    layers: dict[str, Any] = {}
+    saved = {name: p.data for name, p in model.named_parameters() if not _is_nothing(p)}
     inside = ""
-    for path, module in model.get_base_model().named_modules():
-        kind = isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))
-        if kind and not (inside and path.startswith(inside)):
-            inside = f"{path}."
-            yield path, module
+    for path, module in model.named_modules():
+        if inside and path.startswith(inside):
+            continue
+        if isinstance(module, ModulesToSaveWrapper):
+            state = module.modules_to_save[_NAME].state_dict()
+            saved |= {f"{path}.{name}": tensor for name, tensor in state.items()}
+        elif isinstance(module, BaseTunerLayer):
+            layers[path] = module
+        else:
+            continue
+        inside = f"{path}."
+    return layers, saved
 
 
 def _with_layers(skeleton: Any, folder: Path) -> Any:
@@ -158,21 +183,24 @@ def _with_layers(skeleton: Any, folder: Path) -> Any:
     return PeftModel.from_pretrained(skeleton, str(folder), low_cpu_mem_usage=True)
 
 
+def _is_nothing(parameter: Tensor) -> bool:
+    """Whether a parameter of the base is still in place of one that is not read yet."""
+    return parameter.untyped_storage().nbytes() <= parameter.itemsize
+
+
 def _merged(layer: Any, path: str, base: Weights, name: str) -> Tensor:
     """The parameter `name` after the layer at `path` was merged."""
-    last = name.rpartition(".")[2]
-    if hasattr(layer, "modules_to_save"):
-        saved: Tensor = getattr(layer.modules_to_save[_NAME], last)
-        return saved
-    inner = layer.get_base_layer()
-    for key in list(inner._parameters):
-        if inner._parameters[key] is not None:
-            tensor = base.tensor(f"{path}.{key}").clone()
-            inner._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+    # What the file of the adapter has of the base's own (a bias that was trained) stays.
+    own = layer.get_base_layer()._parameters
+    read = [key for key, p in own.items() if p is not None and _is_nothing(p)]
+    layer = copy.deepcopy(layer)
+    for key in read:
+        tensor = base.tensor(f"{path}.{key}").clone()
+        layer.get_base_layer()._parameters[key] = nn.Parameter(tensor, requires_grad=False)
     while hasattr(layer, "base_layer"):  # layers for single parameters lie in one another
         layer.merge()
         layer = layer.base_layer
-    merged: Tensor = getattr(layer, last)
+    merged: Tensor = getattr(layer, name.rpartition(".")[2])
     return merged
 
 

@@ -66,6 +66,14 @@ class Dequantised:
         """The weight that codes stand for, in fp32 or the dtype of the result."""
         raise NotImplementedError
 
+    def _part(self, name: str) -> Tensor:
+        """A stored tensor without which codes have no value."""
+        if name not in self._weights.specs:
+            raise SecateurError(
+                f"The checkpoint lacks {name}, by which codes are scaled. Download the model again."
+            )
+        return self._weights.tensor(name)
+
     def _beside(self, code: str, *endings: str) -> str | None:
         """The first stored tensor with one of these endings beside `code`."""
         path = code.rpartition(".")[0]
@@ -138,7 +146,7 @@ class RowsOfInt8(Dequantised):
         return {n: n for n, s in self._weights.specs.items() if s.dtype == torch.int8}
 
     def floating(self, name: str) -> Tensor:  # noqa: D102
-        scale = self._weights.tensor(f"{name.removesuffix('.weight')}.SCB").float()
+        scale = self._part(f"{name.removesuffix('.weight')}.SCB").float()
         return self._weights.tensor(name).float() * scale[:, None] / 127
 
 
@@ -190,7 +198,7 @@ class Mxfp4(Dequantised):
         from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
         codes = self._weights.tensor(self._codes[name])
-        scales = self._weights.tensor(f"{name}_scales")
+        scales = self._part(f"{name}_scales")
         return convert_moe_packed_tensors(codes, scales, dtype=self._dtype).contiguous()
 
 
@@ -249,7 +257,7 @@ class CompressedTensors(Dequantised):
             get_experts_scheme,
         )
 
-        scheme = (get_experts_scheme if "experts" in name else get_dense_scheme)(self._config)
+        scheme = (get_experts_scheme if ".experts." in name else get_dense_scheme)(self._config)
         parts = [self._codes[name], *(name.removesuffix(".weight") + part for part in self.parts)]
         stored = {
             part.rpartition(".")[2]: self._weights.tensor(part)

@@ -64,13 +64,17 @@ class Gguf:
         """The tokenizer in the file."""
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.file.parent, gguf_file=self.file.name)
+        return AutoTokenizer.from_pretrained(
+            self.file.parent, gguf_file=self.file.name, trust_remote_code=False
+        )
 
     def _config(self) -> tuple[dict[str, Any], Any]:
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self.file.parent, gguf_file=self.file.name)
+            config = AutoConfig.from_pretrained(
+                self.file.parent, gguf_file=self.file.name, trust_remote_code=False
+            )
         except Exception as error:  # the reader indexes, divides, and names what it lacks
             reason = " ".join(str(error).split())[:200]
             raise SecateurError(

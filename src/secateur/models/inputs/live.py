@@ -1,6 +1,6 @@
 """Live modules: which of them can be read as they are, and what to do with the others."""
 
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,7 @@ def check_named(model: Any) -> None:
     Raises:
         TypeError: it is not.
     """
-    if not isinstance(model, (str, Path, nn.Module)):
+    if not isinstance(model, str | PathLike | nn.Module):
         raise TypeError(
             "The model is a folder, a name on the hub or a transformers module, not a"
             f" {type(model).__name__}."
@@ -35,7 +35,7 @@ def check_folder(model: Any) -> None:
     Raises:
         TypeError: it is not.
     """
-    if not isinstance(model, (str, Path)):
+    if not isinstance(model, str | PathLike):
         raise TypeError(
             f"The model is a folder or a name on the hub here, not a {type(model).__name__}:"
             " write a live module to one first."
