@@ -5,7 +5,7 @@ from .gguf import Gguf, gguf_file
 from .live import check_folder, check_live, check_named, holds_floats
 from .multimodal import Inside, Outer, is_multimodal, outer_of
 from .quantised import dequantised, scheme_of, without_quantisation
-from .tokenizers import has_tokenizer
+from .tokenizers import has_tokenizer, tokenizer_of
 
 __all__ = [
     "Gguf",
@@ -24,5 +24,6 @@ __all__ = [
     "is_multimodal",
     "outer_of",
     "scheme_of",
+    "tokenizer_of",
     "without_quantisation",
 ]
