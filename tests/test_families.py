@@ -12,11 +12,13 @@ import torch
 import transformers
 
 import secateur
+from secateur import modeling_secateur
 from secateur.errors import SecateurError
 from secateur.export.proof import mask, proved
+from secateur.modeling_secateur import own_name
 from secateur.models import open_model
 from secateur.models.discovery import running_model, shallow_config
-from secateur.models.discovery.depth import layer_makes, layers_path
+from secateur.models.discovery.depth import layer_makes, layers_path, stock_config
 from secateur.models.discovery.sizes import check_counts
 from secateur.models.streamed import empty_model
 from secateur.structure import Plan
@@ -128,6 +130,24 @@ def test_an_empty_model_of_another_dtype_leaves_the_config_alone() -> None:
     config = transformers.AutoConfig.for_model("llama", num_hidden_layers=1, dtype=torch.bfloat16)
     assert empty_model(config, torch.float32).dtype == torch.float32
     assert config.dtype == torch.bfloat16
+
+
+def test_a_config_for_another_familys_models_has_pruned_classes_of_its_own() -> None:
+    """InternLM3's config is for Llama's models: neither takes the other's name."""
+    assert own_name("InternLM3Config", "LlamaForCausalLM") == "SecateurInternLM3ForCausalLM"
+    assert own_name("Gemma3TextConfig", "Gemma3ForCausalLM") == "SecateurGemma3ForCausalLM"
+    for family in ("InternLM3", "Llama"):
+        own = getattr(modeling_secateur, f"Secateur{family}ForCausalLM")
+        assert issubclass(own, transformers.LlamaForCausalLM)
+        assert own.config_class.model_type == f"secateur_{family.lower()}"
+
+
+def test_heads_that_do_not_divide_the_width_are_read_all_the_same() -> None:
+    """A pruned model has them; some classes refuse them."""
+    raw = {"hidden_size": 48, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 8}
+    config = stock_config(transformers.InternLM3Config, raw)
+    assert type(config) is transformers.InternLM3Config
+    assert config.num_attention_heads == 5
 
 
 def test_few_layers_show_every_kind() -> None:
