@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 import transformers
 
 from conftest import EVERY_FAMILY, cases, tiny_model
@@ -303,5 +304,5 @@ def test_a_layout_that_does_not_hold_is_refused(
 ) -> None:
     from secateur.export import proof
 
-    monkeypatch.setattr(proof, "_difference", lambda *_: 0.5)
+    monkeypatch.setattr(proof, "_difference", lambda *_: (0.5, torch.float64))
     assert_refused("discover", config_only, says=["do not hold", "5.0e-01"])

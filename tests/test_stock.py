@@ -276,3 +276,17 @@ def test_devices_that_the_groups_can_be_shared_out_to(
     assert parallel_sizes([7]) == [1, 7]
     assert inspect(tiny_folder())["facts"]["tensor-parallel sizes"] == [1, 3]
     assert inspect(tiny_folder())["facts"]["MLP widths, multiples of"] == 56
+
+
+def test_looking_says_whether_a_folder_is_stock(
+    tiny_folder: Any, pruned: Any, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, stock in ((tiny_folder(), True), (pruned(), False)):
+        for command in (["discover"], ["evaluate", "--text", str(text_file), "--windows", "16"]):
+            said = [command[0], str(folder), *command[1:]]
+            assert run([*said, "--json"]) == 0
+            form = json.loads(capsys.readouterr().out)["form"]
+            assert form["stock"] == stock
+            assert stock or "and the class has one for all" in form["why_not_stock"]
+            assert run(said) == 0
+            assert f"A {'stock' if stock else 'custom'} checkpoint" in capsys.readouterr().out

@@ -63,10 +63,10 @@ def evaluate_command(
     screen = Screen()
     from ..data import evaluated_part
     from ..pipeline.look import evaluated
-    from ..report import bos_line
+    from ..report import bos_line, form_line
 
     quiet_transformers()
-    found, begin = evaluated(
+    found, begin, form = evaluated(
         model,
         text,
         field=field,
@@ -82,14 +82,15 @@ def evaluate_command(
     )
     if as_json:
         values = [{"window": p.window, "perplexity": p.value, "tokens": p.tokens} for p in found]
-        said = {"model": model, "text": text, "bos": begin.to_json(), "perplexity": values}
-        print_json(said)
+        said = {"model": model, "text": text, "form": form, "bos": begin.to_json()}
+        print_json({**said, "perplexity": values})
         return
     rows = [(p.window, f"{p.value:.3f}", f"{p.tokens:,}") for p in found]
     part = evaluated_part(text)
     title = f"{model} on {text}, {part}" if part else f"{model} on {text}"
     table(title, ("window, tokens", "perplexity per token", "predicted tokens"), rows)
     say(bos_line({"bos": begin.to_json()}))
+    say(form_line(form))
 
 
 @click.command(
@@ -234,7 +235,7 @@ def discover_command(
         _refuse_picture(picture)
     from ..checkpoint import new_file
     from ..pipeline import discover
-    from ..report import STRUCTURE_COLUMNS, structure_cells
+    from ..report import STRUCTURE_COLUMNS, form_line, structure_cells
     from ..structure import format_ranges
 
     quiet_transformers()
@@ -257,6 +258,7 @@ def discover_command(
     say(f"* what prune takes unless --granularity names others{unit}")
     for left in found.left:
         say(f"Left whole: {left.module} in layers {format_ranges(left.layers)}; {left.reason}.")
+    say(form_line(found.form))
     if picture is not None:
         say(str(picture))
 

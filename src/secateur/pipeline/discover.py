@@ -14,6 +14,7 @@ from ..export import proved
 from ..models import LeftWhole, OpenModel, open_config, open_model
 from ..report import StructureRow, structure_picture, structure_rows
 from ..structure import Structure, format_ranges
+from .stock import standing
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,16 @@ class Discovery:
             )
         return structure_picture(self.structure, self.shapes, chosen)
 
+    @cached_property
+    def form(self) -> dict[str, Any]:
+        """Whether the family's own class loads the model and, if not, why."""
+        return standing(self.opened)
+
     def to_json(self) -> dict[str, Any]:
         """Everything as one JSON object."""
         return {
             "model": self.opened.source,
+            "form": self.form,
             "family": self.structure.family,
             "layout": "declared" if self.opened.declared else "traced",
             "difference": self.difference,

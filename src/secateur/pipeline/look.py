@@ -45,7 +45,7 @@ from ..report import (
 from ..structure import Plan, Structure
 from .checks import unread_settings
 from .stages import evaluation_text, perplexities
-from .stock import form_facts, form_of
+from .stock import standing
 from .texts import named
 
 
@@ -118,8 +118,8 @@ def evaluated(
     progress: Progress | None,
     merge_adapter: bool | None = None,
     dequantise: bool = False,
-) -> tuple[list[Perplexity], Beginning]:
-    """What `evaluate` gives, and what the windows began with."""
+) -> tuple[list[Perplexity], Beginning, dict[str, Any]]:
+    """What `evaluate` gives, what the windows began with, and whether the model is stock."""
     choose("--bos", bos, dict.fromkeys(get_args(Bos)))
     names, given = named({"evaluate": text})
     opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
@@ -143,7 +143,7 @@ def evaluated(
     asked = [windows] if isinstance(windows, int) else windows
     lengths = _fitting(asked or usual, opened.context, stream, names["evaluate"])
     found = perplexities(source, stream, lengths, batch, progress, "perplexity")
-    return found, stream.begin
+    return found, stream.begin, standing(opened)
 
 
 @public(path=a_place)
@@ -304,10 +304,7 @@ def _reading_facts(opened: OpenModel) -> dict[str, str]:
 def _for_engines(opened: OpenModel) -> dict[str, Any]:
     """What decides which engines take the model, and how: its form, and what divides its widths."""
     structure = opened.structures
-    form = form_of(opened, structure, Plan({}, structure.architecture, structure.weights))
-    facts = form_facts(form)
-    if opened.packed:
-        facts |= {"stock": False, "why_not_stock": "its weights are in few bits"}
+    facts = standing(opened)
     groups = [axis.units for axis in structure.axes if axis.granularity == "kv_group"]
     widths = [a.units // a.groups for a in structure.axes if a.size == "I"]
     found: dict[str, Any] = {"form": form_word(stock=facts["stock"])}

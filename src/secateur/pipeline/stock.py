@@ -57,6 +57,16 @@ def form_facts(form: Form) -> dict[str, Any]:
     return {"stock": form.stock, "class": form.architecture, "why_not_stock": form.why}
 
 
+def standing(opened: OpenModel) -> dict[str, Any]:
+    """The facts of a model as it stands: whether its folder is stock, and if not, why."""
+    structure = opened.structures
+    form = form_of(opened, structure, Plan({}, structure.architecture, structure.weights))
+    facts = form_facts(form)
+    if opened.packed:
+        facts |= {"stock": False, "why_not_stock": "its weights are in few bits"}
+    return facts
+
+
 def _is_linear(axis: Axis) -> bool:
     return not axis.of and axis.layer >= 0 and axis.consumer.parameter == "weight"
 

@@ -27,7 +27,7 @@ from .normal import Normal
 from .solve import factor
 
 # From a light touch to the bias alone.
-DAMPINGS = (0.001, 0.01, 0.1, 1.0, math.inf)
+DAMPINGS = (0.001, 0.01, 0.1, 1.0, 3.0, 10.0, math.inf)
 DAMPING = 0.01
 
 
