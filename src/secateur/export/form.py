@@ -151,7 +151,8 @@ def _stock(
         # A layer of another make (a dense one among mixtures) says nothing of what it lacks.
         for name, size in layer.items():
             if shared.setdefault(name, size) != size:
-                return f"layers differ in {name} ({shared[name]}, {size}), and the class has one for all"
+                sizes = f"{name} ({shared[name]}, {size})"
+                return f"layers differ in {sizes}, and the class has one for all"
     why = ""
     for flags in _bias_flags(base):
         candidate = base | shared | flags
