@@ -64,11 +64,13 @@ def row(model_type: str) -> Row:
         except Exception as error:
             return Row(model_type, "no default", _plain(str(error)))
         (Path(folder) / "config.json").write_text(json.dumps(raw))
+        inner = getattr(getattr(config, "text_config", None), "model_type", None)
         try:
             found = discover(folder)
         except SecateurError as error:
             says = _plain(str(error).replace(f"{folder}/", "").replace(folder, "it"))
-            return Row(model_type, _kind(says), says, time.process_time() - start)
+            kind = "composite" if inner else _kind(says)
+            return Row(model_type, kind, says, time.process_time() - start)
         except Exception as error:
             says = f"{type(error).__name__}: {_plain(str(error))}"
             return Row(model_type, "crashed", says, time.process_time() - start)
@@ -80,6 +82,8 @@ def row(model_type: str) -> Row:
     for reason, modules in reasons.items():
         says += f"; whole: {', '.join(dict.fromkeys(modules))} ({reason})"
     outcome = "declared" if found.opened.declared else "traced"
+    if inner:
+        outcome, says = "composite", f"its text decoder, `{inner}`: {says}"
     return Row(model_type, outcome, says, time.process_time() - start)
 
 
@@ -92,7 +96,8 @@ def _kind(says: str) -> str:
         return "encoder"
     if "ForConditionalGeneration" in says or "text_config" in says:
         return "composite"
-    return "no default" if "builds no model" in says else "refused"
+    nothing = "builds no model" in says or "does not make sense" in says
+    return "no default" if nothing else "refused"
 
 
 def apart(model_type: str) -> Row:

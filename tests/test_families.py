@@ -44,6 +44,8 @@ TAKEN: dict[str, tuple[set[str], set[str]]] = {
     "xglm": ({"kv_group", "channel"}, set()),  # runs in fp32 alone
     "internlm3": ({"kv_group", "channel"}, set()),  # a config for Llama's models
     "iquestcoder": ({"kv_group", "channel"}, set()),
+    "gpt_neox_japanese": ({"kv_group", "channel"}, set()),  # a head called embed_out
+    "recurrent_gemma": ({"channel"}, {"temporal_block"}),  # half of intermediate_size
 }
 _QUICK = ("gpt_bigcode",)
 

@@ -318,7 +318,8 @@ def fit(model: Any, config: Any) -> None:
     elif not type(inner).__name__.startswith(PREFIX):
         width = model.get_input_embeddings().weight.shape[1]
         name = own_name(type(config).__name__, type(inner).__name__)
-        inner.__class__ = getattr(sys.modules[__name__], name)
+        # one that transformers does not show by name (TrOCR's) is no model by itself
+        inner.__class__ = getattr(sys.modules[__name__], name, type(inner))
         _fit_paths(inner, config, prefix)
         _fit_paths(model, config, "", prefix)
         _narrow_heads(model, config, width)
@@ -383,7 +384,7 @@ def _model_class(name: str, stock_config: Any, stock: Any) -> type:
         if experts and _VERSION < (5, 8):  # their config, and before 5.0 their tensors, differ
             raise ValueError(RUNS_ON)
         stock.__init__(self, config, *args, **kwargs)
-        if hasattr(self, "embed_out"):  # GPT-NeoX's head before 5.15
+        if hasattr(self, "embed_out") and _VERSION < (5, 15):  # GPT-NeoX's head before 5.15
             raise ValueError(RUNS_ON)
         fit(self, config)
 
@@ -416,7 +417,8 @@ def _model_class(name: str, stock_config: Any, stock: Any) -> type:
     cls.register_for_auto_class(auto)
     if auto == "AutoModel":
         transformers.AutoModel.register(config_class, cls, exist_ok=True)
-    else:  # stock classifiers build the model that they wrap by `AutoModel`
+    elif stock_config in transformers.MODEL_MAPPING:
+        # stock classifiers build the model that they wrap by `AutoModel`
         base = transformers.MODEL_MAPPING[stock_config].__name__
         getattr(sys.modules[__name__], own_name(stock_config.__name__, base))
     return cls

@@ -106,7 +106,7 @@ def pruned_form(
     stock = why or _stock(family, base | width, widths, weights)
     if isinstance(stock, Form):
         return stock
-    base, dense = _bounded(family, base, widths)
+    base, dense = _bounded(family, base, widths, weights)
     base_config: Any = dense.config
     pruned = _resized(dense, weights.specs)
     pruned |= {path: dict(sizes) for path, sizes in earlier.items() if "absent" in sizes}
@@ -192,13 +192,16 @@ def _misfit(
 
 
 def _bounded(
-    family: Family, base: dict[str, Any], widths: Mapping[int, Mapping[str, int]]
+    family: Family,
+    base: dict[str, Any],
+    widths: Mapping[int, Mapping[str, int]],
+    weights: Weights,
 ) -> tuple[dict[str, Any], nn.Module]:
     """The config with global widths that no layer exceeds, and the modules that it builds.
 
     Who reads `num_key_value_heads` without asking for a layer sizes a cache by it: the largest of
-    all layers is enough for each. Where the family derives something else from it, the dense
-    number stays, which is enough as well.
+    all layers is enough for each. Where the family derives something else from it, or builds less
+    than the weights are (half of `intermediate_size`), the dense number stays, which is enough too.
     """
     dense: nn.Module = lenient_skeleton(family, base)
     count = int(cast(Any, dense.config).num_hidden_layers)
@@ -212,7 +215,17 @@ def _bounded(
     except Exception:  # the family's own checks
         return base, dense
     known = size_attributes(family) | largest.keys()
-    return (base | largest, smaller) if _alike(known, dense, smaller) else (base, dense)
+    enough = _contains(smaller, weights.specs) and _alike(known, dense, smaller)
+    return (base | largest, smaller) if enough else (base, dense)
+
+
+def _contains(model: nn.Module, specs: Mapping[str, TensorSpec]) -> bool:
+    """Whether no tensor is larger than the one that the model has of its name."""
+    return all(
+        all(size <= most for size, most in zip(specs[name].shape, parameter.shape, strict=False))
+        for name, parameter in model.named_parameters()
+        if name in specs
+    )
 
 
 def _alike(known: Set[str], dense: nn.Module, other: nn.Module) -> bool:
