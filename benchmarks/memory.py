@@ -26,8 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,16 @@ SIZES = {
     "num_key_value_heads": 8,
     "tie_word_embeddings": False,
 }
-# Stages by the function that is called for each, in two modules of the pipeline.
-RUN = {"open": "open_model", "form": "pruned_form", "write": "write_model"}
+# Stages by the function that is called for each, and the module of the pipeline that calls it.
 STAGES = {
-    "windows": "calibration_windows",
-    "statistics": "statistics",
-    "scores": "scores",
-    "search": "kept_units",
-    "repair": "added_biases",
+    "open": ("subject", "open_model"),
+    "windows": ("texts", "calibration_windows"),
+    "statistics": ("passes", "collect"),
+    "scores": ("choosing", "scores"),
+    "search": ("choosing", "kept_units"),
+    "repair": ("cutting", "added_biases"),
+    "form": ("cutting", "pruned_form"),
+    "write": ("publishing", "write_model"),
 }
 VERSIONS = ("secateur", "torch", "transformers", "safetensors", "tokenizers")
 SAMPLE_SECONDS = 0.004
@@ -99,9 +102,10 @@ class Stages:
         self.spans.append((self._name, self._since, now))
         self._name, self._since = name, now
 
-    def watch(self, module: Any, functions: dict[str, str]) -> None:
-        """Let functions of `module` run as the stages that name them."""
-        for stage, function in functions.items():
+    def watch(self, package: str, functions: Mapping[str, tuple[str, str]]) -> None:
+        """Let functions of the modules of `package` run as the stages that name them."""
+        for stage, (name, function) in functions.items():
+            module = import_module(f"{package}.{name}")
             setattr(module, function, self._staged(stage, getattr(module, function)))
 
     def _staged(self, stage: str, inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,12 +158,10 @@ def prune(work: Path) -> dict[str, Any]:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import secateur
-    from secateur.pipeline import run, stages
 
     clock = Stages()
     base = {"resident": psutil.Process().memory_info().rss, "anonymous": memory("RssAnon")}
-    clock.watch(run, RUN)
-    clock.watch(stages, STAGES)
+    clock.watch("secateur.pipeline", STAGES)
     text, out = str(work / "text.txt"), work / "pruned"
     with clock("other"):
         result = secateur.prune(work / "dense", out=out, force=True, calibration=text, **SETTINGS)

@@ -23,7 +23,13 @@ from secateur.data import Text
 from secateur.evaluation import perplexity
 from secateur.export import pruned_form
 from secateur.models import OpenModel, StreamedModel, open_model
-from secateur.pipeline import stages
+from secateur.pipeline import (
+    added_biases,
+    calibration_windows,
+    evaluation_text,
+    kept_units,
+    scores,
+)
 from secateur.stats import Walk, collect
 from secateur.structure import Plan
 from secateur.surgery import TARGETS, PrunedWeights, sequential_repair
@@ -44,7 +50,7 @@ def measured(opened: OpenModel, plan: Plan, text: Text, **tensors: Mapping[str, 
         opened.family, opened.raw_config, opened.config, opened.structure, plan, weights
     )
     source = StreamedModel(
-        form.empty(torch.float32), opened.family.layers, form.weights, torch.device("cpu")
+        form.empty(torch.float32), opened.family, form.weights, torch.device("cpu")
     )
     windows = text.windows(WINDOW)
     return perplexity(source, windows, batch=32, begin=text.begin.window).value
@@ -52,23 +58,23 @@ def measured(opened: OpenModel, plan: Plan, text: Text, **tensors: Mapping[str, 
 
 def trials(config: PruneConfig, text: Text, opened: OpenModel) -> dict[str, float]:
     """Perplexity by repair."""
-    windows = stages.calibration_windows(opened, config).ids
+    windows = calibration_windows(opened, config).ids
     source = opened.streamed(device="cpu", dtype="float32")
     axes = opened.structure.axes
     statistics = collect(Walk(source, windows, batch=16), axes, ["input_mean", "input_var"])
-    scores = stages.scores(opened.structure, "wifv", opened.weights, statistics, seed=0)
-    keep = stages.kept_units(opened.structure, scores, config)
+    found = scores(axes, "wifv", opened.weights, statistics, seed=0)
+    keep = kept_units(opened.structure, found, config)
     plan = Plan(keep, opened.structure.architecture, opened.structure.weights)
-    added = stages.added_biases(opened.structure, plan, "bias", opened.weights, statistics)
-    found = {
+    added = added_biases(opened.structure, plan, "bias", opened.weights, statistics)
+    values = {
         "none": measured(opened, plan, text),
         "bias": measured(opened, plan, text, added=added),
     }
     for name, options in SEQUENTIAL.items():
         walk = Walk(source, windows, batch=16)
         repaired = sequential_repair(walk, opened.structure, plan, **options)
-        found[name] = measured(opened, plan, text, replaced=repaired.tensors)
-    return found
+        values[name] = measured(opened, plan, text, replaced=repaired.tensors)
+    return values
 
 
 def main() -> None:
@@ -83,7 +89,7 @@ def main() -> None:
         calibration, heldout = halves(arguments.text, Path(folder))
         for model in arguments.models:
             opened = open_model(model)
-            text = stages.evaluation_text(opened, str(heldout), tokens=arguments.tokens)
+            text = evaluation_text(opened, str(heldout), tokens=arguments.tokens)
             whole = Plan({}, opened.structure.architecture, opened.structure.weights)
             dense = measured(opened, whole, text)
             columns = []

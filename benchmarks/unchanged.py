@@ -30,7 +30,18 @@ from secateur.search import SEARCHES
 from secateur.surgery import REPAIRS
 
 # what takes time, or says where something lies
-_PASSING = ("seconds", "out", "text", "model", "teacher", "peak", "device", "notes", "settings")
+_PASSING = (
+    "seconds",
+    "tokens_per_second",
+    "out",
+    "text",
+    "model",
+    "teacher",
+    "peak",
+    "device",
+    "notes",
+    "settings",
+)
 _HASHED = (".safetensors", "plan.json")
 
 # Searches that ask for scores by sample, and those that are told what attention loses.

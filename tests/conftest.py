@@ -121,9 +121,9 @@ EVERY_FAMILY = [
     if name not in ("llama-mha", "llama-mqa", "llama-tied", "mistral-mha", "qwen2-sliding")
 ]  # fmt: skip
 # One of each make of code; the rest of a costly test over every family is marked slow.
-_QUICK = ("llama-gqa", "qwen3-biased", "phi3", "bloom", "falcon-mqa", "gpt2", "olmo2", "gpt_oss")
+QUICK = ("llama-gqa", "qwen3-biased", "phi3", "bloom", "falcon-mqa", "gpt2", "olmo2", "gpt_oss")
 EVERY_FAMILY_SLOWLY: list[Any] = [
-    name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY_FAMILY
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY_FAMILY
 ]
 _MODELS = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 

@@ -123,7 +123,7 @@ def test_every_linear_of_the_decoder_is_adapted_where_one_kv_group_is_left(
     }
     for recipe in ("lora", "groupwise"):
         config = make_recover_config(model="x", recipe=recipe)
-        assert set(adaptable(opened, config, lambda message: None)) == expected
+        assert set(adaptable(opened, config)) == expected
 
 
 def test_a_group_larger_than_a_row_is_the_row(pruned: Any, tokens: Tensor) -> None:

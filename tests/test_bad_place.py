@@ -206,7 +206,13 @@ def test_a_device_that_fails_in_the_middle_leaves_nothing(
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize(
     "stage",
-    ["calibration_windows", "scores", "added_biases", "write_model", "copy_companions"],
+    [
+        "texts.calibration_windows",
+        "pruning.score_units",
+        "cutting.added_biases",
+        "publishing.write_model",
+        "publishing.copy_companions",
+    ],
 )
 def test_an_interrupt_after_any_stage_leaves_nothing(
     stage: str,
@@ -220,14 +226,15 @@ def test_an_interrupt_after_any_stage_leaves_nothing(
     out = tmp_path / "deep" / "small"
     if force:
         secateur.prune(model, method="magnitude", evaluate="none", out=out)
-    home: Any = pipeline.stages if hasattr(pipeline.stages, stage) else pipeline.session
-    original = getattr(home, stage)
+    home, function = stage.split(".")
+    module: Any = getattr(pipeline, home)
+    original = getattr(module, function)
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(home, stage, interrupted)
+    monkeypatch.setattr(module, function, interrupted)
     options = [*calibrated, "--out", out, *["--force"] * force]
     assert_refused(
         "prune", model, *options, says=["Interrupted; nothing was left behind"], code=130

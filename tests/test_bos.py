@@ -28,7 +28,7 @@ from secateur.data.sources import embedded_folder
 from secateur.errors import SecateurError
 from secateur.evaluation import perplexity
 from secateur.models import open_model
-from secateur.progress import _Course
+from secateur.progress import _Course, telling
 
 
 def adding(*, end: bool = False) -> Any:
@@ -147,11 +147,11 @@ def test_long_reading_is_shown() -> None:
 
         def note(self, message: str) -> None: ...
 
-    options: dict[str, Any] = {"source": "x", "length": 10, "seed": 0, "progress": Progress()}
-    sample_windows(["ab " * 500] * 9, tiny_tokenizer(), samples=30, **options)
-    assert stages == [("reading text", 120, 120)]
-    progress = options["progress"]
-    running_text(["ab " * 500] * 9, tiny_tokenizer(), source="x", at_most=None, progress=progress)
+    options: dict[str, Any] = {"source": "x", "length": 10, "seed": 0}
+    with telling(Progress()):
+        sample_windows(["ab " * 500] * 9, tiny_tokenizer(), samples=30, **options)
+        running_text(["ab " * 500] * 9, tiny_tokenizer(), source="x", at_most=None)
+    assert stages[0] == ("reading text", 120, 120)
     assert stages[1] == ("reading text", 13, 0)  # thousands of tokens, of nobody knows how many
     said = _Course("reading text", 0, "thousand tokens")
     said.done = 13

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from conftest import EVERY_FAMILY, cases, tiny_model
+from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, cases, tiny_model
 from secateur.models import open_config, open_model
 from secateur.pipeline import discover
 from secateur.report.plates import plates_of, removal_sentence
@@ -167,7 +167,7 @@ def test_a_picture_is_written_whole_and_replaced_only_with_force(
 # --- the picture ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_the_sentence_of_a_picture_adds_up_to_the_cost(variant: str) -> None:
     """Marked slices times the other side of their matrices, biases included: what a unit costs."""
     found = discover(tiny_model(variant))
@@ -207,7 +207,7 @@ def test_the_sentence_says_what_goes() -> None:
     )
 
 
-@pytest.mark.parametrize("variant", EVERY_FAMILY)
+@pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_every_family_is_drawn_inside_the_page(variant: str) -> None:
     picture = drawn(variant)
     width, height = (float(picture.attrib[side]) for side in ("width", "height"))

@@ -47,7 +47,6 @@ TAKEN: dict[str, tuple[set[str], set[str]]] = {
     "gpt_neox_japanese": ({"kv_group", "channel"}, set()),  # a head called embed_out
     "recurrent_gemma": ({"channel"}, {"temporal_block"}),  # half of intermediate_size
 }
-_QUICK = ("gpt_bigcode",)
 
 
 def small(kind: str) -> Any:
@@ -80,7 +79,7 @@ def small_tokenizer() -> Any:
 
 @pytest.mark.parametrize(
     "kind",
-    [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TAKEN],
+    [pytest.param(name, marks=pytest.mark.slow) for name in TAKEN],
 )
 def test_what_is_taken_is_the_masked_model(kind: str, tmp_path: Path) -> None:
     dense = small(kind)

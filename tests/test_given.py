@@ -88,10 +88,10 @@ def test_given_data_are_trained_on(kind: str, model: Path, lines: Any, tmp_path:
     ids = torch.randint(3, 128, (5, 20), generator=torch.Generator().manual_seed(0))
     given = {"strings": texts, "rows": pairs, "tokens": ids}[kind]
     opened = open_model(model)
-    found = read_data(opened, config, lambda message: None, texts={"data": given})
+    found = read_data(opened, config, texts={"data": given})
     if kind == "strings":
         named = config.model_copy(update={"data": str(path)})
-        assert found.examples.sha256 == read_data(opened, named, lambda _: None).examples.sha256
+        assert found.examples.sha256 == read_data(opened, named).examples.sha256
     if kind == "rows":
         assert found.trained_tokens == 2 * (len(found.examples) - found.held)
     if kind == "tokens":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import secateur
-from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, tiny_model
+from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, QUICK, tiny_model
 from secateur.export.proof import mask
 from secateur.stats import Walk
 
@@ -66,8 +67,11 @@ save_file(out, sys.argv[2])
 """
 
 
-def test_three_ways_of_loading_give_equal_logits(pruned: Any, tmp_path: Path) -> None:
-    folders = [pruned(variant) for variant in EVERY_FAMILY]
+@pytest.mark.parametrize("variants", [QUICK, pytest.param(EVERY_FAMILY, marks=pytest.mark.slow)])
+def test_three_ways_of_loading_give_equal_logits(
+    variants: Sequence[str], pruned: Any, tmp_path: Path
+) -> None:
+    folders = [pruned(variant) for variant in variants]
     ways = {}
     for folder in folders:
         ways[str(folder)] = logits(secateur.load(folder))

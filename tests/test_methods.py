@@ -22,7 +22,7 @@ from secateur.fusion import FUSIONS
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
 from secateur.models import open_model
-from secateur.pipeline import compare, stages
+from secateur.pipeline import compare, comparing, held_out, passes, texts
 from secateur.pipeline.choice import layers_of
 from secateur.pipeline.estimate import masked_losses, split_windows
 from secateur.search import SEARCHES
@@ -221,18 +221,20 @@ def test_compare_makes_each_pass_once(
 ) -> None:
     counts: dict[str, int] = {}
 
-    def counted(name: str) -> Any:
-        function = getattr(stages, name)
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
 
         def count(*args: Any, **kwargs: Any) -> Any:
-            stage = args[5] if name == "perplexities" else ""
+            stage = args[4] if name == "perplexities" else ""
             counts[f"{name} {stage}"] = counts.get(f"{name} {stage}", 0) + 1
             return function(*args, **kwargs)
 
-        return count
+        monkeypatch.setattr(module, name, count)
 
-    for name in ("calibration_windows", "statistics", "perplexities", "scores"):
-        monkeypatch.setattr(stages, name, counted(name))
+    counted(texts, "calibration_windows")
+    counted(passes, "collect")
+    counted(held_out, "perplexities")
+    counted(comparing, "score_units")
     rows = compare(
         tiny_folder(), methods=["flap", "wanda-sp", "magnitude"], ratios=[0.2, 0.4],
         repairs=["none", "bias"], calibration=str(text_file), samples=4, length=16,
@@ -241,8 +243,8 @@ def test_compare_makes_each_pass_once(
     assert len(rows) == 12
     assert counts == {
         "calibration_windows ": 1,
-        "statistics ": 1,
-        "scores ": 3,
+        "collect ": 1,
+        "score_units ": 3,
         "perplexities perplexity before": 1,
         "perplexities perplexity after": 12,
     }

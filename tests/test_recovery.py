@@ -28,9 +28,10 @@ from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
 from secateur.pipeline.checks import idle_recovery_settings
 from secateur.pipeline.look import bytes_before
-from secateur.pipeline.recovery_run import RecoveryRun
+from secateur.pipeline.student import Student, open_student
+from secateur.pipeline.training import fingerprint
 from secateur.pipeline.training_data import read_data, with_target
-from secateur.progress import Quiet
+from secateur.progress import telling
 
 QUICK = {"steps": 4, "batch": 4, "micro": 2, "length": 16, "samples": 40}
 
@@ -243,14 +244,16 @@ def test_a_teacher_that_nothing_is_learned_from_is_not_opened(
 
 
 def test_the_dense_model_is_the_one_that_the_opened_folder_names(pruned: Any) -> None:
-    folder, notes = pruned(), []
+    folder = pruned()
     config = make_recover_config(model="owner/name", recipe="groupwise")  # cached from the hub
-    found = with_target(config, folder, notes.append)
+    found = with_target(config, folder)
     assert (found.teacher, found.loss) == (read_toml(folder / "run.toml")["model"], "kl")
-    assert (with_target(config, None, notes.append).loss, len(notes)) == ("next-token", 1)
+    with telling() as told:
+        assert with_target(config, None).loss == "next-token"
+    assert len(told.notes) == 1
     for asked in ({"recipe": "groupwise", "loss": "kl"}, {"recipe": "distil"}):  # never in silence
         with pytest.raises(SecateurError, match="names none"):
-            with_target(make_recover_config(model="x", **asked), None, notes.append)
+            with_target(make_recover_config(model="x", **asked), None)
 
 
 def test_a_teacher_is_idle_where_it_neither_teaches_nor_writes() -> None:
@@ -403,7 +406,7 @@ def test_text_that_is_too_short_to_train_on_is_told_before_the_cut(
     text = tmp_path / "short.txt"
     text.write_text("a b c d e f g h i j k l m n o p q r s t u v w x y z " * 2)
     called: list[Any] = []
-    monkeypatch.setattr("secateur.pipeline.recovery.prune", lambda *_, **__: called.append(1))
+    monkeypatch.setattr("secateur.pipeline.recovering.prune", lambda *_, **__: called.append(1))
     command = ["prune", tiny_folder(), "--calibration", text, "--length", "60"]
     given = [*command, "--recover", "distil", "--out", tmp_path / "small"]
     assert_refused(*given, says=["gives one example"])
@@ -462,7 +465,7 @@ def test_a_model_writes_some_hundred_examples_of_its_own(pruned: Any, monkeypatc
     for given in ({}, {"samples": 90}):
         config = make_recover_config(model="x", recipe="lora", data="self", device="cpu", **given)
         with pytest.raises(SecateurError, match="enough seen"):
-            read_data(opened, config, lambda message: None)
+            read_data(opened, config)
     assert asked == [512, 90]
 
 
@@ -528,13 +531,12 @@ def test_a_state_that_is_not_finite_gives_no_model_that_is_not(
 def test_a_dense_model_of_the_hub_is_asked_for_with_a_word(tmp_path: Path) -> None:
     """Whoever wrote the record named it."""
     config = make_recover_config(model="x", recipe="distil")
-    for named, told in (("owner/of-the-hub", True), (str(tmp_path), False), ("./gone", False)):
+    for named, asked in (("owner/of-the-hub", True), (str(tmp_path), False), ("./gone", False)):
         (tmp_path / "run.toml").write_text(f"[settings]\nmodel = {json.dumps(named)}\n")
-        notes: list[str] = []
-        assert with_target(config, tmp_path, notes.append).teacher == named
-        assert [f"{named}, which run.toml names, is asked for" in note for note in notes] == (
-            [True] * told
-        )
+        with telling() as told:
+            assert with_target(config, tmp_path).teacher == named
+        said = [f"{named}, which run.toml names, is asked for" in note for note in told.notes]
+        assert said == [True] * asked
 
 
 def test_a_vocabulary_with_rows_to_spare_is_no_fault(
@@ -550,14 +552,15 @@ def test_a_vocabulary_with_rows_to_spare_is_no_fault(
 
 
 def test_another_arithmetic_is_another_training(
-    pruned: Any, text_file: Path, tmp_path: Path
+    pruned: Any, text_file: Path, monkeypatch: Any
 ) -> None:
     """Where it is chosen by the device, the settings are the same."""
     config = make_recover_config(model=str(pruned()), data=str(text_file), **QUICK)
-    one, other = (RecoveryRun(config, tmp_path / "out", Quiet()) for _ in range(2))
-    other._autocast = torch.bfloat16
-    data = read_data(one.opened, one.config, lambda message: None)
-    assert one._fingerprint(data) == one._fingerprint(data) != other._fingerprint(data)
+    student = open_student(config)
+    data = read_data(student.opened, student.config)
+    one, again = (fingerprint(student, data) for _ in range(2))
+    monkeypatch.setattr(Student, "autocast", torch.bfloat16)
+    assert one == again != fingerprint(student, data)
 
 
 def test_the_state_of_a_training_is_no_weight_of_the_model(pruned: Any) -> None:

@@ -24,6 +24,7 @@ from secateur.data import (
     shuffle,
 )
 from secateur.errors import SecateurError
+from secateur.progress import telling
 
 TEXTS = ['one, "two"\nthree', "café {braces}", "last"]
 
@@ -143,14 +144,15 @@ def test_fields_with_text_are_known_by_name(row: Any, text: str, tmp_path: Path)
 def test_conversations_without_a_template_are_joined_and_counted(
     template: str | None, why: str, tmp_path: Path
 ) -> None:
-    tokenizer, notes = tiny_tokenizer(), []
+    tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     (tmp_path / "a.json").write_text(json.dumps([{"messages": CHAT}, {"conversation": SHARED}]))
-    found = read(tmp_path / "a.json", tokenizer=tokenizer, note=notes.append)
+    with telling() as told:
+        found = read(tmp_path / "a.json", tokenizer=tokenizer)
     assert found == ["Why?\n\nSo."] * 2
-    assert len(notes) == 1
-    assert why in notes[0]
-    assert "2 conversations" in notes[0]
+    assert len(told.notes) == 1
+    assert why in told.notes[0]
+    assert "2 conversations" in told.notes[0]
 
 
 def test_a_field_can_be_named(
@@ -222,14 +224,14 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_half_characters_are_replaced_and_counted(tmp_path: Path) -> None:
-    notes: list[str] = []
     path = tmp_path / "a.jsonl"
     path.write_text(
         '{"text": "a\\ud83d b\\ude00"}\n{"text": "whole \\ud83d\\ude00, nul \\u0000"}\n'
     )
-    assert read(path, note=notes.append) == ["a\ufffd b\ufffd", "whole 😀, nul \ufffd"]
-    assert len(notes) == 1
-    assert notes[0].startswith("3 characters")
+    with telling() as told:
+        assert read(path) == ["a\ufffd b\ufffd", "whole 😀, nul \ufffd"]
+    assert len(told.notes) == 1
+    assert told.notes[0].startswith("3 characters")
     path.write_text('{"instruction": "a\\ud83d", "output": "b\\ude00"}\n')
     assert is_instructions(str(path))
     options = {"length": 400, "samples": 1, "seed": 0}
@@ -247,11 +249,11 @@ def test_bad_files_of_a_folder_are_named_and_skipped(tmp_path: Path) -> None:
     (folder / "wide.txt").write_bytes("text".encode("utf-16"))
     (folder / "good.txt").write_text("good")
     (folder / "x.txt" / "deep.csv").write_text("text\ndeep\n")
-    notes: list[str] = []
-    assert sorted(read(folder, note=notes.append)) == ["deep", "good"]
+    with telling() as told:
+        assert sorted(read(folder)) == ["deep", "good"]
     names = ["bad.jsonl", "gone.txt", "wide.txt"]
-    assert [name for note in notes for name in names if name in note] == names
-    assert len(notes) == 3
+    assert [name for note in told.notes for name in names if name in note] == names
+    assert len(told.notes) == 3
     (folder / "good.txt").unlink()
     (folder / "x.txt" / "deep.csv").unlink()
     with pytest.raises(SecateurError, match=r"bad\.jsonl"):
@@ -345,10 +347,11 @@ def test_long_texts_after_short_ones_do_not_fill_the_memory(
 
 
 def test_a_field_of_plain_text_is_told_to_be_idle(tmp_path: Path) -> None:
-    notes: list[str] = []
     (tmp_path / "a.txt").write_text("plain")
-    assert read(tmp_path / "a.txt", field="body", note=notes.append) == ["plain"]
-    assert notes == ["--field body changes nothing: the text is not in fields"]
+    with telling() as told:
+        assert read(tmp_path / "a.txt", field="body") == ["plain"]
+    assert told.notes == ["--field body changes nothing: the text is not in fields"]
     (tmp_path / "b.jsonl").write_text('{"body": "rows"}')
-    assert read(tmp_path, field="body", note=notes.append) == ["plain", "rows"]
-    assert len(notes) == 1
+    with telling() as told:
+        assert read(tmp_path, field="body") == ["plain", "rows"]
+    assert not told.notes

@@ -14,6 +14,7 @@ from secateur.data import IGNORED, Examples, instruction_examples, is_instructio
 from secateur.errors import SecateurError
 from secateur.models import open_model
 from secateur.pipeline.training_data import read_data
+from secateur.progress import telling
 from secateur.recovery import (
     CachedDistillation,
     FullDistillation,
@@ -78,7 +79,7 @@ def test_examples_keep_their_labels_whatever_their_order(
         rows = [{"prompt": f"Say {n}.", "completion": f"{n} it is"} for n in range(20)]
         path.write_text(json.dumps(rows))
     config = make_recover_config(model="x", recipe="lora", data=str(path), length=64)
-    data = read_data(open_model(pruned()), config, lambda message: None)
+    data = read_data(open_model(pruned()), config)
     told = data.examples.labels != IGNORED
     assert told.any(dim=1).all()
     assert torch.equal(data.examples.labels[told], data.examples.ids[told])
@@ -170,7 +171,7 @@ def schedule(**changes: Any) -> Schedule:
     return Schedule(**{**given, **changes})
 
 
-def trainer(objective: Any = next_token, progress: Any = None, **changes: Any) -> Any:
+def trainer(objective: Any = next_token, **changes: Any) -> Any:
     model = tiny_model()
     ids = torch.randint(3, 128, (23, 16), generator=torch.Generator().manual_seed(2))
     ids[:, 8:] = ids[:, :8]  # something to learn
@@ -185,7 +186,6 @@ def trainer(objective: Any = next_token, progress: Any = None, **changes: Any) -
         objective,
         schedule(**changes),
         device=torch.device("cpu"),
-        progress=progress,
         **options,
     )
     return made, plain
@@ -294,8 +294,8 @@ def test_a_training_cut_short_ends_with_the_same_weights(
     expected = whole.run()
     assert (whole._share < 1) == (rate > 1)  # went back on the way
     store = tmp_path / "state.safetensors"
-    first, _ = trainer(**settings, progress=Cut(step), store=store)
-    with pytest.raises(KeyboardInterrupt):
+    first, _ = trainer(**settings, store=store)
+    with telling(Cut(step)), pytest.raises(KeyboardInterrupt):
         first.run()
     again, other = trainer(**settings, store=store)
     outcome = again.run()

@@ -1,9 +1,21 @@
-"""What long work tells about itself; the command line draws it, Python callers find it logged."""
+"""What long work tells about itself; the command line draws it, Python callers find it logged.
+
+An entry function opens a telling, and whatever runs inside it tells there, as with `logging`:
+
+    with telling(progress) as told:
+        ...                     # anywhere below: note("..."), track(items, "stage", total, "layer")
+    told.notes, told.seconds
+
+So no function of the mathematics takes or passes on where to tell. Outside a telling nothing is
+heard.
+"""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
@@ -44,6 +56,78 @@ class Quiet:
 
     def note(self, message: str) -> None:
         """Drop the message."""
+
+
+class Told:
+    """What a run has told: its notes, and the wall time of its stages in seconds.
+
+    Where several are compared, `about` says in front of every note which one it is of.
+    """
+
+    def __init__(self, progress: Progress | None = None, about: str = "") -> None:
+        self.progress, self._about = progress or Quiet(), about
+        self.notes: list[str] = []
+        self._started = time.monotonic()
+        self._stages: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Those of each stage so far, and the total."""
+        return {**self._stages, "total": time.monotonic() - self._started}
+
+    def note(self, message: str) -> None:
+        """Keep a note and pass it on."""
+        message = f"{self._about}: {message}" if self._about else message
+        self.notes.append(message)
+        self.progress.note(message)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the wall time of a stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - started
+            self._stages[stage] = self._stages.get(stage, 0.0) + spent
+
+
+_TOLD: ContextVar[Told] = ContextVar("told")
+
+
+@contextmanager
+def telling(progress: Progress | None = None, about: str = "") -> Iterator[Told]:
+    """While it is entered, what is told goes to `progress`, and is kept."""
+    told = Told(progress, about)
+    token = _TOLD.set(told)
+    try:
+        yield told
+    finally:
+        _TOLD.reset(token)
+
+
+def _told() -> Told:
+    return _TOLD.get(None) or Told()
+
+
+def track(items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
+    """Yield `items`, and tell how many of `total` (counted in `unit`) are done in `stage`."""
+    return _told().progress.track(items, stage, total, unit)
+
+
+def status(message: str) -> None:
+    """Tell what the running stage says of itself."""
+    _told().progress.status(message)
+
+
+def note(message: str) -> None:
+    """Tell the user one line, now and in the result."""
+    _told().note(message)
+
+
+def timed(stage: str) -> AbstractContextManager[None]:
+    """Count the wall time of what it surrounds as that of `stage`."""
+    return _told().timed(stage)
 
 
 class Lines:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import SecateurError
+from ..progress import note
 from .fields import TextOf
 from .given import GIVEN, given_documents, is_given
 from .opening import READ, extra, kind_of, needed_extras
@@ -84,26 +85,24 @@ def documents(
     seed: int | None,
     field: str | None = None,
     tokenizer: Any = None,
-    note: Callable[[str], None] | None = None,
 ) -> Iterator[str]:
     """Documents of `source`, shuffled by `seed` (None: in their own order), read as they are asked
     for.
 
     `source` is a name, or text itself (strings, rows, a data set of `datasets`). `field` names
     what is text in a row where that does not follow from its name; conversations are written by the
-    chat template of `tokenizer`. `note` is told what was skipped or replaced.
+    chat template of `tokenizer`. What was skipped or replaced is told.
 
     Raises:
         SecateurError: no such file or data set, nothing in it, or it cannot be read.
     """
     text_of = TextOf(field, tokenizer)
-    tell = note or _drop
     try:
-        for text in _texts(source, use, seed, text_of, tell):
+        for text in _texts(source, use, seed, text_of):
             yield from _bounded(text)
     finally:
         for remark in text_of.remarks():
-            tell(remark)
+            note(remark)
 
 
 def check_source(source: Any) -> None:
@@ -133,9 +132,7 @@ def local_path(source: str) -> Path:
     return path
 
 
-def _texts(
-    source: Any, use: Use, seed: int | None, text_of: TextOf, note: Callable[[str], None]
-) -> Iterator[str]:
+def _texts(source: Any, use: Use, seed: int | None, text_of: TextOf) -> Iterator[str]:
     if is_given(source):
         yield from given_documents(source, text_of, seed)
         return
@@ -154,7 +151,7 @@ def _texts(
         )
     path = local_path(source)
     if path.is_dir():
-        yield from shuffled(_folder(path, text_of, note), seed)
+        yield from shuffled(_folder(path, text_of), seed)
     elif path.exists():
         yield from shuffled(_file(path, text_of), seed)
     else:
@@ -258,7 +255,7 @@ def _bounded(text: str) -> Iterator[str]:
     yield text
 
 
-def _folder(folder: Path, text_of: TextOf, note: Callable[[str], None]) -> Iterator[str]:
+def _folder(folder: Path, text_of: TextOf) -> Iterator[str]:
     """The documents of all files in a folder; those that cannot be read are named and skipped."""
     files = _files(folder)
     if not files:
@@ -315,7 +312,3 @@ def _file(path: Path, text_of: TextOf) -> Iterator[str]:
             yield text
     if not found:
         raise SecateurError(f"{path} has no text in it. Give a file with some ({READ}).")
-
-
-def _drop(message: str) -> None:
-    pass

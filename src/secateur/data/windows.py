@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..errors import SecateurError
-from ..progress import Progress, Quiet
+from ..progress import track
 from .tokens import Beginning, beginning, token_pieces
 
 # Calibration windows are chosen out of so many times the tokens that they need: enough for chance,
@@ -70,14 +70,14 @@ def sample_windows(
     choice: int = CHOICE,
     spare: bool = False,
     bos: str = "document",
-    progress: Progress | None = None,
+    stage: str = "reading text",
 ) -> Windows:
     """Choose `samples` windows of `length` tokens from the running text of `documents`.
 
     The text (or token ids) is cut into windows one after the other, so none overlap; `seed`
     chooses among `choice` times as many as are needed, and no more text is read. If the text has
     fewer windows than asked for, all are taken. With `spare`, the last quarter of the text is left
-    out and given back. `bos` is what `beginning` takes.
+    out and given back. `bos` is what `beginning` takes; `stage` is for the progress bar.
 
     Raises:
         SecateurError: not even one window.
@@ -86,7 +86,7 @@ def sample_windows(
     wanted = choice * samples * length
     wanted = wanted * 4 // 3 if spare else wanted
     ticks = (wanted, length, "window")
-    text = _stream(documents, tokenizer, begin, wanted, ticks, progress)
+    text = _stream(documents, tokenizer, begin, wanted, ticks, stage)
     rest = len(text) // 4 if spare and len(text) * 3 // 4 >= length else 0
     used, rest_text = text[: len(text) - rest], text[len(text) - rest :]
     windows = cut(used, length, begin.window)
@@ -103,7 +103,6 @@ def running_text(
     source: str,
     at_most: int | None,
     bos: str = "document",
-    progress: Progress | None = None,
 ) -> Text:
     """Token ids of `documents` one after the other, up to `at_most` tokens.
 
@@ -112,7 +111,7 @@ def running_text(
     """
     begin = beginning(tokenizer, bos)
     ticks = (at_most or 0, 1000, "thousand tokens")
-    ids = _stream(documents, tokenizer, begin, at_most, ticks, progress)[:at_most]
+    ids = _stream(documents, tokenizer, begin, at_most, ticks)[:at_most]
     if len(ids) < 2:
         raise too_short(source, len(ids), 2)
     return Text(ids, begin)
@@ -154,7 +153,7 @@ def _stream(
     begin: Beginning,
     at_most: int | None,
     ticks: tuple[int, int, str],
-    progress: Progress | None,
+    stage: str = "reading text",
 ) -> Tensor:
     """Tokens until there are `at_most`; `ticks` are those to expect, those of a unit, its name.
 
@@ -174,7 +173,7 @@ def _stream(
 
     expected, unit, name = ticks
     total = max(1, expected // unit) if expected else 0
-    for _ in (progress or Quiet()).track(read(), "reading text", total, name):
+    for _ in track(read(), stage, total, name):
         pass
     if isinstance(documents, Generator):
         documents.close()  # and it tells now what it has to

@@ -17,7 +17,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import SecateurError
-from ..progress import Progress
 from ..stats import LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
 from ..stats.stream import not_finite
@@ -49,7 +48,6 @@ def perplexity(
     batch: int,
     limit: int = MEMORY_LIMIT,
     begin: Sequence[int] = (),
-    progress: Progress | None = None,
     stage: str = "perplexity",
 ) -> Perplexity:
     """Perplexity of the model behind `source` on `tokens`; only one layer is in memory at a time.
@@ -63,7 +61,7 @@ def perplexity(
         raise SecateurError("Perplexity needs at least one window of two tokens.")
     walk = Walk(source, tokens, batch=batch, limit=limit)
     states = walk.embed()
-    for step in walk.layers(progress=progress, stage=stage):
+    for step in walk.layers(stage=stage):
         step.run(states)
     total = torch.zeros((), dtype=torch.float64)
     predicted = ~torch.isin(tokens[:, 1:], torch.tensor(begin, dtype=tokens.dtype))

@@ -1,6 +1,6 @@
 """A pruned text decoder back in its multimodal model, where that model's class can hold it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import TensorSpec, Weights
 from ..models import OpenModel, Outer, reverted
+from ..progress import note
 from .form import Form
 
 # What a decoder alone says of itself, and one inside another model does not.
@@ -43,10 +44,10 @@ class WholeForm(Form):
         return type(self.skeleton).__name__
 
 
-def with_around(form: Form, opened: OpenModel, note: Callable[[str], None]) -> Form:
+def with_around(form: Form, opened: OpenModel) -> Form:
     """`form` with the multimodal model that its decoder came from, if that can hold it.
 
-    `note` is told if it cannot: the decoder alone is written then.
+    If it cannot, the user is told, and the decoder alone is written.
     """
     outer = opened.around
     if outer is None:

@@ -13,8 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..checkpoint import companions
-
-Note = Callable[[str], None]
+from ..progress import note
 
 # By these keys a JSON file asks its reader to run code from the folder or the hub.
 _ASKING = ("auto_map", "custom_generate", "custom_pipelines")
@@ -42,7 +41,6 @@ def copy_companions(
     *,
     tokenizer: Any,
     model: Any,
-    note: Note,
     adapted: bool = False,
     read_as: str | None = None,
 ) -> None:
@@ -51,12 +49,13 @@ def copy_companions(
     From a folder files are copied; a live `model` (origin None) and its `tokenizer` write theirs.
     The tokenizer files of an `adapted` model may need code that is left behind: `tokenizer` (None:
     none) writes its own instead. `read_as` is the class that reads the folder's tokenizer where the
-    model's type decides: a result of another type states it. `note` hears what stays behind.
+    model's type decides: a result of another type states it. What stays
+    behind is told.
     """
     if origin is not None:
-        _copy(origin, folder, note, without=_TOKENIZER if adapted else ())
+        _copy(origin, folder, without=_TOKENIZER if adapted else ())
     if tokenizer is not None and (origin is None or adapted):
-        _write(tokenizer.save_pretrained, folder, note)
+        _write(tokenizer.save_pretrained, folder)
         read_as = type(tokenizer).__name__
     if read_as is not None:
         _state_class(folder / "tokenizer_config.json", read_as)
@@ -69,18 +68,18 @@ def copy_companions(
             unsaid = ["compile_config"]  # as there
             generation.to_json_file(place / "generation_config.json", keys_to_pop=unsaid)
 
-        _write(save, folder, note)
+        _write(save, folder)
 
 
-def _write(save: Callable[[Path], Any], folder: Path, note: Note) -> None:
+def _write(save: Callable[[Path], Any], folder: Path) -> None:
     """Let `save` write files, and take those that travel (it may bring code along)."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
         place = Path(name)
         save(place)
-        _copy(place, folder, note)
+        _copy(place, folder)
 
 
-def _copy(origin: Path, folder: Path, note: Note, without: tuple[str, ...] = ()) -> None:
+def _copy(origin: Path, folder: Path, without: tuple[str, ...] = ()) -> None:
     found = companions(origin)
     for message in found.notes:
         note(message)
@@ -95,13 +94,13 @@ def _copy(origin: Path, folder: Path, note: Note, without: tuple[str, ...] = ())
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with source:
             if name.endswith(".json"):
-                _copy_json(name, source.read(), folder, note)
+                _copy_json(name, source.read(), folder)
             else:
                 with (folder / name).open("wb") as file:
                     shutil.copyfileobj(source, file)
 
 
-def _copy_json(name: str, data: bytes, folder: Path, note: Note) -> None:
+def _copy_json(name: str, data: bytes, folder: Path) -> None:
     """Write a JSON file byte for byte, or without the keys that ask for code."""
     config = "config" in PurePosixPath(name).name.lower()
     if config or any(key.encode() in data for key in _ASKING):

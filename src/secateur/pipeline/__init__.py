@@ -1,21 +1,17 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
+from .calibration import calibration_windows
 from .choice import kept_units
-from .comparison import compare
+from .comparing import compare
 from .convert import Conversion, convert
+from .cutting import added_biases
 from .discover import Discovery, discover
+from .held_out import evaluation_text
 from .look import evaluate, inspect, look_at, read_plan
-from .recovery import prune_and_recover, recover
-from .recovery_run import Recovery
+from .pruning import apply, prune
+from .recovering import Recovery, prune_and_recover, recover
 from .result import Result
-from .run import apply, prune
-from .stages import (
-    added_biases,
-    calibration_windows,
-    evaluation_text,
-    scores,
-    statistics,
-)
+from .scoring import scores
 
 __all__ = [
     "Conversion",
@@ -38,5 +34,4 @@ __all__ = [
     "read_plan",
     "recover",
     "scores",
-    "statistics",
 ]

@@ -1,10 +1,9 @@
 """Checks that a run makes before it spends time or touches a folder."""
 
 import shutil
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor
 
@@ -15,9 +14,10 @@ from ..export import Form
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, gradients_needed
 from ..models import OpenModel
-from ..paths import resolved, typed_path
+from ..paths import expanded, resolved, typed_path
+from ..progress import note
 from ..registry import choose
-from ..search import COMPARING, check_division
+from ..search import SEARCHES, check_division
 from ..structure import GRANULARITIES, Structure, parse_ranges
 from ..surgery import COARSE, REPAIRS
 from ..units import size_text
@@ -57,10 +57,10 @@ def _place(source: str | Path | None) -> Path | None:
     return resolved(path) if path is not None and path.exists() else None
 
 
-def tokenizer_to_write(opened: OpenModel, given: Any, note: Callable[[str], None]) -> Any:
+def tokenizer_to_write(opened: OpenModel, given: Any) -> Any:
     """The tokenizer that writes its files into the result; None: those of the folder serve.
 
-    An adapted model whose tokenizer does not load has none that would work: `note` says so.
+    An adapted model whose tokenizer does not load has none that would work: the user is told.
     """
     if given is not None or not opened.writes_tokenizer:
         return given
@@ -171,7 +171,7 @@ def idle_settings(config: PruneConfig) -> list[str]:
     search, repair = config.search_name, config.repair_name
     unread = unread_settings(score, fusion, search, repair)
     if config.rescore:
-        unread = tuple(dict.fromkeys((*unread, "search", "scale")))
+        unread = tuple(dict.fromkeys((*unread, "scale", "search")))
         search = "--rescore"
     return [
         f"--{name.replace('_', '-')} changes nothing here: {fusion or score}, {search} and"
@@ -195,7 +195,7 @@ def unread_settings(
         "target": fits,
         "damping": fits,
         "square_attention": score is not None,
-        "scale": search in COMPARING,
+        "scale": search in SEARCHES and SEARCHES[search].across,
     }
     return tuple(name for name, there in read.items() if not there)
 
@@ -309,3 +309,19 @@ def check_space(folder: Path, form: Form) -> None:
             f"The weights take {size_text(needed)}, but {folder.parent} has"
             f" {size_text(free)} free.\nFree some, or choose another --out."
         )
+
+
+@overload
+def path_of(out: str | Path) -> Path: ...
+@overload
+def path_of(out: None) -> None: ...
+def path_of(out: str | Path | None) -> Path | None:
+    """A path that the user typed.
+
+    Raises:
+        SecateurError: there can be nothing at it.
+    """
+    if out is None:
+        return None
+    real_path(expanded(out, "--out"))
+    return expanded(out)

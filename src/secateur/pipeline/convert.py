@@ -24,10 +24,9 @@ from ..export import (
 )
 from ..models import OpenModel, open_model
 from ..models.inputs import check_folder
-from ..progress import Progress, Quiet
+from ..progress import Progress, note, telling
 from ..structure import Plan
-from .checks import check_space, target, tokenizer_to_write
-from .session import path_of
+from .checks import check_space, path_of, target, tokenizer_to_write
 from .stock import form_facts
 
 
@@ -85,39 +84,34 @@ def convert(
         SecateurError: bad input, or a model that needs no conversion; nothing was written.
     """
     check_folder(model)
-    opened = open_model(
-        model, merge_adapter=merge_adapter, dequantise=dequantise, text_only=text_only
-    )
-    if not opened.rewritten:
-        raise SecateurError(
-            f"{opened.source} needs no conversion: transformers has its family,"
-            f" {opened.config.model_type}.\nUse it as it is: secateur prune MODEL --out DIR"
-        )
-    notes: list[str] = []
-
-    def note(text: str) -> None:
-        notes.append(text)
-        (progress or Quiet()).note(text)
-
-    for message in opened.notes:
-        note(message)
     out = path_of(out)
-    form = with_around(_form(opened), opened, note)
-    with target(out, force, opened) as folder:
-        assert folder is not None  # there is a path
-        check_space(folder, form)
-        size = write_model(folder, form)
-        copy_companions(
-            folder,
-            opened.companions,
-            tokenizer=tokenizer_to_write(opened, tokenizer, note),
-            model=None,
-            adapted=opened.writes_tokenizer,
-            note=note,
+    with telling(progress) as told:
+        opened = open_model(
+            model, merge_adapter=merge_adapter, dequantise=dequantise, text_only=text_only
         )
-        write_conversion(folder, opened, form)
+        if not opened.rewritten:
+            raise SecateurError(
+                f"{opened.source} needs no conversion: transformers has its family,"
+                f" {opened.config.model_type}.\nUse it as it is: secateur prune MODEL --out DIR"
+            )
+        for message in opened.notes:
+            note(message)
+        form = with_around(_form(opened), opened)
+        with target(out, force, opened) as folder:
+            assert folder is not None, "there is a path"
+            check_space(folder, form)
+            size = write_model(folder, form)
+            copy_companions(
+                folder,
+                opened.companions,
+                tokenizer=tokenizer_to_write(opened, tokenizer),
+                model=None,
+                adapted=opened.writes_tokenizer,
+            )
+            write_conversion(folder, opened, form)
     parameters = sum(spec.elements for spec in form.stored.specs.values())
-    return Conversion(out, form.architecture, form_facts(form), parameters, size, tuple(notes))
+    notes = tuple(told.notes)
+    return Conversion(out, form.architecture, form_facts(form), parameters, size, notes)
 
 
 def write_conversion(folder: Path, opened: OpenModel, form: Form) -> None:

@@ -15,12 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ..config import PruneConfig
 from ..errors import SecateurError
 from ..evaluation import summed_loss
 from ..fusion import FUSIONS, Scope, fuse
-from ..importance import IMPORTANCE, gradients_needed, statistics_needed
-from ..progress import Progress
 from ..stats import LayerStep, Statistics, Walk
 from ..stats.collect import find
 from ..stats.stream import hidden_of
@@ -42,17 +39,9 @@ class Estimate:
     blend: Mapping[str, Mapping[str, float]] | None = None
 
 
-def inputs_needed(importance: str | None) -> tuple[str, ...]:
-    """Statistics of inputs that a score asks for (a fusion asks for none)."""
-    return () if importance is None else statistics_needed(IMPORTANCE[importance])
-
-
-def terms_needed(config: PruneConfig) -> tuple[str, ...]:
-    """Gradient terms that the score or the fusion in force asks for."""
-    if config.fusion_name is not None:
-        return (*_COARSE, *_fine(config.fine))
-    assert config.importance_name is not None, "there is a score or a fusion"
-    return gradients_needed(IMPORTANCE[config.importance_name])
+def fused_terms(fine: str) -> tuple[str, ...]:
+    """Gradient terms that a fusion asks for; `fine` is the one that the fine score sums up."""
+    return (*_COARSE, *_fine(fine))
 
 
 def _fine(term: str) -> tuple[str, str]:
@@ -89,7 +78,6 @@ def fused_scores(
     seed: int,
     fine: str = "first",
     settings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
 ) -> Estimate:
     """The fused scores of `axes`, comparable across them; `asking` has the windows for probes.
 
@@ -103,7 +91,7 @@ def fused_scores(
 
     def probe(masks: Mapping[str, Bool[Tensor, "probe _"]]) -> Float[Tensor, " probe"]:
         by_axis = {by_name[name]: mask for name, mask in masks.items()}
-        return masked_losses(asking, by_axis, progress=progress)
+        return masked_losses(asking, by_axis)
 
     fused = fuse(fusion, scopes, probe=probe, seed=seed, **(settings or {}))
     samples = {
@@ -130,7 +118,7 @@ def _scope(tally: Any, fine: str) -> Scope:
 
 
 def masked_losses(
-    walk: Walk, masks: Mapping[Axis, Bool[Tensor, "probe _"]], *, progress: Progress | None = None
+    walk: Walk, masks: Mapping[Axis, Bool[Tensor, "probe _"]]
 ) -> Float[Tensor, " probe"]:
     """Mean loss on the tokens of `walk` with the units of each probe masked: all in one pass.
 
@@ -143,7 +131,7 @@ def masked_losses(
     # probe 0 is the whole model; batches hold windows of one probe
     several = walk.repeated(1 + len(first))
     states = several.embed()
-    for step in several.layers(progress=progress, stage="probes"):
+    for step in several.layers(stage="probes"):
         here = {axis: mask for axis, mask in masks.items() if axis.layer == step.index}
         for probe in (p for p, layer in enumerate(first, 1) if layer == step.index):
             start = probe * len(tokens)

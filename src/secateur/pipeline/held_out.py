@@ -6,19 +6,24 @@ from typing import Any
 
 import torch
 
-from ..data import Text, token_hash
-from ..evaluation import Perplexity, window_lengths
+from .. import data
+from ..errors import SecateurError
+from ..evaluation import Perplexity, perplexity, window_lengths
 from ..export import Form
 from ..models import OpenModel, StreamedModel
-from ..progress import Progress
-from . import stages
+from ..stats.activations import MEMORY_LIMIT
+from .calibration import DEFAULT_LENGTH
+from .checks import known_ids
+
+# Of the calibration text, at most so many tokens that no window was cut from are measured on.
+SPARE_TOKENS = 16384
 
 
 @dataclass(frozen=True)
 class HeldOut:
     """Text that nothing was fitted to; `name` says what it is, `context` the model's."""
 
-    text: Text
+    text: data.Text
     name: str
     context: int
 
@@ -29,16 +34,76 @@ class HeldOut:
 
     def to_json(self) -> dict[str, Any]:
         """Which text it is, for records."""
-        return {"text": self.name, "sha256": token_hash(self.text.ids)}
+        return {"text": self.name, "sha256": data.token_hash(self.text.ids)}
 
     def perplexities(
-        self, source: StreamedModel, batch: int, progress: Progress, when: str, *, limit: int
+        self, source: StreamedModel, batch: int, when: str, *, limit: int
     ) -> list[Perplexity]:
         """One value a window length; `when` is for the progress bar, `limit` bytes of states."""
-        stage = f"perplexity {when}"
-        return stages.perplexities(
-            source, self.text, self.lengths, batch, progress, stage, limit=limit
+        stage = f"perplexity {when}".strip()
+        return perplexities(source, self.text, self.lengths, batch, stage, limit=limit)
+
+
+def evaluation_text(
+    opened: OpenModel,
+    source: str,
+    *,
+    tokenizer: Any = None,
+    tokens: int | None = None,
+    window: int = 2,
+    field: str | None = None,
+    bos: str = "auto",
+    given: Any = None,
+) -> data.Text:
+    """The text that perplexity is taken on, as running token ids [token].
+
+    `given` is text in the place of the one that `source` names; tokens [window, token] come one
+    window after the other.
+
+    Raises:
+        SecateurError: no such text, not one `window` of it, or the tokenizer is another model's.
+    """
+    if (ready := data.given_windows(given)) is not None:
+        return data.Text(known_ids(ready.flatten()[:tokens], opened), data.Beginning("given"))
+    tokenizer = tokenizer or opened.tokenizer
+    documents = data.documents(
+        source if given is None else given,
+        use="evaluation",
+        seed=None,
+        field=field,
+        tokenizer=tokenizer,
+    )
+    text = data.running_text(documents, tokenizer, source=source, at_most=tokens, bos=bos)
+    if not len(text.windows(window)):
+        raise SecateurError(
+            f"The text of {source} has {len(text.ids)} tokens, fewer than one window of {window}.\n"
+            "Give more text, or --evaluate none."
         )
+    known_ids(text.ids, opened)
+    return text
+
+
+def perplexities(
+    source: StreamedModel,
+    text: data.Text,
+    lengths: Sequence[int],
+    batch: int,
+    stage: str,
+    *,
+    limit: int = MEMORY_LIMIT,
+) -> list[Perplexity]:
+    """One value a window length; batches of long windows are smaller, so that memory stays even."""
+    return [
+        perplexity(
+            source,
+            text.windows(length),
+            batch=max(1, batch * DEFAULT_LENGTH // length),
+            limit=limit,
+            begin=text.begin.window,
+            stage=f"{stage}, {length}",
+        )
+        for length in lengths
+    ]
 
 
 def streamed(

@@ -32,7 +32,7 @@ from ..evaluation import Perplexity, window_lengths
 from ..models import OpenModel, open_model
 from ..parsing import read_text
 from ..paths import typed_path
-from ..progress import Progress, Quiet
+from ..progress import Progress, note, telling
 from ..registry import choose
 from ..report import (
     checked_blend,
@@ -44,7 +44,7 @@ from ..report import (
 )
 from ..structure import Plan, Structure
 from .checks import unread_settings
-from .stages import evaluation_text, perplexities
+from .held_out import evaluation_text, perplexities
 from .stock import standing
 from .texts import named
 
@@ -122,28 +122,26 @@ def evaluated(
     """What `evaluate` gives, what the windows began with, and whether the model is stock."""
     choose("--bos", bos, dict.fromkeys(get_args(Bos)))
     names, given = named({"evaluate": text})
-    opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
-    progress = progress or Quiet()
-    for message in opened.notes:
-        progress.note(message)
-    source = opened.streamed(device=str(device), dtype=str(dtype))
-    stream = evaluation_text(
-        opened,
-        names["evaluate"],
-        tokenizer=tokenizer,
-        tokens=tokens,
-        field=field,
-        bos=bos,
-        given=given.get("evaluate"),
-        note=progress.note,
-        progress=progress,
-    )
-    ready = given_windows(given.get("evaluate"))
-    usual = window_lengths(opened.context) if ready is None else (ready.shape[1],)
-    asked = [windows] if isinstance(windows, int) else windows
-    lengths = _fitting(asked or usual, opened.context, stream, names["evaluate"])
-    found = perplexities(source, stream, lengths, batch, progress, "perplexity")
-    return found, stream.begin, standing(opened)
+    with telling(progress):
+        opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
+        for message in opened.notes:
+            note(message)
+        source = opened.streamed(device=str(device), dtype=str(dtype))
+        stream = evaluation_text(
+            opened,
+            names["evaluate"],
+            tokenizer=tokenizer,
+            tokens=tokens,
+            field=field,
+            bos=bos,
+            given=given.get("evaluate"),
+        )
+        ready = given_windows(given.get("evaluate"))
+        usual = window_lengths(opened.context) if ready is None else (ready.shape[1],)
+        asked = [windows] if isinstance(windows, int) else windows
+        lengths = _fitting(asked or usual, opened.context, stream, names["evaluate"])
+        found = perplexities(source, stream, lengths, batch, "perplexity")
+        return found, stream.begin, standing(opened)
 
 
 @public(path=a_place)

@@ -9,7 +9,9 @@ from ..config import PruneConfig
 from ..errors import SecateurError
 from ..export import Form
 from ..models import filled, load
+from ..progress import Told
 from ..structure import Plan, Structure
+from .subject import Subject
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,20 @@ class Result:
     form: Form | None = None
     out: Path | None = None
     notes: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        plan: Plan,
+        numbers: Mapping[str, Any],
+        told: Told,
+        form: Form | None,
+        out: Path | None,
+    ) -> "Result":
+        """What was made of a subject, and what was told on the way."""
+        notes = tuple(told.notes)
+        return cls(subject.config, subject.structure, plan, numbers, told.seconds, form, out, notes)
 
     def load(self) -> Any:
         """The pruned model, ready for `generate`: from the folder, or built in memory.

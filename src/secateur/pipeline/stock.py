@@ -5,7 +5,7 @@ take, and no bias that the class has no place for. Whether it does is not declar
 asked, by `pruned_form`, for plans nearer and nearer to the uncut model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..errors import SecateurError
 from ..export import Form, pruned_form
 from ..methods import METHODS
 from ..models import OpenModel
+from ..progress import note
 from ..search import Limits
 from ..structure import Axis, Plan, Structure
 from ..surgery import COARSE, PrunedWeights, with_consumers
@@ -76,9 +77,7 @@ def _outputs(opened: OpenModel, axis: Axis) -> int:
     return opened.weights.specs[consumer.tensor].shape[1 - consumer.dim]
 
 
-def keep_to_stock(
-    opened: OpenModel, structure: Structure, config: PruneConfig, note: Callable[[str], None]
-) -> PruneConfig:
+def keep_to_stock(opened: OpenModel, structure: Structure, config: PruneConfig) -> PruneConfig:
     """The settings with which the search finds a plan that the stock class holds.
 
     Raises:
@@ -91,7 +90,7 @@ def keep_to_stock(
         if "layer" in coarse:
             _check_repair(opened, structure, config, _last_gone(structure), "--repair none")
         return config
-    config = _even(structure, config, note)
+    config = _even(structure, config)
     plan = _trial(structure, config, 0)
     _check_repair(opened, structure, config, plan, "--repair mask-tuning or --repair none")
     attention = [axis for axis in structure.axes if axis.kind == "attention"]
@@ -129,7 +128,7 @@ def _check_units(structure: Structure, coarse: set[str]) -> None:
         )
 
 
-def _even(structure: Structure, config: PruneConfig, note: Callable[[str], None]) -> PruneConfig:
+def _even(structure: Structure, config: PruneConfig) -> PruneConfig:
     """The settings with a search and layers by which every layer loses the same."""
     given = next(
         (n for n in ("layers", "attention_layers", "mlp_layers") if getattr(config, n)), None

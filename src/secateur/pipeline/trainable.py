@@ -1,6 +1,6 @@
 """What a recovery trains: adapters on the linears, consumers, or everything."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,17 +9,16 @@ from torch import Tensor, nn
 from ..config import RecoverConfig
 from ..errors import SecateurError
 from ..models import OpenModel
+from ..progress import note
 from ..recovery import Groupwise, Lora, Plain
 
 Trained = Plain | Lora | Groupwise
 
 
-def adaptable(
-    opened: OpenModel, config: RecoverConfig, note: Callable[[str], None]
-) -> tuple[str, ...]:
+def adaptable(opened: OpenModel, config: RecoverConfig) -> tuple[str, ...]:
     """The linears that adapters can be put on: those that have a part in some unit.
 
-    What adapters leave out goes to `note`.
+    What adapters leave out is told.
 
     Raises:
         SecateurError: adapters are wanted, and there is no such linear, one that cannot be

@@ -1,6 +1,6 @@
 """What a recovery trains on, what it is measured on, and who teaches."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from ..errors import SecateurError
 from ..evaluation import window_lengths
 from ..models import LIVE, OpenModel, open_model
 from ..paths import typed_path
-from ..progress import Progress, Quiet
+from ..progress import note
+from .calibration import window_length
 from .checks import known_ids
-from .held_out import HeldOut
-from .stages import SPARE_TOKENS, evaluation_text, window_length
+from .held_out import SPARE_TOKENS, HeldOut, evaluation_text
 
 # Below so many tokens, what a training gains is mostly about those tokens.
 FEW_TOKENS = 100_000
@@ -47,11 +47,9 @@ class TrainingData:
 def read_data(
     opened: OpenModel,
     config: RecoverConfig,
-    note: Callable[[str], None],
-    progress: Progress | None = None,
     texts: Mapping[str, Any] | None = None,
 ) -> TrainingData:
-    """The examples, in an order that the seed decides; `note` is told what the user should know.
+    """The examples, in an order that the seed decides; what the user should know is told.
 
     `texts` are data and text for perplexity in the place of those that the settings name.
 
@@ -89,16 +87,14 @@ def read_data(
             **options,
         )
     else:
-        progress = progress or Quiet()
         windows = data.sample_windows(
-            _documents(opened, config, length, samples, note, progress, given),
+            _documents(opened, config, length, samples, given),
             opened.tokenizer,
             source=source,
             choice=1,
             spare=config.evaluate == "spare",
             bos=config.bos,
-            # of a text that the model writes, the writing is shown
-            progress=None if source == "self" else progress,
+            stage="writing text" if source == "self" else "reading text",
             **options,
         )
         begin = windows.begin
@@ -115,16 +111,14 @@ def read_data(
     held = min(max(1, int(len(examples) * _HELD_OUT)), _HELD_OUT_MOST)
     if source == config.evaluate and typed_path(source).exists():  # a set has two parts
         note(f"perplexity is taken on {source}, which is trained on: another text would say more")
-    text = _evaluation(opened, config, spare, texts.get("evaluate"), note)
+    text = _evaluation(opened, config, spare, texts.get("evaluate"))
     return TrainingData(examples, held, source, text, begin)
 
 
-def with_target(
-    config: RecoverConfig, folder: Path | None, note: Callable[[str], None]
-) -> RecoverConfig:
+def with_target(config: RecoverConfig, folder: Path | None) -> RecoverConfig:
     """The settings with `loss` said and, where it is kl, the dense model: the one that was pruned.
 
-    A recipe that can do without a dense model does so, and `note` is told, where the run.toml in
+    A recipe that can do without a dense model does so, and says so, where the run.toml in
     `folder` names none.
 
     Raises:
@@ -170,8 +164,6 @@ def _documents(
     config: RecoverConfig,
     length: int,
     samples: int,
-    note: Callable[[str], None],
-    progress: Progress,
     given: Any,
 ) -> Iterable[str | Tensor]:
     if config.data != "self":
@@ -181,7 +173,6 @@ def _documents(
             seed=config.seed,
             field=config.field,
             tokenizer=opened.tokenizer,
-            note=note,
         )
     writer = (
         opened
@@ -195,8 +186,7 @@ def _documents(
     on_gpu = config.device.startswith("cuda")
     dtype = torch.bfloat16 if on_gpu and config.dtype != "float32" else torch.float32
     model = writer.whole(dtype).to(config.device)
-    documents = data.generated_documents(model, length=length, batch=8, seed=config.seed)
-    return progress.track(documents, "writing text", samples, "document")
+    return data.generated_documents(model, length=length, batch=8, seed=config.seed)
 
 
 def _evaluation(
@@ -204,7 +194,6 @@ def _evaluation(
     config: RecoverConfig,
     spare: data.Text,
     given: Any,
-    note: Callable[[str], None],
 ) -> HeldOut | None:
     if config.evaluate == "none":
         return None
@@ -219,6 +208,5 @@ def _evaluation(
         field=config.field,
         bos=config.bos,
         given=given,
-        note=note,
     )
     return HeldOut(text, config.evaluate, opened.context)

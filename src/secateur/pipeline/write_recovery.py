@@ -7,12 +7,41 @@ from typing import Any
 
 from ..checkpoint import belongs, companions_beside
 from ..config import TRAINED, RecoverConfig, to_toml
-from ..export import Form, recovery_card
+from ..export import Form, copy_companions, packed_form, recovery_card, write_model
 from ..models import OpenModel
 from ..report import evaluation_line, number_rows
+from .checks import check_space, tokenizer_class, tokenizer_to_write
+from .look import bytes_before
 from .record import versions
+from .stock import form_facts
+from .student import Student
+from .training import Trained
 
 _HISTORY = ("plan.json", "run.toml")
+
+
+def publish_recovery(
+    folder: Path, student: Student, trained: Trained, numbers: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the folder; give the numbers with the bytes of the weight files and their form."""
+    opened = student.opened
+    form = trained.form if trained.packed is None else packed_form(trained.form, trained.packed)
+    check_space(folder, form)
+    size = write_model(folder, form)
+    sizes = {"before": bytes_before(opened), "after": size}
+    numbers = {**numbers, "bytes": sizes, "form": form_facts(form)}
+    copy_companions(
+        folder,
+        opened.companions,
+        tokenizer=tokenizer_to_write(opened, None),
+        model=None,
+        adapted=opened.writes_tokenizer,
+        read_as=tokenizer_class(opened, form),
+    )
+    copy_history(folder, opened)
+    config = student.config.model_copy(update={"model": student.name})
+    write_recovery(folder, opened, config, numbers, form)
+    return numbers
 
 
 def copy_history(folder: Path, opened: OpenModel) -> None:

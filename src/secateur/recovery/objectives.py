@@ -16,7 +16,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..data import IGNORED
-from ..progress import Progress
 from ..stats import Activations, Walk
 
 _TINY = 1e-9
@@ -70,13 +69,13 @@ class CachedDistillation:
     files. The teacher streams through `walk`, one layer in memory.
     """
 
-    def __init__(self, walk: Walk, top: int, *, progress: Progress | None = None) -> None:
+    def __init__(self, walk: Walk, top: int) -> None:
         count, length = walk.tokens.shape
         shape, third = (count, length - 1, top), walk.limit // 3
         self._tokens = Activations(shape, torch.int32, limit=2 * third)
         self._logs = Activations(shape, torch.float16, limit=third)
         states = walk.embed()
-        for step in walk.layers(progress=progress, stage="teacher"):
+        for step in walk.layers(stage="teacher"):
             step.run(states)
         with walk.source.back() as logits_of:
             for windows in walk.batches:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..data import Examples
 from ..errors import SecateurError
-from ..progress import Progress, Quiet
+from ..progress import note, status, track
 from .earlier import MOMENTS, Check, Earlier, Outcome
 from .objectives import Objective
 from .state import State, damaged, read_state, write_state
@@ -99,14 +99,12 @@ class Trainer:
         store: Path | None = None,
         fingerprint: str = "",
         anew: bool = False,
-        progress: Progress | None = None,
     ) -> None:
         self._model, self._parameters = model, dict(parameters)
         self._data, self._train = data, len(data) - held
         self._objective, self._schedule = objective, schedule
         self._device, self._autocast = device, autocast
         self._store, self._fingerprint, self._anew = store, fingerprint, anew
-        self._progress = progress or Quiet()
         rates = {
             name: schedule.rate * (relative_rate(parameter) if schedule.relative else 1.0)
             for name, parameter in self._parameters.items()
@@ -131,7 +129,7 @@ class Trainer:
         start = self._resume()
         started = time.monotonic() - self._outcome.seconds
         steps = range(start, self._schedule.steps)
-        for step in self._progress.track(steps, "training", len(steps), "step"):
+        for step in track(steps, "training", len(steps), "step"):
             if self._outcome.stopped is not None:
                 break
             self._step(step)
@@ -181,7 +179,7 @@ class Trainer:
         if self._since:
             total, tokens = self._since[-1]
             rate = self._outcome.tokens / max(self._outcome.seconds, 1e-3)
-            self._progress.status(f"loss {total / tokens:.3f}, {rate:,.0f} tokens/s")
+            status(f"loss {total / tokens:.3f}, {rate:,.0f} tokens/s")
 
     def _loss(self, rows: Int64[Tensor, " example"]) -> Tensor:
         part = self._data[rows]
@@ -257,7 +255,7 @@ class Trainer:
         self._best_loss, self._worse = earlier.best_loss, earlier.worse
         self._share, self._since = earlier.share, earlier.since
         self._outcome = earlier.outcome
-        self._progress.note(f"going on after step {self._outcome.steps} of an earlier run")
+        note(f"going on after step {self._outcome.steps} of an earlier run")
         return self._outcome.steps
 
     def _checked(self, state: State) -> Earlier | None:
@@ -301,7 +299,7 @@ class Trainer:
         try:
             write_state(self._store, State(tensors, values), self._fingerprint)
         except SecateurError as error:  # a full disk, say: what is trained may fit elsewhere
-            self._progress.note(f"{error} Training goes on; cut short, it begins anew.")
+            note(f"{error} Training goes on; cut short, it begins anew.")
             self._store = None
 
     def _copy(self) -> dict[str, Tensor]:

@@ -2,14 +2,12 @@
 
 from .budget import Limits, check_budget, removable
 from .greedy import one_by_one
-from .modes import COMPARING, DIVIDING, SEARCHES, Mode, Request, Search, check_division, search
+from .modes import SEARCHES, Mode, Request, Search, check_division, search
 from .removal import Removal, remove_lowest
 from .stability import fluctuation, instability
 from .standardise import SCALES, channel_sum, logarithmic, per_parameter, rescaled, standardised
 
 __all__ = [
-    "COMPARING",
-    "DIVIDING",
     "SCALES",
     "SEARCHES",
     "Limits",

@@ -75,12 +75,19 @@ class Mode:
 
     `by_sample`, of the scores of an axis and those by sample, takes the place of a scale. `pick`,
     of the scores alone, chooses which units of an axis go where that is not the lowest.
+
+    `across`: its ranking goes across layers, so that the scale of the scores matters, and whole
+    blocks and layers may go. `divides`: it can be told how much attention is to lose, and `floors`
+    that, where others take the nearest number.
     """
 
     compete: Search
     scale: str = "raw"
     by_sample: Callable[[Tensor, Tensor], Tensor] | None = None
     pick: Callable[[Tensor], Tensor] | None = None
+    across: bool = False
+    divides: bool = False
+    floors: bool = False
 
 
 def search(
@@ -112,7 +119,7 @@ def search(
     mode = SEARCHES[name]
     limits = limits or Limits()
     chosen = limits.selected(axes)
-    if name not in _GLOBAL and any(axis.floor == 0 for axis in chosen):
+    if not mode.across and any(axis.floor == 0 for axis in chosen):
         raise SecateurError(
             f"The search {name!r} takes the same share of each layer, and of a whole block or layer"
             " there is no share.\nType --search AL-AM."
@@ -126,7 +133,7 @@ def search(
     check_division(name, request.divides)
     steps = mode.compete(chosen, removals, request)
     if request.divides:
-        _check_shares(mode.compete, chosen, removals, steps, request)
+        _check_shares(mode, chosen, removals, steps, request)
     if mode.pick is not None:
         removals = {
             axis.name: _removal(mode.pick(scores[axis.name]), axis, limits) for axis in chosen
@@ -168,7 +175,7 @@ def check_division(name: str, divided: bool) -> None:
     Raises:
         SecateurError: it does not.
     """
-    if divided and name not in DIVIDING:
+    if divided and not SEARCHES[name].divides:
         raise SecateurError(
             f"The search {name!r} finds out itself how much attention loses, and is not told.\n"
             "Type --search AL-MM or --search uniform."
@@ -176,7 +183,7 @@ def check_division(name: str, divided: bool) -> None:
 
 
 def _check_shares(
-    compete: Search,
+    mode: Mode,
     axes: Sequence[Axis],
     removals: Mapping[str, Removal],
     steps: Mapping[str, int],
@@ -189,7 +196,7 @@ def _check_shares(
     if request.attention_units is not None:
         asked, within = float(request.attention_units), 0.0
     else:
-        each = 1.0 if compete is ul_mm else 0.5  # that one rounds down
+        each = 1.0 if mode.floors else 0.5
         asked = (request.attention_ratio or 0.0) * units
         within = each * sum(removal.first for removal in attention.values()) + 1e-9
     if abs(gone - asked) > within:
@@ -270,20 +277,13 @@ def al_am(
     return remove_lowest(removals, request.budget, nearest=True)
 
 
-# The searches that can take whole blocks and layers: a share of each layer has none.
-_GLOBAL = ("AL-AM", "AL-MM", "global")
-# Those whose ranking goes across layers, so that the scale of the scores matters.
-COMPARING = ("AL-AM", "AL-MM", "global")
-# The searches that give attention a share of its own.
-DIVIDING = ("UL-MM", "AL-MM", "uniform")
-
 SEARCHES = {
-    "AL-AM": Mode(al_am, "standardised"),
-    "AL-MM": Mode(al_mm, "standardised"),
-    "UL-MM": Mode(ul_mm),
+    "AL-AM": Mode(al_am, "standardised", across=True),
+    "AL-MM": Mode(al_mm, "standardised", across=True, divides=True),
+    "UL-MM": Mode(ul_mm, divides=True, floors=True),
     "UL-UM": Mode(ul_um),
-    "uniform": Mode(uniform),
-    "global": Mode(al_am, "per-parameter"),
+    "uniform": Mode(uniform, divides=True),
+    "global": Mode(al_am, "per-parameter", across=True),
     "two_stage": Mode(al_am, by_sample=steady, pick=channel_sum),
     "joint": Mode(al_am, by_sample=joint),
     "stability": Mode(al_am, by_sample=volatile),

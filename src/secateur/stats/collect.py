@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import SecateurError
-from ..progress import Progress
 from ..structure import Axis
 from .gram import Gram
 from .moments import Moments
@@ -148,9 +147,7 @@ class Statistics:
         return statistics
 
 
-def collect(
-    walk: Walk, axes: Sequence[Axis], needs: Iterable[str], *, progress: Progress | None = None
-) -> Statistics:
+def collect(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) -> Statistics:
     """Walk the layers once and collect the statistics `needs` of every axis' consumer input.
 
     Raises:
@@ -161,7 +158,7 @@ def collect(
     if not holders:
         return statistics
     states = walk.embed()
-    for step in walk.layers(progress=progress, stage="statistics"):
+    for step in walk.layers(stage="statistics"):
         here = [axis for axis in axes if axis.layer == step.index]
         with _observed(step.module, here, holders) as tallies:
             step.run(states)

@@ -20,7 +20,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ..errors import SecateurError
-from ..progress import Progress
 from ..registry import choose
 from ..structure import Axis, Member
 from .activations import Activations
@@ -37,9 +36,7 @@ _LINEAR = {"batch_vector", "batch_coarse", "batch_first"}
 _LOGITS_AT_ONCE = 2**24
 
 
-def collect_gradients(
-    walk: Walk, axes: Sequence[Axis], needs: Iterable[str], *, progress: Progress | None = None
-) -> Statistics:
+def collect_gradients(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) -> Statistics:
     """Walk the layers forward and back and collect the gradient terms `needs` of `axes`.
 
     `needs` are names of `GRADIENTS`; `statistics[axis][name]` is [member, unit, channel], or
@@ -59,9 +56,9 @@ def collect_gradients(
         raise SecateurError("Gradients need at least one calibration window of two tokens.")
     lowest = min(axis.layer for axis in axes)
     own = _own_walk(walk, wanted, lowest)
-    kept = _kept_inputs(own, lowest, progress)
+    kept = _kept_inputs(own, lowest)
     _start(own, kept[-1])
-    for step in own.layers(reverse=True, lowest=lowest, progress=progress, stage="gradients"):
+    for step in own.layers(reverse=True, lowest=lowest, stage="gradients"):
         here = [
             Taylor(axis, wanted, count, 1 / (length - 1), own.source.device)
             for axis in axes
@@ -83,10 +80,10 @@ def _own_walk(walk: Walk, needs: set[str], lowest: int) -> Walk:
     return Walk(walk.source, walk.tokens, batch=batch, limit=limit, without=walk.without)
 
 
-def _kept_inputs(walk: Walk, lowest: int, progress: Progress | None) -> list[Activations]:
+def _kept_inputs(walk: Walk, lowest: int) -> list[Activations]:
     """The inputs of the layers from `lowest` on, and the output of the last."""
     kept = [walk.embed()]
-    for step in walk.layers(progress=progress, stage="layer inputs"):
+    for step in walk.layers(stage="layer inputs"):
         states = kept[-1]
         if step.index >= lowest:
             count, length, width = states.tensor.shape

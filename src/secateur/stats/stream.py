@@ -22,7 +22,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..errors import SecateurError
-from ..progress import Progress, Quiet
+from ..progress import track
 from .activations import MEMORY_LIMIT, Activations
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -123,13 +123,12 @@ class Walk:
         *,
         reverse: bool = False,
         lowest: int = 0,
-        progress: Progress | None = None,
         stage: str = "layers",
     ) -> "Iterator[LayerStep]":
         """Visit the layers from `lowest` up (or from the last down), one materialised at a time."""
         order = [i for i in range(lowest, len(self.source)) if i not in self.without]
         indices = reversed(order) if reverse else iter(order)
-        for index in (progress or Quiet()).track(indices, stage, len(order), "layer"):
+        for index in track(indices, stage, len(order), "layer"):
             with self.source.layer(index) as module:
                 yield LayerStep(self, index, module)
 

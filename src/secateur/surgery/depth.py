@@ -22,7 +22,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..progress import Progress
 from ..stats import Activations, LayerStep, Walk
 from ..stats.collect import find
 from ..stats.stream import Call, hidden_of
@@ -101,9 +100,7 @@ def _before(start: Place, end: Place) -> range:
     return range(start[0], max(end[0], start[0] + 1))
 
 
-def streams_after(
-    walk: Walk, axes: Sequence[Axis], depth: Depth, *, progress: Progress | None = None
-) -> dict[Place, Activations]:
+def streams_after(walk: Walk, axes: Sequence[Axis], depth: Depth) -> dict[Place, Activations]:
     """The dense stream after each gap that has a place there, by the sub-block before the gap.
 
     There is none where something that stays adds to the stream before the layer where it ends.
@@ -115,7 +112,7 @@ def streams_after(
     ends = {end: start for start, end in depth.gaps.items()}
     last = max(layer for layer, _ in ends)
     dense = walk.embed()
-    for step in walk.layers(progress=progress, stage="dense stream"):
+    for step in walk.layers(stage="dense stream"):
         own = [axis for axis in axes if axis.layer == step.index and not axis.of]
         kinds = sorted({axis.kind for axis in own})
         for kind in kinds[:-1]:

@@ -31,7 +31,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..progress import Progress
 from ..registry import choose
 from ..stats import Activations, LayerStep, Walk
 from ..stats.collect import find
@@ -101,7 +100,6 @@ def sequential_repair(
     target: str = "residual",
     damping: float | None = None,
     every: bool = True,
-    progress: Progress | None = None,
 ) -> Repaired:
     """Repair the consumers of all axes that `plan` cuts, by the calibration tokens of `walk`.
 
@@ -118,11 +116,11 @@ def sequential_repair(
     fine = [axis for axis in structure.axes if axis.granularity not in COARSE]
     depth = Depth.of(structure.axes, plan)
     walk = walk.sharing(2 + len(depth.gaps))
-    ahead = streams_after(walk, fine, depth, progress=progress) if target == "residual" else {}
+    ahead = streams_after(walk, fine, depth) if target == "residual" else {}
     surgeon = _Surgeon(walk, plan, fit, target, damping, every, depth, ahead)
     dense = walk.embed()
     student: Activations | None = None
-    for step in walk.layers(progress=progress, stage="repair"):
+    for step in walk.layers(stage="repair"):
         axes = [axis for axis in fine if axis.layer == step.index]
         touched = depth.starts_in(step.index) or any(plan.removed(axis) for axis in axes)
         if student is None and not touched:

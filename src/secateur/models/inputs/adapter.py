@@ -162,7 +162,7 @@ def _parts(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
             state = module.modules_to_save[_NAME].state_dict()
             saved |= {f"{path}.{name}": tensor for name, tensor in state.items()}
         elif isinstance(module, BaseTunerLayer):
-            layers[path] = module
+            layers[path] = model.get_submodule(path)
         else:
             continue
         inside = f"{path}."

@@ -21,16 +21,21 @@ from ..arguments import (
     public,
     some,
 )
-from ..config import PruneConfig, PruneSettings, make_config
+from ..config import PruneSettings, make_config
 from ..errors import SecateurError
-from ..progress import Progress
-from ..surgery import REPAIRS
-from . import stages
+from ..progress import Progress, telling
 from .choice import check_ratio
-from .estimate import inputs_needed, terms_needed
+from .choosing import choose, score_units, scoring_of
+from .cutting import cut
+from .estimate import Estimate
+from .measuring import measure, numbers_of, perplexity_of
+from .passes import look, needs_of_repair, needs_of_scores, sees_tokens
 from .result import Result
-from .session import Run, name_of
-from .texts import named
+from .subject import Subject, name_of, open_subject
+from .texts import Texts, named, read_texts
+
+# Settings that name what was read for all.
+_READ = ("calibration", "length", "bos")
 
 
 @public(
@@ -69,26 +74,41 @@ def compare(
         )
     _refuse_lists(settings)
     shares = [ratios] if isinstance(ratios, int | float) else ratios
-    names, texts = named(settings)
+    names, given = named(settings)
     configs = [
         make_config(**names, model=name_of(model), method=method, ratio=ratio, repair=repair)
         for method in methods
         for ratio in shares
         for repair in (repairs or (None,))
     ]
-    first = Run(model, configs[0], tokenizer, progress, texts)
-    for config in configs:
-        check_ratio(first.sibling(config).structure, config)
-    first.read_evaluation_text()
-    first.share(tokens=any(_sees_tokens(config) for config in configs))
-    _gather(first, configs)
-    rows = []
-    for config in configs:
-        run = first.sibling(config)
-        result = run.carry_out(*run.plan(), None, None)
+    with telling(progress):
+        first = open_subject(model, configs[0], tokenizer)
+        subjects = [first, *(first.asked(config) for config in configs[1:])]
+        for subject in subjects:
+            check_ratio(subject.structure, subject.config)
+        wanted = [needs_of_scores(c) | needs_of_repair(c) for c in configs]
+        calibrate = any(map(sees_tokens, wanted, configs))
+        read, texts = read_texts(first, given, calibrate=calibrate)
+        seen = look(read, first.everywhere, texts.tokens, wanted)
+        dense = perplexity_of(read, texts, "before")
+    rows: list[dict[str, Any]] = []
+    scores: dict[tuple[Any, ...], Estimate] = {}  # another ratio or repair has the same
+    for asked, needs in zip(subjects, wanted, strict=True):
+        config = asked.config
+        about = f"{config.method} at {config.ratio:g}, {config.repair_name}"
+        with telling(progress, about) as told:
+            subject = asked.under(**{name: getattr(read.config, name) for name in _READ})
+            if (scoring := scoring_of(subject)) not in scores:
+                scores[scoring] = score_units(subject, texts.tokens, seen.of(needs))
+            found = scores[scoring]
+            plan = choose(subject, texts.tokens, found)
+            small = cut(subject, plan, texts.tokens, seen.of(needs))
+            numbers = numbers_of(subject, texts, found, plan, small.form)
+            numbers |= measure(subject, texts, small, dense)
+            result = Result.of(subject, plan, numbers, told, small.form, None)
         if each is not None:
             each(result)
-        rows.append(_row(run, result))
+        rows.append(_row(subject, texts, result))
     return rows
 
 
@@ -103,46 +123,21 @@ def _refuse_lists(settings: Mapping[str, Any]) -> None:
             raise SecateurError(f"Comparing takes {many}, not {one}.")
 
 
-def _sees_tokens(config: PruneConfig) -> bool:
-    """Whether anything in the method looks at calibration tokens."""
-    repair = REPAIRS[config.repair_name]
-    inputs = inputs_needed(config.importance_name)
-    terms = terms_needed(config)
-    return bool(inputs or terms or repair.needs or repair.fit)
-
-
-def _gather(first: Run, configs: Sequence[PruneConfig]) -> None:
-    """Every pass that some method needs, over all layers."""
-    inputs = {
-        name
-        for config in configs
-        for name in (
-            *inputs_needed(config.importance_name),
-            *REPAIRS[config.repair_name].needs,
-        )
-    }
-    for asking in (False, True):
-        alike = [c for c in configs if stages.asks_loss(c.fusion_name) is asking]
-        terms = {name for c in alike for name in terms_needed(c)}
-        if alike:
-            first.sibling(alike[0]).gather(inputs, terms, everywhere=True)
-
-
-def _row(run: Run, result: Result) -> dict[str, Any]:
+def _row(subject: Subject, texts: Texts, result: Result) -> dict[str, Any]:
     numbers: Mapping[str, Any] = result.numbers
     return {
-        "method": run.config.method,
-        "ratio": run.config.ratio,
-        "repair": run.config.repair_name,
+        "method": subject.config.method,
+        "ratio": subject.config.ratio,
+        "repair": subject.config.repair_name,
         "removed": numbers["removed_share"],
         "stock": numbers["form"]["stock"],
         "why_not_stock": numbers["form"]["why_not_stock"],
         "parameters": numbers["parameters"]["after"],
         "dense_parameters": numbers["parameters"]["before"],
-        "bytes_each": run.opened.dtype.itemsize,
-        "search": run.config.search_name,
-        "seed": run.config.seed,
-        "calibration": run.calibrated,
+        "bytes_each": subject.opened.dtype.itemsize,
+        "search": subject.config.search_name,
+        "seed": subject.config.seed,
+        "calibration": texts.to_json(),
         "evaluation": numbers.get("evaluation"),
         "blend": numbers.get("blend"),
         "seconds": result.seconds["total"],

@@ -1,0 +1,117 @@
+"""The stages that score units and choose those that stay: statistics become a plan."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..progress import note, timed
+from ..search import one_by_one
+from ..stats import Statistics
+from ..structure import Axis, Plan
+from .choice import budget_of, kept_units, limits_of
+from .estimate import Estimate, fused_scores, split_windows
+from .passes import look, needs_of_scores, walk
+from .planned import recorded
+from .scoring import coarse_samples, coarse_scores, scores
+from .subject import Subject
+
+Tokens = Int64[Tensor, "window token"]
+
+
+# Settings that decide what the scores of given axes are.
+_SCORING = (
+    "importance_name",
+    "fusion_name",
+    "fine",
+    "tau",
+    "probes",
+    "splits",
+    "shrinkage",
+    "scope",
+    "members",
+    "square_attention",
+    "seed",
+)
+
+
+def scoring_of(subject: Subject) -> tuple[Any, ...]:
+    """What the scores depend on, for one model and text: alike means the same scores."""
+    axes = tuple(axis.name for axis in subject.scored)
+    return (axes, *(getattr(subject.config, name) for name in _SCORING))
+
+
+def score_units(subject: Subject, tokens: Tokens | None, statistics: Statistics) -> Estimate:
+    """Scores of the fine axes, by the score or the fusion in force."""
+    config = subject.config
+    with timed("scores and search"):
+        if config.fusion_name is None:
+            return Estimate(_scores(subject, subject.scored, statistics))
+        assert tokens is not None, "a fusion is of gradient terms"
+        _, asking = split_windows(tokens, config.fusion_name)
+        return fused_scores(
+            config.fusion_name,
+            subject.scored,
+            statistics,
+            walk(subject, asking),
+            seed=config.seed,
+            fine=config.fine,
+            settings=config.fusion_settings,
+        )
+
+
+def _scores(subject: Subject, axes: Sequence[Axis], statistics: Statistics) -> dict[str, Tensor]:
+    """Scores of `axes` by the score in force."""
+    config = subject.config
+    assert config.importance_name is not None, "no fusion makes them"
+    return scores(
+        axes,
+        config.importance_name,
+        subject.opened.weights,
+        statistics,
+        seed=config.seed,
+        members=config.members,
+        square_attention=config.square_attention,
+    )
+
+
+def choose(subject: Subject, tokens: Tokens | None, found: Estimate) -> Plan:
+    """The plan: which units stay, by the search in force.
+
+    With `rescore`, whole layers go one by one, and after each the scores are taken anew.
+
+    Raises:
+        SecateurError: the ratio asks for more than can go.
+    """
+    structure, config = subject.structure, subject.config
+    coarse = coarse_scores(structure, found.scores)
+    with timed("scores and search"):
+        if config.rescore:
+            keep = _one_by_one(subject, tokens, coarse)
+        else:
+            samples = coarse_samples(structure, found.samples)
+            keep = kept_units(structure, coarse, config, samples, subject.opened.weights)
+    plan = recorded(keep, structure, config)
+    if config.ratio > 0 and not any(map(plan.removed, structure.axes)):
+        note("nothing is removed: the ratio asks for less than one unit")
+    return plan
+
+
+def _one_by_one(
+    subject: Subject, tokens: Tokens | None, first: Mapping[str, Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """Layers that go, one by one: the scores are those of the model without the ones before."""
+    needs = needs_of_scores(subject.config)
+
+    def scores_without(gone: frozenset[int]) -> Mapping[str, Tensor]:
+        if not gone:
+            return first
+        left = [axis for axis in subject.scored if axis.layer not in gone]
+        seen = look(subject, left, tokens, [needs], gone)
+        fine = _scores(subject, left, seen.of(needs))
+        return coarse_scores(subject.structure, fine)
+
+    chosen = limits_of(subject.structure, subject.config).selected(subject.structure.axes)
+    budget = budget_of(subject.structure, subject.config)
+    return {axis.name: () for axis in one_by_one(chosen, budget, scores_without)}

@@ -1,0 +1,130 @@
+"""The stage that cuts: a plan becomes the weights of a smaller model, repaired."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..checkpoint import Weights
+from ..errors import SecateurError
+from ..export import Form, pruned_form, with_around
+from ..progress import note, timed
+from ..report import engine_notes
+from ..stats import Statistics
+from ..structure import Plan, Structure
+from ..surgery import REPAIRS, PrunedWeights, Repaired, sequential_repair, with_consumers
+from .passes import walk
+from .stock import form_facts, form_of
+from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The smaller model as it will be written; what a repair that fits reports of each linear."""
+
+    form: Form
+    repair: tuple[Mapping[str, Any], ...] | None = None
+
+
+def cut(
+    subject: Subject,
+    plan: Plan,
+    tokens: Int64[Tensor, "window token"] | None,
+    statistics: Statistics,
+) -> Cut:
+    """Cut by the plan and repair what is left; tensors are made when they are asked for.
+
+    Raises:
+        SecateurError: --stock, and the family's class does not hold it.
+    """
+    opened, structure, config = subject.opened, subject.structure, subject.config
+    if config.stock:
+        foreseen_form(subject, plan)
+    with timed("cut"):
+        if config.repair_name != "none" and any(
+            plan.removed(axis) and axis.granularity == "expert_channel" for axis in structure.axes
+        ):
+            note(f"experts are cut as they are: --repair {config.repair_name} mends the rest")
+        added = added_biases(structure, plan, config.repair_name, opened.weights, statistics)
+        repaired = _fitted(subject, plan, tokens)
+        pruned = PrunedWeights(opened.weights, structure, plan, added, repaired.tensors)
+        # all granularities: what an earlier cut of others left is written down again
+        form = pruned_form(
+            opened.family, opened.raw_config, opened.config, opened.structures, plan, pruned
+        )
+        form = with_around(form, opened)
+    if REPAIRS[config.repair_name].fit is None:
+        return Cut(form)
+    return Cut(form, tuple(dataclasses.asdict(one) for one in repaired.reports))
+
+
+def foreseen_form(subject: Subject, plan: Plan) -> Form:
+    """The form that the folder will have, found before the repair.
+
+    Raises:
+        SecateurError: --stock, and the family's class does not hold it.
+    """
+    config = subject.config
+    form = form_of(subject.opened, subject.structure, plan, config.repair_name)
+    if config.stock and not form.stock:
+        raise SecateurError(f"--stock: {form.why}.\nChange --ratio, or leave out --stock.")
+    return form
+
+
+def form_numbers(subject: Subject, form: Form, removed_share: float) -> dict[str, Any]:
+    """Which class loads the result; tells what other engines make of it, and what --stock costs."""
+    config = subject.config
+    for message in engine_notes(
+        subject.structure, subject.opened.weights.specs, form.weights.specs
+    ):
+        note(message)
+    if config.stock:
+        of = "the whole model" if config.of == "model" else "them"
+        note(
+            f"--stock: {removed_share:.1%} of the decoder's linears go; the ratio asks for"
+            f" {config.ratio:.1%} of {of}"
+        )
+    return form_facts(form)
+
+
+def added_biases(
+    structure: Structure, plan: Plan, repair: str, weights: Weights, statistics: Statistics
+) -> dict[str, Tensor]:
+    """What is added to the consumers' biases, by tensor name."""
+    biases: dict[str, Tensor] = {}
+    for axis in structure.axes if REPAIRS[repair].needs else ():
+        # Experts have no module of their own that could take a bias.
+        if not plan.removed(axis) or axis.consumer.parameter != "weight":
+            continue
+        weight = weights.tensor(axis.consumer.tensor)
+        bias = REPAIRS[repair].added_bias(axis, plan, weight, statistics[axis.name])
+        if bias is not None:
+            biases[f"{axis.consumer.module}.bias"] = bias
+    return biases
+
+
+def _fitted(subject: Subject, plan: Plan, tokens: Int64[Tensor, "window token"] | None) -> Repaired:
+    """New tensors of the consumers, where the repair fits them in sequence.
+
+    Where the structure has layers alone, the linears in those that stay are fitted.
+    """
+    config = subject.config
+    fit = REPAIRS[config.repair_name].fit
+    if fit is None:
+        return Repaired({}, ())
+    assert tokens is not None, "what fits has tokens to fit on"
+    with timed("repair"):
+        repaired = sequential_repair(
+            walk(subject, tokens),
+            with_consumers(subject.structure, subject.opened.structures),
+            plan,
+            fit=fit,
+            target=config.target,
+            damping=config.damping,
+        )
+    for message in (*repaired.notes, *(w for one in repaired.reports for w in one.warnings)):
+        note(message)
+    return repaired

@@ -1,0 +1,79 @@
+"""The numbers of a run: parameters and perplexity, before and after."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..evaluation import Perplexity
+from ..export import Form
+from ..progress import timed
+from ..structure import Plan
+from ..surgery import PrunedWeights
+from .cutting import Cut, form_numbers
+from .estimate import Estimate
+from .held_out import compared, streamed
+from .passes import hidden_bytes
+from .subject import Subject
+from .texts import Texts
+
+
+def numbers_of(
+    subject: Subject, texts: Texts, found: Estimate | None, plan: Plan, form: Form
+) -> dict[str, Any]:
+    """Numbers that no pass is needed for: what goes, and which class loads what stays."""
+    structure, weights = subject.structure, subject.opened.weights
+    total, prunable = structure.parameters, structure.prunable
+    left = PrunedWeights(weights, structure, plan).specs
+    lost = {
+        name: spec.elements - (left[name].elements if name in left else 0)
+        for name, spec in weights.specs.items()
+    }
+    # those of the default granularities, whatever the units are
+    linears = {m.tensor for axis in subject.opened.structure.axes for m in axis.members}
+    removed = sum(lost[name] for name in linears)
+    share = removed / max(prunable, 1)
+    numbers: dict[str, Any] = {
+        "parameters": {"before": total, "after": total - sum(lost.values())},
+        "prunable_parameters": {"before": prunable, "after": prunable - removed},
+        "removed_share": share,
+    }
+    if texts.begin is not None:
+        numbers["bos"] = texts.begin.to_json()
+    if found is not None and found.blend is not None:
+        numbers["blend"] = found.blend
+    return {**numbers, "form": form_numbers(subject, form, share)}
+
+
+def measure(
+    subject: Subject, texts: Texts, small: Cut, dense: Sequence[Perplexity]
+) -> dict[str, Any]:
+    """Numbers of the smaller model itself: its parameters, with the biases that a repair adds,
+    what the repair reports, and perplexity beside that of the `dense` model.
+    """
+    numbers: dict[str, Any] = {
+        "parameters": {
+            "before": subject.structure.parameters,
+            "after": sum(spec.elements for spec in small.form.weights.specs.values()),
+        }
+    }
+    if small.repair is not None:
+        numbers["repair"] = list(small.repair)
+    if texts.held_out is not None and dense:
+        after = perplexity_of(subject, texts, "after", small.form)
+        numbers["perplexity"] = compared(dense, after)
+        numbers["evaluation"] = texts.held_out.to_json()
+    return numbers
+
+
+def perplexity_of(
+    subject: Subject, texts: Texts, when: str, form: Form | None = None
+) -> Sequence[Perplexity]:
+    """Perplexity of the dense model, or of a `form`, at the usual windows (none without a text)."""
+    held_out, config, source = texts.held_out, subject.config, subject.source
+    if held_out is None:
+        return ()
+    model = source
+    if form is not None:
+        model = streamed(form, subject.opened, source.dtype, source.device)
+    with timed("perplexity"):
+        limit = hidden_bytes(config.hidden_gib)
+        return held_out.perplexities(model, config.batch, when, limit=limit)

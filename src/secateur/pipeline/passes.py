@@ -1,0 +1,122 @@
+"""The passes over the dense model that scores and repairs ask for: what is collected of its layers.
+
+    statistics of consumers' inputs    one walk up
+    gradient terms                     one walk up and one down
+
+What several methods ask for is collected in one pass for all of them.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..config import PruneConfig
+from ..fusion import FUSIONS
+from ..importance import IMPORTANCE, gradients_needed, statistics_needed
+from ..progress import timed
+from ..stats import Statistics, Walk, collect, collect_gradients
+from ..structure import Axis
+from ..surgery import REPAIRS
+from .estimate import fused_terms, split_windows
+from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Statistics of inputs and gradient terms by name; `fusion` is the one that asks."""
+
+    inputs: frozenset[str] = frozenset()
+    terms: frozenset[str] = frozenset()
+    fusion: str | None = None
+
+    @property
+    def asks_loss(self) -> bool:
+        """Whether windows are kept from the gradients, to ask what the loss is."""
+        return self.fusion is not None and "probe" in FUSIONS[self.fusion].asks
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(
+            self.inputs | other.inputs, self.terms | other.terms, self.fusion or other.fusion
+        )
+
+
+def needs_of_scores(config: PruneConfig) -> Needs:
+    """What the score or the fusion in force asks for."""
+    if config.fusion_name is not None:
+        return Needs(terms=frozenset(fused_terms(config.fine)), fusion=config.fusion_name)
+    assert config.importance_name is not None, "there is a score or a fusion"
+    score = IMPORTANCE[config.importance_name]
+    return Needs(frozenset(statistics_needed(score)), frozenset(gradients_needed(score)))
+
+
+def needs_of_repair(config: PruneConfig) -> Needs:
+    """What the repair in force asks for, beside tokens."""
+    return Needs(frozenset(REPAIRS[config.repair_name].needs))
+
+
+def sees_tokens(needs: Needs, config: PruneConfig) -> bool:
+    """Whether anything in the method looks at calibration tokens."""
+    return bool(needs.inputs or needs.terms or REPAIRS[config.repair_name].fit)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was collected: of inputs, and gradient terms by whether windows were kept from them."""
+
+    inputs: Statistics
+    terms: dict[bool, Statistics]
+
+    def of(self, needs: Needs) -> Statistics:
+        """All that `needs` may ask for."""
+        found = Statistics()
+        found.include(self.inputs)
+        found.include(self.terms.get(needs.asks_loss, Statistics()))
+        return found
+
+
+def look(
+    subject: Subject,
+    axes: Sequence[Axis],
+    tokens: Int64[Tensor, "window token"] | None,
+    wanted: Iterable[Needs],
+    without: Collection[int] = (),
+) -> Seen:
+    """Collect all that is `wanted` of `axes`, each kind in one pass (none if nothing is).
+
+    The layers `without` are not there.
+
+    Raises:
+        SecateurError: an activation, a loss or a gradient is not finite, or too few windows.
+    """
+    wanted = list(wanted)
+    seen = Seen(Statistics(), {})
+    if tokens is None:
+        return seen
+    if inputs := {name for needs in wanted for name in needs.inputs}:
+        with timed("statistics"):
+            seen.inputs.include(collect(walk(subject, tokens, without), axes, inputs))
+    for asks in (False, True):
+        alike = [needs for needs in wanted if needs.terms and needs.asks_loss is asks]
+        terms = {name for needs in alike for name in needs.terms}
+        if terms:
+            scored, _ = split_windows(tokens, alike[0].fusion)
+            with timed("gradients"):
+                way = walk(subject, scored, without)
+                seen.terms[asks] = collect_gradients(way, axes, terms)
+    return seen
+
+
+def walk(
+    subject: Subject, tokens: Int64[Tensor, "window token"], without: Collection[int] = ()
+) -> Walk:
+    """The way through the layers that the settings ask for."""
+    config = subject.config
+    limit = hidden_bytes(config.hidden_gib)
+    return Walk(subject.source, tokens, batch=config.batch, limit=limit, without=without)
+
+
+def hidden_bytes(gib: float) -> int:
+    """How many bytes of hidden states may stay in memory."""
+    return int(min(gib, 2**20) * 2**30)

@@ -1,0 +1,84 @@
+"""What a plan records of how it came about, and what of that a later run takes from it."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from ..config import PruneConfig
+from ..errors import SecateurError
+from ..structure import Plan, Structure
+
+# Settings that a plan records because they say how it came about; applying it needs none of them.
+RECORDED = (
+    "method",
+    "ratio",
+    "of",
+    "layers",
+    "attention_layers",
+    "mlp_layers",
+    "attention_units",
+    "attention_ratio",
+    "align",
+    "stock",
+    "seed",
+    "importance",
+    "fusion",
+    "fine",
+    "tau",
+    "probes",
+    "splits",
+    "shrinkage",
+    "scope",
+    "members",
+    "scale",
+    "search",
+    "rescore",
+    "granularity",
+    "target",
+    "damping",
+)
+
+# What a plan may say of the calibration text that its repair is done anew on.
+_CALIBRATION = ("calibration", "field", "samples", "length", "bos", "seed")
+
+
+def recorded(
+    keep: Mapping[str, tuple[int, ...]], structure: Structure, config: PruneConfig
+) -> Plan:
+    """The plan that keeps these units, with the settings that led to it."""
+    calibration = {
+        name: value for name in _CALIBRATION if (value := getattr(config, name)) is not None
+    }
+    settings = {
+        **{name: getattr(config, name) for name in RECORDED},
+        "importance": config.importance_name,
+        "fusion": config.fusion_name,
+        "search": config.search_name,
+    }
+    return Plan(
+        keep,
+        structure.architecture,
+        structure.weights,
+        config.repair_name,
+        calibration,
+        settings,
+    )
+
+
+def settings_of(plan: Plan) -> dict[str, Any]:
+    """The settings that a plan has a say in: data, never code or anything of the machine.
+
+    Raises:
+        SecateurError: it names others where it says what to repair it with.
+    """
+    other = next((name for name in plan.calibration if name not in _CALIBRATION), None)
+    if other is not None:
+        nearest = get_close_matches(other, _CALIBRATION, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise SecateurError(
+            f"The plan's calibration names {other!r}.{hint} Expected"
+            f" {', '.join(_CALIBRATION)} alone.\n"
+            "Remove it from plan.json, and type what you want as an option."
+        )
+    known = {name: plan.settings[name] for name in RECORDED if name in plan.settings}
+    return {**known, **plan.calibration}

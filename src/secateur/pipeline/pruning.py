@@ -1,0 +1,169 @@
+"""Pruning, from top to bottom: the recipes of `prune` and `apply`."""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, Unpack
+
+from torch import nn
+
+from ..arguments import (
+    a_flag,
+    a_model,
+    a_progress,
+    a_target,
+    a_tokenizer,
+    of_kind,
+    optional,
+    public,
+)
+from ..config import PruneSettings, make_config
+from ..errors import ArgumentError
+from ..progress import Progress, note, telling
+from ..structure import Plan
+from .checks import path_of, target
+from .choice import check_ratio
+from .choosing import choose, score_units
+from .cutting import cut, foreseen_form
+from .look import read_plan
+from .measuring import measure, numbers_of, perplexity_of
+from .passes import look, needs_of_repair, needs_of_scores, sees_tokens
+from .planned import settings_of
+from .publishing import publish
+from .record import write_plan
+from .result import Result
+from .subject import name_of, open_subject
+from .texts import named, read_texts, texts_of
+
+
+def _a_plan(name: str, value: Any) -> Plan:
+    """A plan, or where one can be read."""
+    if isinstance(value, Plan):
+        return value
+    if isinstance(value, Mapping):
+        return Plan.from_raw(value)
+    if not isinstance(value, str | PathLike):
+        raise ArgumentError(
+            f"{name} must be a Plan, a plan.json or its folder, not {of_kind(value)}."
+        )
+    return read_plan(Path(value))
+
+
+@public(
+    model=a_model,
+    out=optional(a_target),
+    force=a_flag,
+    dry_run=a_flag,
+    tokenizer=a_tokenizer,
+    progress=a_progress,
+)
+def prune(
+    model: str | Path | nn.Module,
+    *,
+    out: str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+    **settings: Unpack[PruneSettings],
+) -> Result:
+    """Prune `model` and write the smaller one to the folder `out`.
+
+    `model` is a checkpoint folder, a name on the hub, or a live transformers module (then give its
+    `tokenizer`; with `out` None the pruned model comes from `Result.load()`). `settings` are the
+    fields of `PruneConfig`: method, ratio, layers, align, calibration, seed and so on. In the place
+    of a name, `calibration` and `evaluate` may be text: a list of strings, rows with text in them
+    (a `datasets.Dataset`, streamed or not), or tokens as a tensor [window, token].
+
+    Raises:
+        SecateurError: bad input; nothing was written.
+    """
+    out = path_of(out)
+    names, given = named(settings)
+    with telling(progress) as told:
+        subject = open_subject(model, make_config(model=name_of(model), **names), tokenizer)
+        check_ratio(subject.structure, subject.config)
+        with target(out, force, subject.opened, *texts_of(subject)) as folder:
+            needs = needs_of_scores(subject.config) | needs_of_repair(subject.config)
+            subject, texts = read_texts(
+                subject, given, calibrate=sees_tokens(needs, subject.config), measure=not dry_run
+            )
+            seen = look(subject, subject.scored, texts.tokens, [needs]).of(needs)
+            scores = score_units(subject, texts.tokens, seen)
+            plan = choose(subject, texts.tokens, scores)
+            if dry_run:
+                numbers = numbers_of(subject, texts, scores, plan, foreseen_form(subject, plan))
+                if folder is not None:
+                    write_plan(folder, subject.opened.weights, subject.structure, plan)
+                return Result.of(subject, plan, numbers, told, None, out)
+            small = cut(subject, plan, texts.tokens, seen)
+            dense = perplexity_of(subject, texts, "before")
+            numbers = numbers_of(subject, texts, scores, plan, small.form)
+            numbers |= measure(subject, texts, small, dense)
+            if folder is not None:
+                numbers = publish(folder, subject, plan, small.form, numbers, texts)
+            return Result.of(subject, plan, numbers, told, small.form, out)
+
+
+@public(
+    model=a_model,
+    plan=_a_plan,
+    out=optional(a_target),
+    force=a_flag,
+    tokenizer=a_tokenizer,
+    progress=a_progress,
+)
+def apply(
+    plan: Plan | str | Path | Mapping[str, Any],
+    model: str | Path | nn.Module,
+    *,
+    out: str | Path | None = None,
+    force: bool = False,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+    **settings: Unpack[PruneSettings],
+) -> Result:
+    """Cut `model` by a plan made before, perhaps edited since; the repair is done anew.
+
+    `plan` is a `Plan`, the path of a plan.json (or of a folder that has one), or what it holds.
+    `settings` override what the plan records (its repair, its calibration text and seed).
+
+    Raises:
+        SecateurError: bad input, or a plan for another architecture; nothing was written.
+    """
+    assert isinstance(plan, Plan), "its check makes one of all that it takes"
+    out = path_of(out)
+    names, given = named(settings)
+    # a plan that says nothing of BOS is of a time when texts alone began with it
+    recorded = {"bos": "document", **settings_of(plan), "repair": plan.repair}
+    with telling(progress) as told:
+        config = make_config(**{**recorded, **names, "model": name_of(model)})
+        subject = open_subject(model, config, tokenizer)
+        plan.check(subject.structure)
+        if not any(map(plan.removed, subject.structure.axes)):
+            note("nothing is removed: the plan keeps every unit")
+        if plan.weights != subject.structure.weights:
+            note("the plan was made for other weights of the same architecture")
+        with target(out, force, subject.opened, *texts_of(subject)) as folder:
+            needs = needs_of_repair(subject.config)
+            if sees_tokens(needs, subject.config) and "calibration" not in settings:
+                _tell_of_text(plan)
+            subject, texts = read_texts(
+                subject, given, calibrate=sees_tokens(needs, subject.config)
+            )
+            # an edited plan may cut layers that the settings did not ask for
+            seen = look(subject, subject.everywhere, texts.tokens, [needs]).of(needs)
+            small = cut(subject, plan, texts.tokens, seen)
+            dense = perplexity_of(subject, texts, "before")
+            numbers = numbers_of(subject, texts, None, plan, small.form)
+            numbers |= measure(subject, texts, small, dense)
+            if folder is not None:
+                numbers = publish(folder, subject, plan, small.form, numbers, texts)
+            return Result.of(subject, plan, numbers, told, small.form, out)
+
+
+def _tell_of_text(plan: Plan) -> None:
+    """A text of this machine that nobody typed is read: say so."""
+    text = plan.calibration.get("calibration")
+    if text is not None and Path(str(text)).expanduser().exists():
+        note(f"the text {text} is read, which the plan names")

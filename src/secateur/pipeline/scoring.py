@@ -1,0 +1,101 @@
+"""The scoring stage: what was collected becomes scores of units, coarse ones sums of fine ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import Weights
+from ..errors import SecateurError
+from ..importance import IMPORTANCE, Importance, score
+from ..progress import track
+from ..search import Limits
+from ..stats import Statistics
+from ..structure import Axis, Structure
+
+
+def fine_axes(structure: Structure, whole: Structure, layers: Limits) -> list[Axis]:
+    """The axes whose statistics make the scores of those of `structure` that may lose units.
+
+    Coarse ones are made of finer ones, which `whole` has.
+    """
+    chosen = layers.selected(structure.axes)
+    names = dict.fromkeys(name for axis in chosen for name in axis.of or (axis.name,))
+    return [whole.by_name[name] for name in names]
+
+
+def scores(
+    axes: Sequence[Axis],
+    importance: str,
+    weights: Weights,
+    statistics: Statistics,
+    *,
+    seed: int,
+    members: str = "sum",
+    square_attention: bool = False,
+) -> dict[str, Tensor]:
+    """Scores by one formula: [unit, width] by axis.
+
+    Raises:
+        SecateurError: the score needs statistics of one input, and an axis has many readers.
+    """
+    chosen = IMPORTANCE[importance]
+    found: dict[str, Tensor] = {}
+    for axis in track(axes, "scores", len(axes), "axis"):
+        tally: Any = statistics.tallies.get(axis.name, {})
+        value = _score(chosen, axis, weights, tally, seed, members)
+        found[axis.name] = value**2 if square_attention and axis.kind == "attention" else value
+    return found
+
+
+def _score(
+    chosen: Importance, axis: Axis, weights: Weights, tally: Any, seed: int, members: str
+) -> Tensor:
+    if len(axis.consumers) == 1:
+        weight = weights.tensor(axis.consumer.tensor) if "weight" in chosen.needs else None
+        return score(chosen, axis, weight, tally, seed=seed, members=members)
+    if not set(chosen.needs) <= {"weight", "generator"}:
+        raise SecateurError(
+            f"The score {chosen.name!r} looks at the input of one consumer, and the"
+            f" {axis.granularity} units have {len(axis.consumers)}.\n"
+            "Type --importance magnitude-l2 (or magnitude-l1, random)."
+        )
+    parts = []
+    for consumer in axis.consumers:
+        alone = replace(axis, members=(consumer,))
+        weight = weights.tensor(consumer.tensor) if "weight" in chosen.needs else None
+        parts.append(score(chosen, alone, weight, tally, seed=seed).sum(dim=1))
+    return torch.stack(parts).sum(dim=0)[:, None]
+
+
+def coarse_scores(structure: Structure, fine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores of the axes of `structure`: a coarse unit's is the sum of those in it."""
+    found: dict[str, Tensor] = {}
+    for axis in structure.axes:
+        parts = [fine[name] for name in axis.of or (axis.name,) if name in fine]
+        if axis.of and parts:
+            sums = [part.reshape(axis.units, -1).sum(dim=1, keepdim=True) for part in parts]
+            found[axis.name] = torch.stack(sums).sum(dim=0)
+        elif parts:
+            found[axis.name] = parts[0]
+    return found
+
+
+def coarse_samples(
+    structure: Structure, fine: Mapping[str, Tensor] | None
+) -> dict[str, Tensor] | None:
+    """The same of scores by calibration sample, [sample, unit]."""
+    if fine is None:
+        return None
+    turned = {name: samples.T for name, samples in fine.items()}
+    found: dict[str, Tensor] = {}
+    for axis in structure.axes:
+        parts = [turned[name] for name in axis.of or (axis.name,) if name in turned]
+        if not parts:
+            continue
+        count = parts[0].shape[1]
+        sums = [part.reshape(axis.units, -1, count).sum(dim=1) for part in parts]
+        found[axis.name] = torch.stack(sums).sum(dim=0).T
+    return found

@@ -1,0 +1,122 @@
+"""What a recovery is about: the model that is trained, the settings, and who teaches it."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ..config import RecoverConfig
+from ..errors import SecateurError
+from ..models import OpenModel, StreamedModel, open_model, resolve_device
+from ..progress import note
+from .calibration import window_length
+from .checks import idle_recovery_settings, reading_notes, vocabulary
+from .look import read_plan
+from .trainable import adaptable
+from .training_data import no_dense_model, teacher_reading, with_target
+
+
+@dataclass(frozen=True)
+class Student:
+    """A pruned model that is to be trained; `name` is what records call it.
+
+    `linears` are those that adapters can be put on; `teacher` is the dense model, if there is one.
+    """
+
+    opened: OpenModel
+    config: RecoverConfig
+    teacher: OpenModel | None
+    linears: tuple[str, ...]
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return torch.device(self.config.device)
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of the passes; None for fp32."""
+        dtype = self.config.dtype
+        bf16 = dtype == "bfloat16" or (dtype == "auto" and self.device.type == "cuda")
+        return torch.bfloat16 if bf16 else None
+
+    @cached_property
+    def source(self) -> StreamedModel:
+        """The model before the training, one layer at a time."""
+        return self.opened.streamed(device=self.config.device, dtype=self.config.dtype)
+
+    @property
+    def read(self) -> tuple[OpenModel | str | None, ...]:
+        """The models and texts that are read."""
+        teacher = self.teacher or self.config.teacher  # it may write the text and teach nothing
+        return self.opened, teacher, self.config.data, self.config.evaluate
+
+    def under(self, **settings: Any) -> "Student":
+        """The same model with some settings changed."""
+        return replace(self, config=self.config.model_copy(update=settings))
+
+
+def open_student(config: RecoverConfig, name: str | None = None) -> Student:
+    """Open the model to train and its teacher, and tell what there is to know of them.
+
+    Raises:
+        SecateurError: as `open_model`, or settings that do not go with the model.
+    """
+    opened = open_model(config.model, **config.reading)
+    for message in reading_notes(opened, config):
+        note(message)
+    if opened.folder is None:
+        raise SecateurError("Recovery reads a folder; write the live model to one first.")
+    for message in opened.notes:
+        note(message)
+    named = config.teacher is not None
+    config = with_target(config, opened.folder)
+    config = config.model_copy(update={"device": str(resolve_device(config.device))})
+    teacher = _opened_teacher(opened, config, named=named)
+    linears = adaptable(opened, config)
+    for message in idle_recovery_settings(config):
+        note(message)
+    if opened.packed and config.trained != "groupwise":
+        note(
+            "the weights are in few bits, and are written in floating point: only --train"
+            " groupwise (or --with groupwise) writes few bits"
+        )
+    return Student(opened, config, teacher, linears, name or config.model)
+
+
+def _opened_teacher(opened: OpenModel, config: RecoverConfig, *, named: bool) -> OpenModel | None:
+    """The dense model, if it is learned from; `named` by the user, or else by run.toml."""
+    if config.teacher is None or not config.distils:
+        return None
+    try:
+        teacher = open_model(config.teacher, **teacher_reading(config, opened))
+    except SecateurError as error:
+        if named:
+            raise
+        why = f"{config.teacher}, which run.toml names, cannot be opened from here"
+        raise no_dense_model(config, why) from error
+    for message in teacher.notes:
+        note(f"the dense model: {message}")
+    plan = opened.folder / "plan.json" if opened.folder else None
+    # run.toml has the path as it was typed, and something else may stand there by now
+    known = read_plan(plan).weights if not named and plan and plan.is_file() else ""
+    if known not in ("", teacher.structure.weights):
+        note(
+            f"{config.teacher}, which run.toml names, has other weights than the plan was made for;"
+            " if it is not the model that was pruned, type --teacher MODEL"
+        )
+    length = window_length(config.length, opened)
+    if teacher.context < length:
+        raise SecateurError(
+            f"The teacher {config.teacher} reads {teacher.context} tokens at once, and examples"
+            f" have {length}.\nType --length {teacher.context} or less."
+        )
+    theirs, ours = vocabulary(teacher), vocabulary(opened)
+    if theirs != ours:
+        raise SecateurError(
+            f"The teacher {config.teacher} has {theirs:,} tokens, the model {ours:,}: they do not"
+            " share a vocabulary.\nName another: --teacher MODEL"
+        )
+    return teacher

@@ -1,0 +1,187 @@
+"""The stage that trains: on from where a kill left it, to the tensors of a better model."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import OnDemand, Packed
+from ..config import READING
+from ..data import Examples
+from ..export import Form, pruned_form, with_around
+from ..progress import note
+from ..recovery import (
+    STATE_FORMAT,
+    CachedDistillation,
+    FullDistillation,
+    Groupwise,
+    Lora,
+    Objective,
+    Outcome,
+    Trainer,
+    forget_other,
+    next_token,
+    read_state,
+)
+from ..stats import Walk
+from ..structure import Plan
+from ..surgery import PrunedWeights
+from .checks import vocabulary
+from .passes import hidden_bytes
+from .student import Student
+from .trainable import make_trained, trained_tensors
+from .training_data import FEW_TOKENS, TrainingData
+
+# Settings that do not decide what the trained weights are, once data and models are known.
+_NOT_IN_WEIGHTS = (
+    "data",
+    "device",
+    "evaluate",
+    "evaluate_tokens",
+    "hidden_gib",
+    "model",
+    "teacher",
+    *READING,
+)
+AT_ONCE = 8  # windows in a pass of the teacher or of an evaluation
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained model as it will be written: `packed` linears in few bits, if there are any.
+
+    `parameters` counts those that were trained.
+    """
+
+    form: Form
+    packed: Mapping[str, Packed] | None
+    outcome: Outcome
+    parameters: int
+
+
+def find_state(student: Student, data: TrainingData, state: Path, *, anew: bool) -> str:
+    """What a training is known by, in the file `state` too; `anew` forgets another one's there.
+
+    Raises:
+        SecateurError: the state there is another training's: it is told before the long work.
+    """
+    known_by = fingerprint(student, data)
+    if anew:
+        forget_other(state, known_by)
+    read_state(state, known_by)
+    return known_by
+
+
+def train(
+    student: Student,
+    data: TrainingData,
+    state: Path,
+    known_by: str,
+    *,
+    anew: bool,
+    adapter: Path | None,
+) -> Trained:
+    """Train, keeping the state in a file; LoRA's adapter goes to the folder `adapter`, if asked.
+
+    Raises:
+        SecateurError: the loss is not finite from the first step.
+    """
+    if data.trained_tokens < FEW_TOKENS:
+        note(
+            f"{data.trained_tokens:,} tokens to train on are few (under {FEW_TOKENS:,}): what is"
+            " gained may not hold on other text"
+        )
+    objective = _objective(student, data.examples)
+    model = _whole(student)
+    trained = make_trained(model, student.opened, student.config, student.linears)
+    schedule = student.config.schedule(len(data.examples) - data.held)
+    outcome = Trainer(
+        model,
+        trained.parameters,
+        data.examples,
+        data.held,
+        objective,
+        schedule,
+        device=student.device,
+        autocast=student.autocast,
+        store=state,
+        fingerprint=known_by,
+        anew=anew,
+    ).run()
+    _explain(outcome, schedule.steps)
+    packed = trained.packed() if isinstance(trained, Groupwise) else None
+    form = _form(student, trained_tensors(trained, student.opened), own=packed is not None)
+    if adapter is not None and isinstance(trained, Lora):
+        trained.save(adapter)
+    count = sum(p.numel() for p in dict(trained.parameters).values())
+    return Trained(form, packed, outcome, count)
+
+
+def fingerprint(student: Student, data: TrainingData) -> str:
+    """Of everything that decides the trained weights."""
+    settings = student.config.model_dump()
+    for name in _NOT_IN_WEIGHTS:
+        settings.pop(name)
+    parts = [
+        STATE_FORMAT,
+        json.dumps(settings, sort_keys=True),
+        str(student.autocast),
+        data.examples.sha256,
+        student.opened.structure.architecture,
+        student.opened.structure.weights,
+        *([student.teacher.structure.weights] if student.teacher is not None else []),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _objective(student: Student, examples: Examples) -> Objective:
+    """What the training takes a loss of."""
+    config, teacher = student.config, student.teacher
+    if not config.distils:
+        return next_token
+    assert teacher is not None, "a distillation has one"
+    if config.top_k == 0:
+        return FullDistillation(teacher.whole(student.autocast or torch.float32).to(student.device))
+    limit = hidden_bytes(config.hidden_gib) // 2  # the states and the cache share it
+    source = teacher.streamed(device=config.device, dtype=config.dtype)
+    walk = Walk(source, examples.ids, batch=AT_ONCE, limit=limit)
+    return CachedDistillation(walk, min(config.top_k, vocabulary(teacher) - 1))
+
+
+def _whole(student: Student) -> Any:
+    """The model in memory, whole: fp32 on a CPU, bf16 where the passes are (trained: fp32)."""
+    half = student.autocast is not None and student.device.type != "cpu"
+    return student.opened.whole(torch.bfloat16 if half else torch.float32).to(student.device)
+
+
+def _form(student: Student, tensors: Mapping[str, Tensor], *, own: bool) -> Form:
+    """The folder's form with the trained tensors in place."""
+    opened = student.opened
+    structure = opened.structures
+    plan = Plan({}, structure.architecture, structure.weights)
+    known = OnDemand((n for n in tensors if n in opened.weights.specs), tensors.__getitem__)
+    weights = PrunedWeights(opened.weights, structure, plan, replaced=known)
+    form = pruned_form(
+        opened.family, opened.raw_config, opened.config, structure, plan, weights, own=own
+    )
+    return with_around(form, opened)
+
+
+def _explain(outcome: Outcome, steps: int) -> None:
+    if outcome.stopped is not None:
+        note(
+            f"training stopped after step {outcome.steps} of {steps}: {outcome.stopped}; the state"
+            f" after step {outcome.best_step} is kept"
+        )
+    elif outcome.best_step == 0:
+        note("nothing was gained on held-out examples: the weights are as they were")
+    if outcome.overfits:
+        note(
+            "the loss fell on the training data and rose on held-out examples: more data, or fewer"
+            " steps, would serve better"
+        )
