@@ -175,6 +175,23 @@ def test_a_whole_result_is_ended_on_another_disk_too(tmp_path: Path) -> None:
     assert content(tmp_path / "out") == "new"
 
 
+def test_the_state_of_a_training_that_had_come_to_its_end_goes(tmp_path: Path) -> None:
+    """Killed between the last renaming but one and the removal of the state."""
+    out = tmp_path / "out"
+    state = training_file(tmp_path, out)
+    for trained in (False, True):
+        state.write_text("state")
+        whole = tmp_path / ".out.ready-1"
+        whole.mkdir()
+        write(whole, "new")
+        if trained:
+            (whole / "recovery.toml").write_text("")
+        with pytest.raises(SecateurError, match="exists, and is whole"):
+            make(out, "newer")
+        assert state.exists() != trained
+        shutil.rmtree(out)
+
+
 def test_results_whose_names_begin_alike_leave_each_other_alone(tmp_path: Path) -> None:
     """`.out.old-2.partial-TOKEN` is the work of a run that writes out.old-2, and no old `out`."""
     state = training_file(tmp_path, tmp_path / "out.partial-2")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import SecateurError
-from .ours import foreign, known, written_by_us
+from .ours import RECOVERY, foreign, known, written_by_us
 from .place import Place
 from .renaming import exchange, rename_new, token
 
@@ -54,6 +54,8 @@ def tidy(place: Place) -> bool:
             if _replaces(place, whole) and not _is(whole, int(_mark(whole))):
                 _remove(whole)  # exchanged already: the old one
             else:
+                if (whole / RECOVERY).is_file():  # killed before the state of its training went
+                    place.training.unlink(missing_ok=True)
                 _end(place, whole)
                 ended = True
         for old in place.left("old"):

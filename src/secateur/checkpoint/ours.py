@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 # Each of them says with which version of this program it was written.
-_RECORDS = ("run.toml", "recovery.toml", "conversion.toml")
+RECOVERY = "recovery.toml"
+_RECORDS = ("run.toml", RECOVERY, "conversion.toml")
 _FILES = (
     "config.json",
     "generation_config.json",
