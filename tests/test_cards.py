@@ -204,3 +204,12 @@ def test_its_lines_ask_for_remote_code_where_it_is_needed_alone(
     for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
         place = str(tmp_path / "out")
         exec(block.replace("path/to/this/folder", place), {})
+
+
+def test_a_card_lists_the_settings_that_were_looked_at(tiny_folder: Any, tmp_path: Path) -> None:
+    plain = pruned_to(tiny_folder(), tmp_path / "plain")
+    assert "| search |" in plain
+    for idle in ("fine", "members", "target", "rescore", "dequantise", "stock"):
+        assert f"| {idle} |" not in plain
+    fitted = pruned_to(tiny_folder(), tmp_path / "fitted", repair="mask-tuning")
+    assert "| target | residual |" in fitted

@@ -63,3 +63,12 @@ def test_with_none_allowed_all_hidden_states_lie_in_files(
         )
     assert made
     assert all(states.mapped for states in made)
+
+
+def test_evaluate_has_the_limit_too(
+    tiny_folder: Any, text_file: Path, made: list[Activations]
+) -> None:
+    for gib, mapped in ((4.0, False), (0.0, True)):
+        made.clear()
+        secateur.evaluate(tiny_folder(), str(text_file), tokens=200, hidden_gib=gib)
+        assert {states.mapped for states in made} == {mapped}

@@ -42,6 +42,13 @@ Example:
 @click.option("--batch", type=click.IntRange(min=1), default=8, metavar="N", help="Windows at once")
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda")
 @click.option("--dtype", default="auto", metavar="NAME", help="Arithmetic: auto, float32...")
+@click.option(
+    "--hidden-gib",
+    type=click.FloatRange(min=0),
+    default=4.0,
+    metavar="X",
+    help="GiB of hidden states in memory, then on disk",
+)
 @reading
 @JSON
 def evaluate_command(
@@ -54,6 +61,7 @@ def evaluate_command(
     batch: int,
     device: str,
     dtype: str,
+    hidden_gib: float,
     merge_adapter: bool | None,
     dequantise: bool,
     as_json: bool,
@@ -78,6 +86,7 @@ def evaluate_command(
         windows=lengths,
         merge_adapter=merge_adapter,
         dequantise=dequantise,
+        hidden_gib=hidden_gib,
         progress=screen,
     )
     if as_json:

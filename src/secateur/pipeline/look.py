@@ -15,6 +15,7 @@ from ..arguments import (
     a_dtype,
     a_flag,
     a_model,
+    a_number,
     a_place,
     a_progress,
     a_text,
@@ -45,6 +46,7 @@ from ..report import (
 from ..structure import Plan, Structure
 from .checks import unread_settings
 from .held_out import evaluation_text, perplexities
+from .passes import hidden_bytes
 from .stock import standing
 from .texts import named
 
@@ -58,6 +60,7 @@ from .texts import named
     device=a_device,
     dtype=a_dtype,
     windows=optional(some(a_whole)),
+    hidden_gib=a_number,
     progress=a_progress,
 )
 def evaluate(
@@ -74,6 +77,7 @@ def evaluate(
     windows: int | Sequence[int] | None = None,
     merge_adapter: bool | None = None,
     dequantise: bool = False,
+    hidden_gib: float = 4.0,
     progress: Progress | None = None,
 ) -> list[Perplexity]:
     """Perplexity of any supported model, pruned or not, on `text`, one layer in memory at a time.
@@ -81,7 +85,7 @@ def evaluate(
     `text` is a name (as for calibration), strings, rows with text in them, or tokens as a tensor
     [window, token], which come in windows of that length unless `windows` says otherwise. `bos` is
     `each`, `document`, `never` or `auto` (see `secateur.data.beginning`). `merge_adapter` and
-    `dequantise` are those of `open_model`.
+    `dequantise` are those of `open_model`. Of hidden states, `hidden_gib` GiB stay in memory.
 
     Raises:
         SecateurError: bad input.
@@ -100,6 +104,7 @@ def evaluate(
         progress=progress,
         merge_adapter=merge_adapter,
         dequantise=dequantise,
+        hidden_gib=hidden_gib,
     )[0]
 
 
@@ -118,6 +123,7 @@ def evaluated(
     progress: Progress | None,
     merge_adapter: bool | None = None,
     dequantise: bool = False,
+    hidden_gib: float = 4.0,
 ) -> tuple[list[Perplexity], Beginning, dict[str, Any]]:
     """What `evaluate` gives, what the windows began with, and whether the model is stock."""
     choose("--bos", bos, dict.fromkeys(get_args(Bos)))
@@ -140,7 +146,8 @@ def evaluated(
         usual = window_lengths(opened.context) if ready is None else (ready.shape[1],)
         asked = [windows] if isinstance(windows, int) else windows
         lengths = _fitting(asked or usual, opened.context, stream, names["evaluate"])
-        found = perplexities(source, stream, lengths, batch, "perplexity")
+        limit = hidden_bytes(hidden_gib)
+        found = perplexities(source, stream, lengths, batch, "perplexity", limit=limit)
         return found, stream.begin, standing(opened)
 
 

@@ -14,6 +14,7 @@ from ..models import OpenModel
 from ..report import bos_line, cut_words, evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
+from .checks import unread_settings
 
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 
@@ -70,9 +71,13 @@ def write_record(
 
 
 def _card_settings(config: PruneConfig) -> dict[str, Any]:
-    settings = {key: value for key, value in config.model_dump().items() if value is not None}
-    return settings | {
-        "importance": config.importance_name,
-        "search": config.search_name,
-        "repair": config.repair_name,
+    """The settings that somebody looked at: what is off, or nothing asks for, is none."""
+    score, fusion = config.importance_name, config.fusion_name
+    search, repair = config.search_name, config.repair_name
+    in_force = {"importance": score, "fusion": fusion, "search": search, "repair": repair}
+    unread = unread_settings(score, fusion, search, repair)
+    return {
+        name: value
+        for name, value in (config.model_dump() | in_force).items()
+        if value is not None and value is not False and name not in unread
     }
