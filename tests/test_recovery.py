@@ -624,6 +624,20 @@ def test_a_teacher_that_is_not_the_model_that_was_pruned_is_noted(
     assert noted == [False, False, True]
 
 
+def test_of_a_folder_pruned_twice_it_is_said_who_teaches(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    once = pruned()
+    again = {"method": "magnitude", "ratio": 0.2, "align": 1, "evaluate": "none"}
+    secateur.prune(once, out=tmp_path / "twice", **again)
+    for folder, noted in ((once, False), (tmp_path / "twice", True)):
+        done = recovered(folder, text_file, tmp_path / f"better-{noted}")
+        assert any("was itself pruned" in note for note in done.notes) == noted
+    card = (tmp_path / "better-True" / "README.md").read_text()
+    assert "| recipe | distil |" in card
+    assert not any(f"| {idle} |" in card for idle in ("bits", "rank", "dropout", "dequantise"))
+
+
 def test_consumers_of_experts_are_trained_and_nothing_else_of_them(
     pruned: Any, text_file: Path, tmp_path: Path
 ) -> None:

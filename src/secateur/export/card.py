@@ -183,8 +183,8 @@ def recovery_card(
         "## Recovery",
         "",
         f"After the cut it was trained ({settings['recipe']}): {trained[0]}; {trained[1]:,}"
-        f" parameters, {steps[0]:,} steps of which the state after step {steps[1]:,} is kept, on"
-        f" {data['tokens']:,} tokens in {data['examples']:,} examples of {source}"
+        f" parameters, {steps[0]:,} steps of which the state after step {steps[1]:,} is kept. The"
+        f" steps draw from {data['tokens']:,} tokens in {data['examples']:,} examples of {source}"
         f" (SHA-256 {data['sha256'][:16]}; {data['held_out']:,} held out).",
         "",
         "| | before | after |",

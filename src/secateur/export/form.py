@@ -151,7 +151,7 @@ def _stock(
         # A layer of another make (a dense one among mixtures) says nothing of what it lacks.
         for name, size in layer.items():
             if shared.setdefault(name, size) != size:
-                sizes = f"{name} ({shared[name]}, {size})"
+                sizes = f"{name} ({shared[name]} and {size}, for example)"
                 return f"layers differ in {sizes}, and the class has one for all"
     why = ""
     for flags in _bias_flags(base):

@@ -200,11 +200,10 @@ def unread_settings(
     return tuple(name for name, there in read.items() if not there)
 
 
-def idle_recovery_settings(config: RecoverConfig) -> list[str]:
-    """What to tell the user of settings that a recovery does not look at."""
-    usual = {name: field.default for name, field in RecoverConfig.model_fields.items()}
+def unread_recovery_settings(config: RecoverConfig) -> tuple[str, ...]:
+    """The settings that a recovery does not look at."""
     adapters = config.trained in ("lora", "groupwise")
-    asked = {
+    read = {
         "rank": adapters,
         "alpha": adapters,
         "dropout": config.trained == "lora",
@@ -215,6 +214,12 @@ def idle_recovery_settings(config: RecoverConfig) -> list[str]:
         "teacher": config.distils or config.data == "self",
         "epochs": config.steps is None,
     }
+    return tuple(name for name, there in read.items() if not there)
+
+
+def idle_recovery_settings(config: RecoverConfig) -> list[str]:
+    """What to tell the user of settings that a recovery does not look at."""
+    usual = {name: field.default for name, field in RecoverConfig.model_fields.items()}
     why = {
         "epochs": "where --steps are given",
         "teacher": "with --loss next-token; --loss kl learns from it",
@@ -223,8 +228,8 @@ def idle_recovery_settings(config: RecoverConfig) -> list[str]:
     usually = f"with --with {config.recipe}, which trains {config.trained}"
     return [
         f"--{name.replace('_', '-')} changes nothing {why.get(name, usually)}"
-        for name, looked_at in asked.items()
-        if not looked_at and getattr(config, name) != usual[name]
+        for name in unread_recovery_settings(config)
+        if getattr(config, name) != usual[name]
     ]
 
 

@@ -99,6 +99,11 @@ def _opened_teacher(opened: OpenModel, config: RecoverConfig, *, named: bool) ->
         raise no_dense_model(config, why) from error
     for message in teacher.notes:
         note(f"the dense model: {message}")
+    if not named and teacher.folder is not None and (teacher.folder / "plan.json").is_file():
+        note(
+            f"{config.teacher}, which run.toml names and which is learned from, was itself pruned;"
+            " to learn from the model before that, type --teacher MODEL"
+        )
     plan = opened.folder / "plan.json" if opened.folder else None
     # run.toml has the path as it was typed, and something else may stand there by now
     known = read_plan(plan).weights if not named and plan and plan.is_file() else ""

@@ -10,7 +10,12 @@ from ..config import TRAINED, RecoverConfig, to_toml
 from ..export import Form, copy_companions, packed_form, recovery_card, write_model
 from ..models import OpenModel
 from ..report import evaluation_line, number_rows
-from .checks import check_space, tokenizer_class, tokenizer_to_write
+from .checks import (
+    check_space,
+    tokenizer_class,
+    tokenizer_to_write,
+    unread_recovery_settings,
+)
 from .look import bytes_before
 from .record import versions
 from .stock import form_facts
@@ -65,13 +70,18 @@ def write_recovery(
         "companions": companions_beside(folder),
     }
     (folder / "recovery.toml").write_text(to_toml(config, record), encoding="utf-8")
+    unread = unread_recovery_settings(config)
     card = recovery_card(
         opened,
         form,
         data=numbers["data"],
         numbers=number_rows({key: numbers[key] for key in ("bytes", "perplexity")}),
         evaluated_on=evaluation_line(numbers),
-        settings={key: value for key, value in config.model_dump().items() if value is not None},
+        settings={
+            name: value
+            for name, value in config.model_dump().items()
+            if value is not None and value is not False and name not in unread
+        },
         steps=(numbers["steps"], numbers["best_step"]),
         trained=(TRAINED[numbers["trained"]].summary, numbers["trained_parameters"]),
     )

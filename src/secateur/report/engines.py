@@ -25,6 +25,7 @@ def engine_notes(
     told: set[str] = set()
     for block, what in _BLOCKS:
         found: dict[int, int] = {}
+        kinds: set[str] = set()
         for axis in structure.axes:
             if axis.layer < 0 or axis.of or axis.consumer.tensor not in after:
                 continue
@@ -32,13 +33,15 @@ def engine_notes(
             was, now = (specs[member.tensor].shape[member.dim] for specs in (before, after))
             if was % block == 0 and now % block and axis.name not in told:
                 found[axis.layer] = now
+                kinds.add(axis.kind)
                 told.add(axis.name)
         if found:
             layers = format_ranges(sorted(found))
             example = next(iter(found.values()))
+            cure = f"; --align {block} makes MLP widths that are" if "mlp" in kinds else ""
             notes.append(
                 f"linears of layers {layers} read rows that are no multiples of {block} (one of"
-                f" {example:,} values): llama.cpp {what}; --align {block} makes MLP widths that are"
+                f" {example:,} values): llama.cpp {what}{cure}"
             )
     return notes
 
