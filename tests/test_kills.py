@@ -1,6 +1,5 @@
 """A small share of `benchmarks/kills.py`: real kills at system calls of every command."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks" / "kills.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not here")
-@pytest.mark.skipif(not os.environ.get("SECATEUR_KILLS"), reason="minutes: SECATEUR_KILLS=1 asks")
 def test_kills_lose_nothing_and_leave_nothing() -> None:
     command = [sys.executable, str(SCRIPT), str(embedded_folder()), "--count", "7", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
