@@ -44,7 +44,7 @@ _MARKERS = ("o", "s", "^", "D")
 def trial_columns(windows: Sequence[int]) -> list[str]:
     """Headings of `trial_row`."""
     perplexities = [f"perplexity, window {window}" for window in windows]
-    return ["method", "linears removed", *perplexities, "weights, MB", "time, s", "form"]
+    return ["method", "linears removed", *perplexities, "size, MB", "time, s", "form"]
 
 
 def trial_row(trial: Trial) -> list[str]:
@@ -121,23 +121,26 @@ th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid #d8d
 th:first-child, td:first-child { text-align: left }
 th { border-bottom: 2px solid #2f6b4f; font-weight: 600 }
 tr.best td { background: #e9f4ee; font-weight: 600 }
+td:first-child { white-space: nowrap }
 svg { max-width: 100%; height: auto } p.small { color: #55605b; font-size: .9rem }
+/* on a phone, what is wide is moved and not made small */
+div.wide { overflow-x: auto } div.wide svg { min-width: 36rem }
 </style>
 <h1>{{ title }}</h1>
 <p>{{ about }}</p>
-{{ chart }}
+<div class="wide">{{ chart }}</div>
 {% for heading, rows, best in tables %}
 <h2>{{ heading }}</h2>
-<table><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
+<div class="wide"><table><tr>{% for column in columns %}<th>{{ column }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr{% if loop.index0 == best %} class="best"{% endif %}>
 {%- for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</table>
+{% endfor %}</table></div>
 {% endfor %}
 {% if blend %}
 <h2>Blend of coarse and fine scores by layer</h2>
 <p>Methods that fuse two gradient scores: the coarse one is one sum over a unit's weights times
 gradients, the fine one the sum of the magnitudes. The dashed line is an equal blend.</p>
-{{ blend }}
+<div class="wide">{{ blend }}</div>
 {% endif %}
 <p class="small">{{ footnote }}</p>
 </html>

@@ -22,7 +22,7 @@ _VERSIONS = ("secateur", "torch", "transformers")
 def comparison_columns(rows: Sequence[Row]) -> list[str]:
     """Headings of `comparison_row`, the dense perplexity beside each window."""
     windows = [
-        f"perplexity, window {entry['window']} (dense {entry['before']:.2f})"
+        f"perplexity at {entry['window']} (dense {entry['before']:.2f})"
         for entry in rows[0]["perplexity"]
     ]
     return ["method", "repair", "asked", "removed", "form", *windows, "time, s"]
