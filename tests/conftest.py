@@ -6,7 +6,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("secateur", "typecheck.checked")
+from typecheck import shaped_modules
+
+install_import_hook(shaped_modules(), "typecheck.checked")
 
 import ctypes  # noqa: E402
 import json  # noqa: E402

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 
 import secateur
 from secateur.config import PruneConfig, PruneSettings, RecoverConfig, RecoverSettings
@@ -138,3 +139,12 @@ def test_a_type_checker_finds_a_misspelled_setting(tmp_path: Path) -> None:
         errors = [one for one in out.splitlines() if f"uses.py:{number}: error" in one]
         assert bool(errors) == bool(complaint), (line, out)
         assert all(complaint in one for one in errors), (line, out)
+
+
+def test_shapes_are_checked_at_run_time() -> None:
+    from jaxtyping import TypeCheckError
+
+    from secateur.importance.magnitude import l2
+
+    with pytest.raises(TypeCheckError):
+        l2(torch.ones(3))
