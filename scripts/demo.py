@@ -24,6 +24,18 @@ RATIOS = (0.2, 0.5)
 STEPS = 25
 OUT = Path("demo-output")
 
+ABOUT = (
+    "The model that Secateur ships (a Llama with grouped-query attention, 2.8 million parameters,"
+    " trained on Python's documentation), pruned by every method at the same ratio, calibrated on"
+    " the same 64 windows of 256 tokens, and measured on text that neither training nor calibration"
+    f" saw. Lower perplexity is better. The last row is FLAP's model after {STEPS} steps of"
+    " distillation from the whole one."
+)
+FOOTNOTE = (
+    "One seed, one toy model: which method wins here says little about yours. Time is that of"
+    " pruning and writing, without the measuring."
+)
+
 
 class Bars(Screen):
     """Progress alone: what other engines make of each folder is no matter of the demo."""
@@ -64,68 +76,52 @@ def form_of(numbers: Mapping[str, Any]) -> str:
     return form_word(stock=numbers["form"]["stock"])
 
 
+def pruned(method: str, ratio: float, screen: Screen) -> tuple[Trial, Any]:
+    """The embedded model pruned by one method, and the blend if that differs between layers."""
+    print(f"{method} at {ratio:.0%} ...", file=sys.stderr)
+    out = OUT / f"{method}-{ratio * 100:.0f}-percent"
+    result = secateur.prune(
+        embedded_folder(), out=out, force=True, method=method, ratio=ratio, align=1,
+        calibration="embedded", samples=64, evaluate="none", progress=screen,
+    )  # fmt: skip
+    removed, seconds = result.numbers["removed_share"], result.seconds["total"]
+    values, size, form = measured(out), megabytes(out), form_of(result.numbers)
+    trial = Trial(method, ratio, removed, values, size, seconds, form=form)
+    blend = result.numbers.get("blend")
+    return trial, blend if blend and varies(blend) else None
+
+
+def report(dense: Trial, trials: Sequence[Trial], blends: Mapping[str, Any]) -> None:
+    """Print a table for each ratio; write the page and the numbers."""
+    heads = [head.replace(", window", " at") for head in trial_columns(list(dense.perplexity))]
+    for ratio in RATIOS:
+        rows = [trial_row(trial) for trial in (dense, *trials) if trial.ratio in (ratio, 0.0)]
+        table(f"{ratio:.0%} of the decoder's linears removed", heads, rows)
+    text = page("Every method on the embedded model", ABOUT, FOOTNOTE, dense, trials, blends)
+    (OUT / "report.html").write_text(text, encoding="utf-8")
+    numbers = [asdict(trial) for trial in (dense, *trials)]
+    (OUT / "results.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Prune, compare, report."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     screen = Bars()
+    whole = embedded_folder()
     dense = Trial(
-        "not pruned", 0.0, 0.0, measured(embedded_folder()), megabytes(embedded_folder()), 0,
-        form=form_word(stock=True),
-    )  # fmt: skip
+        "not pruned", 0.0, 0.0, measured(whole), megabytes(whole), 0, form=form_word(stock=True)
+    )
     trials: list[Trial] = []
     blends: dict[str, Any] = {}
     for ratio in RATIOS:
         for method in METHODS:
-            print(f"{method} at {ratio:.0%} ...", file=sys.stderr)
-            out = OUT / f"{method}-{ratio * 100:.0f}-percent"
-            result = secateur.prune(
-                embedded_folder(),
-                out=out,
-                force=True,
-                method=method,
-                ratio=ratio,
-                align=1,
-                calibration="embedded",
-                samples=64,
-                evaluate="none",
-                progress=screen,
-            )
-            removed, seconds = result.numbers["removed_share"], result.seconds["total"]
-            blend = result.numbers.get("blend")
-            if blend and varies(blend):
+            trial, blend = pruned(method, ratio, screen)
+            trials.append(trial)
+            if blend:
                 blends[method] = blend
-            values, size, form = measured(out), megabytes(out), form_of(result.numbers)
-            trials.append(Trial(method, ratio, removed, values, size, seconds, form=form))
-
         trials.append(recovered(ratio, trials, screen))
-
-    heads = [head.replace(", window", " at") for head in trial_columns(list(dense.perplexity))]
-    for ratio in RATIOS:
-        rows = [trial_row(trial) for trial in (dense, *trials) if trial.ratio in (ratio, 0.0)]
-        table(
-            f"{ratio:.0%} of the decoder's linears removed",
-            heads,
-            rows,
-        )
-    about = (
-        "The model that Secateur ships (a Llama with grouped-query attention, 2.8 million"
-        " parameters, trained on Python's documentation), pruned by every method at the same"
-        " ratio, calibrated on the same 64 windows of 256 tokens, and measured on text that neither"
-        " training nor calibration saw. Lower perplexity is better. The last row is FLAP's model"
-        f" after {STEPS} steps of distillation from the whole one."
-    )
-    footnote = (
-        "One seed, one toy model: which method wins here says little about yours. Time is that of"
-        " pruning and writing, without the measuring."
-    )
-    OUT.mkdir(exist_ok=True)
-    (OUT / "report.html").write_text(
-        page("Every method on the embedded model", about, footnote, dense, trials, blends),
-        encoding="utf-8",
-    )
-    rows_ = [asdict(trial) for trial in (dense, *trials)]
-    (OUT / "results.json").write_text(json.dumps(rows_, indent=1) + "\n", encoding="utf-8")
+    report(dense, trials, blends)
     print(f"The pruned models, results.json and report.html are in {OUT}/")
     print(f'Load one in Python:  import secateur; secateur.load("{OUT}/flap-20-percent")')
 

@@ -79,6 +79,9 @@ def test_a_text_that_a_plan_or_a_record_names_is_told(
     applied = ["apply", str(tmp_path / "one" / "plan.json"), str(model), *quick]
     assert run([*applied, str(tmp_path / "three")]) == 0
     assert f"the text {text} is read, which the plan names" in capsys.readouterr().err
+    measured = ["apply", str(tmp_path / "one" / "plan.json"), str(model), "--repair", "none"]
+    assert run([*measured, "--out", str(tmp_path / "four")]) == 0  # perplexity on the rest of it
+    assert f"the text {text} is read, which the plan names" in capsys.readouterr().err
     for number, command in enumerate((again, applied)):
         out = str(tmp_path / f"told-{number}")
         assert run([*command, out, "--calibration", text]) == 0

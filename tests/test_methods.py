@@ -372,3 +372,14 @@ def test_settings_of_fusions_reach_them_and_are_recorded(
         assert other.plan.settings[name] == value
     idle = secateur.prune(folder, method="magnitude", evaluate="none", ratio=0.3, **settings)
     assert any(f"--{name} changes nothing" in note for note in idle.notes for name in settings)
+
+
+def test_notes_of_a_comparison_say_which_setting_they_are_of(
+    tiny_folder: Any, text_file: Path
+) -> None:
+    noted: list[str] = []
+    options = {"calibration": str(text_file), "samples": 4, "length": 16, "evaluate": "none"}
+    rows = {"methods": ["magnitude"], "ratios": [0.0001, 0.3]}
+    compare(tiny_folder(), each=lambda result: noted.extend(result.notes), **rows, **options)
+    said = [note for note in noted if "nothing is removed" in note]
+    assert [note.partition(":")[0] for note in said] == ["magnitude at 0.0001, none"]

@@ -51,21 +51,7 @@ Example:
 )
 @reading
 @JSON
-def evaluate_command(
-    model: str,
-    text: str,
-    field: str | None,
-    bos: str,
-    windows: str | None,
-    tokens: int | None,
-    batch: int,
-    device: str,
-    dtype: str,
-    hidden_gib: float,
-    merge_adapter: bool | None,
-    dequantise: bool,
-    as_json: bool,
-) -> None:
+def evaluate_command(model: str, text: str, windows: str | None, as_json: bool, **how: Any) -> None:
     """Evaluate a model."""
     lengths = _lengths(windows)
     screen = Screen()
@@ -74,21 +60,7 @@ def evaluate_command(
     from ..report import bos_line, form_line
 
     quiet_transformers()
-    found, begin, form = evaluated(
-        model,
-        text,
-        field=field,
-        bos=bos,
-        tokens=tokens,
-        batch=batch,
-        device=device,
-        dtype=dtype,
-        windows=lengths,
-        merge_adapter=merge_adapter,
-        dequantise=dequantise,
-        hidden_gib=hidden_gib,
-        progress=screen,
-    )
+    found, begin, form = evaluated(model, text, windows=lengths, progress=screen, **how)
     if as_json:
         values = [{"window": p.window, "perplexity": p.value, "tokens": p.tokens} for p in found]
         said = {"model": model, "text": text, "form": form, "bos": begin.to_json()}

@@ -16,6 +16,10 @@ from .reading import BosMode, Device, Evaluate, EvaluateTokens, Reading, TextFie
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+# The settings that fusions take; which of them takes which, `FUSIONS` says.
+OF_FUSIONS = ("tau", "probes", "splits", "shrinkage", "scope")
+
+
 class PruneConfig(Reading):
     """Everything that decides what a pruned folder holds. Unknown keys are errors."""
 

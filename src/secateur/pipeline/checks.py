@@ -8,7 +8,7 @@ from typing import Any, overload
 from torch import Tensor
 
 from ..checkpoint import new_folder, real_path
-from ..config import PruneConfig, Reading, RecoverConfig
+from ..config import OF_FUSIONS, PruneConfig, Reading, RecoverConfig
 from ..errors import SecateurError
 from ..export import Form
 from ..fusion import FUSIONS
@@ -190,7 +190,7 @@ def unread_settings(
     taken = FUSIONS[fusion].settings if fusion in FUSIONS else ()
     read = {
         "fine": fusion is not None,
-        **{name: name in taken for name in ("tau", "probes", "splits", "shrinkage", "scope")},
+        **{name: name in taken for name in OF_FUSIONS},
         "members": gradient,
         "target": fits,
         "damping": fits,

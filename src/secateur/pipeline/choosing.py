@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Int64
 from torch import Tensor
 
+from ..config import OF_FUSIONS
 from ..progress import note, timed
 from ..search import one_by_one
 from ..stats import Statistics
@@ -25,11 +26,7 @@ _SCORING = (
     "importance_name",
     "fusion_name",
     "fine",
-    "tau",
-    "probes",
-    "splits",
-    "shrinkage",
-    "scope",
+    *OF_FUSIONS,
     "members",
     "square_attention",
     "seed",

@@ -28,7 +28,7 @@ from .choice import check_ratio
 from .choosing import choose, score_units, scoring_of
 from .cutting import cut
 from .estimate import Estimate
-from .measuring import measure, numbers_of, perplexity_of
+from .measuring import measure, perplexity_of
 from .passes import look, needs_of_repair, needs_of_scores, sees_tokens
 from .result import Result
 from .subject import Subject, name_of, open_subject
@@ -103,8 +103,7 @@ def compare(
             found = scores[scoring]
             plan = choose(subject, texts.tokens, found)
             small = cut(subject, plan, texts.tokens, seen.of(needs))
-            numbers = numbers_of(subject, texts, found, plan, small.form)
-            numbers |= measure(subject, texts, small, dense)
+            numbers = measure(subject, texts, found, plan, small, dense)
             result = Result.of(subject, plan, numbers, told, small.form, None)
         if each is not None:
             each(result)

@@ -15,18 +15,17 @@ from ..export import (
     Form,
     WholeForm,
     conversion_card,
-    copy_companions,
     earlier_card,
     licence_files,
     pruned_form,
     with_around,
-    write_model,
 )
 from ..models import OpenModel, open_model
 from ..models.inputs import check_folder
 from ..progress import Progress, note, telling
 from ..structure import Plan
-from .checks import check_space, path_of, target, tokenizer_to_write
+from .checks import path_of, target
+from .publishing import write_folder
 from .stock import form_facts
 
 
@@ -99,15 +98,7 @@ def convert(
         form = with_around(_form(opened), opened)
         with target(out, force, opened) as folder:
             assert folder is not None, "there is a path"
-            check_space(folder, form)
-            size = write_model(folder, form)
-            copy_companions(
-                folder,
-                opened.companions,
-                tokenizer=tokenizer_to_write(opened, tokenizer),
-                model=None,
-                adapted=opened.writes_tokenizer,
-            )
+            size = write_folder(folder, form, opened, tokenizer=tokenizer)
             write_conversion(folder, opened, form)
     parameters = sum(spec.elements for spec in form.stored.specs.values())
     notes = tuple(told.notes)

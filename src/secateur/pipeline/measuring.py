@@ -44,17 +44,19 @@ def numbers_of(
 
 
 def measure(
-    subject: Subject, texts: Texts, small: Cut, dense: Sequence[Perplexity]
+    subject: Subject,
+    texts: Texts,
+    found: Estimate | None,
+    plan: Plan,
+    small: Cut,
+    dense: Sequence[Perplexity],
 ) -> dict[str, Any]:
-    """Numbers of the smaller model itself: its parameters, with the biases that a repair adds,
-    what the repair reports, and perplexity beside that of the `dense` model.
+    """The same, and numbers of the smaller model itself: its parameters, with the biases that a
+    repair adds, what the repair reports, and perplexity beside that of the `dense` model.
     """
-    numbers: dict[str, Any] = {
-        "parameters": {
-            "before": subject.structure.parameters,
-            "after": sum(spec.elements for spec in small.form.weights.specs.values()),
-        }
-    }
+    numbers = numbers_of(subject, texts, found, plan, small.form)
+    specs = small.form.weights.specs.values()
+    numbers["parameters"]["after"] = sum(spec.elements for spec in specs)
     if small.repair is not None:
         numbers["repair"] = list(small.repair)
     if texts.held_out is not None and dense:

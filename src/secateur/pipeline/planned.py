@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from ..config import PruneConfig
+from ..config import OF_FUSIONS, PruneConfig
 from ..errors import SecateurError
 from ..structure import Plan, Structure
 
@@ -24,11 +24,7 @@ RECORDED = (
     "importance",
     "fusion",
     "fine",
-    "tau",
-    "probes",
-    "splits",
-    "shrinkage",
-    "scope",
+    *OF_FUSIONS,
     "members",
     "scale",
     "search",

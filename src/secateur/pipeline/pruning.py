@@ -98,8 +98,7 @@ def prune(
                 return Result.of(subject, plan, numbers, told, None, out)
             small = cut(subject, plan, texts.tokens, seen)
             dense = perplexity_of(subject, texts, "before")
-            numbers = numbers_of(subject, texts, scores, plan, small.form)
-            numbers |= measure(subject, texts, small, dense)
+            numbers = measure(subject, texts, scores, plan, small, dense)
             if folder is not None:
                 numbers = publish(folder, subject, plan, small.form, numbers, texts)
             return Result.of(subject, plan, numbers, told, small.form, out)
@@ -146,17 +145,16 @@ def apply(
             note("the plan was made for other weights of the same architecture")
         with target(out, force, subject.opened, *texts_of(subject)) as folder:
             needs = needs_of_repair(subject.config)
-            if sees_tokens(needs, subject.config) and "calibration" not in settings:
-                _tell_of_text(plan)
             subject, texts = read_texts(
                 subject, given, calibrate=sees_tokens(needs, subject.config)
             )
+            if texts.windows is not None and "calibration" not in settings:
+                _tell_of_text(plan)
             # an edited plan may cut layers that the settings did not ask for
             seen = look(subject, subject.everywhere, texts.tokens, [needs]).of(needs)
             small = cut(subject, plan, texts.tokens, seen)
             dense = perplexity_of(subject, texts, "before")
-            numbers = numbers_of(subject, texts, None, plan, small.form)
-            numbers |= measure(subject, texts, small, dense)
+            numbers = measure(subject, texts, None, plan, small, dense)
             if folder is not None:
                 numbers = publish(folder, subject, plan, small.form, numbers, texts)
             return Result.of(subject, plan, numbers, told, small.form, out)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..export import Form, copy_companions, write_model
+from ..models import OpenModel
 from ..progress import timed
 from ..structure import Plan
 from .checks import check_space, tokenizer_class, tokenizer_to_write
@@ -25,18 +26,32 @@ def publish(
     """Write the folder; give the numbers with the bytes of the weight files."""
     opened = subject.opened
     with timed("write"):
-        check_space(folder, form)
-        size = write_model(folder, form)
-        copy_companions(
-            folder,
-            opened.companions,
-            tokenizer=tokenizer_to_write(opened, subject.tokenizer),
-            model=subject.given,
-            adapted=opened.writes_tokenizer,
-            read_as=tokenizer_class(opened, form),
-        )
+        size = write_folder(folder, form, opened, tokenizer=subject.tokenizer, model=subject.given)
     numbers = {**numbers, "bytes": {"before": bytes_before(opened), "after": size}}
     write_record(
         folder, opened, subject.structure, subject.config, plan, numbers, texts.windows, form=form
     )
     return numbers
+
+
+def write_folder(
+    folder: Path, form: Form, opened: OpenModel, *, tokenizer: Any = None, model: Any = None
+) -> int:
+    """Write weights and config, and bring along what belongs to the model; bytes of the weights.
+
+    `tokenizer` takes the place of the folder's; a live `model` writes its own generation settings.
+
+    Raises:
+        SecateurError: there is no space for the weights.
+    """
+    check_space(folder, form)
+    size = write_model(folder, form)
+    copy_companions(
+        folder,
+        opened.companions,
+        tokenizer=tokenizer_to_write(opened, tokenizer),
+        model=model,
+        adapted=opened.writes_tokenizer,
+        read_as=tokenizer_class(opened, form),
+    )
+    return size

@@ -7,16 +7,14 @@ from typing import Any
 
 from ..checkpoint import belongs, companions_beside
 from ..config import TRAINED, RecoverConfig, to_toml
-from ..export import Form, copy_companions, packed_form, recovery_card, write_model
+from ..export import Form, packed_form, recovery_card
 from ..models import OpenModel
 from ..report import evaluation_line, number_rows
 from .checks import (
-    check_space,
-    tokenizer_class,
-    tokenizer_to_write,
     unread_recovery_settings,
 )
 from .look import bytes_before
+from .publishing import write_folder
 from .record import versions
 from .stock import form_facts
 from .student import Student
@@ -31,18 +29,8 @@ def publish_recovery(
     """Write the folder; give the numbers with the bytes of the weight files and their form."""
     opened = student.opened
     form = trained.form if trained.packed is None else packed_form(trained.form, trained.packed)
-    check_space(folder, form)
-    size = write_model(folder, form)
-    sizes = {"before": bytes_before(opened), "after": size}
+    sizes = {"before": bytes_before(opened), "after": write_folder(folder, form, opened)}
     numbers = {**numbers, "bytes": sizes, "form": form_facts(form)}
-    copy_companions(
-        folder,
-        opened.companions,
-        tokenizer=tokenizer_to_write(opened, None),
-        model=None,
-        adapted=opened.writes_tokenizer,
-        read_as=tokenizer_class(opened, form),
-    )
     copy_history(folder, opened)
     config = student.config.model_copy(update={"model": student.name})
     write_recovery(folder, opened, config, numbers, form)

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -143,16 +144,31 @@ def _check_layers_alone(model: Any, place: Family) -> None:
 
 
 def _one_by_one(model: Any, place: Family) -> Tensor:
-    """The logits where each layer gets the hidden states of the one before, and no more of it."""
+    """The logits where each layer gets the hidden states of the one before, and no more of it.
+
+    The model's own forward goes through its layers; what it hands to them is exchanged.
+    """
     source = StreamedModel(model, place, ModuleWeights(model), torch.device("cpu"))
     with source.front() as front:
         hidden, calls = front(tokens(0))
-    for number, (args, more) in enumerate(calls):
-        with source.layer(number) as layer:
-            output = layer(hidden, *args, **more)
-        hidden = output[0] if place.tuples else output
+    layers, states = list(model.get_submodule(place.layers)), [hidden]
+
+    def before(layer: Any, args: Any, more: Any) -> Any:
+        number = len(states) - 1
+        assert layer is layers[number], "layers run in another order"
+        args, more = calls[number]
+        return (states[-1], *args), more
+
+    def after(layer: Any, args: Any, output: Any) -> None:
+        states.append(output[0] if place.tuples else output)
+
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+            hooks.callback(layer.register_forward_hook(after).remove)
+        model(input_ids=tokens(0), use_cache=False)
     with source.back() as back:
-        return back(hidden)
+        return back(states[-1])
 
 
 def _gives_tuples(model: Any, path: str) -> bool:
