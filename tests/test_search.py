@@ -252,3 +252,12 @@ def test_attention_units_that_cannot_go_are_refused(name: str, units: int) -> No
         search(name, axes, random_scores(axes), budget, attention_units=units)
     with pytest.raises(SecateurError, match="can: each layer keeps one"):
         search("AL-MM", axes, random_scores(axes), budget, attention_ratio=0.99)
+
+
+def test_attention_may_lose_less_than_asked_where_a_search_rounds_down() -> None:
+    """Asked for 2.9 of each layer's three units, UL-MM takes two."""
+    axes = axes_of()
+    budget = 0.5 * sum(axis.units * axis.cost for axis in axes)
+    ratio = 2.9 / 3
+    removed = search("UL-MM", axes, random_scores(axes), budget, attention_ratio=ratio)
+    assert [len(removed[axis.name]) for axis in axes if axis.kind == "attention"] == [2, 2, 2]

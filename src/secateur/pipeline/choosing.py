@@ -6,7 +6,6 @@ from typing import Any
 from jaxtyping import Int64
 from torch import Tensor
 
-from ..config import OF_FUSIONS
 from ..progress import note, timed
 from ..search import one_by_one
 from ..stats import Statistics
@@ -21,22 +20,10 @@ from .subject import Subject
 Tokens = Int64[Tensor, "window token"]
 
 
-# Settings that decide what the scores of given axes are.
-_SCORING = (
-    "importance_name",
-    "fusion_name",
-    "fine",
-    *OF_FUSIONS,
-    "members",
-    "square_attention",
-    "seed",
-)
-
-
 def scoring_of(subject: Subject) -> tuple[Any, ...]:
-    """What the scores depend on, for one model and text: alike means the same scores."""
+    """What the scores of settings that differ in method, ratio and repair alone depend on."""
     axes = tuple(axis.name for axis in subject.scored)
-    return (axes, *(getattr(subject.config, name) for name in _SCORING))
+    return (axes, subject.config.importance_name, subject.config.fusion_name)
 
 
 def score_units(subject: Subject, tokens: Tokens | None, statistics: Statistics) -> Estimate:
