@@ -11,6 +11,7 @@ from typecheck import shaped_modules
 install_import_hook(shaped_modules(), "typecheck.checked")
 
 import ctypes  # noqa: E402
+import functools  # noqa: E402
 import json  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
@@ -24,10 +25,13 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import secateur  # noqa: E402  (registers the pruned classes)
 from secateur.cli.main import run  # noqa: E402
+from secateur.export.proof import mask  # noqa: E402
 from secateur.progress import Lines, Quiet  # noqa: E402
+from secateur.structure import Plan, Structure  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -433,3 +437,43 @@ class Cut(Quiet):
             if stage == "training" and item == self.step:
                 raise KeyboardInterrupt
             yield item
+
+
+def masked(model: Any, structure: Structure, plan: Plan) -> Any:
+    """The other route: the dense model with zeros where removed units feed the consumers.
+
+    A norm over the whole width of q or k goes over the units that stay.
+    """
+    mask(model, structure, plan)
+    for axis in structure.axes:
+        for member in axis.members:
+            norm = model.get_submodule(member.module)
+            if member.module.endswith("_norm") and norm.weight.dim() == 1:
+                kept = member.blocks.indices(plan.kept_tensor(axis)).flatten()
+                norm.forward = functools.partial(rms_norm_over, norm, kept)
+    return model
+
+
+def rms_norm_over(norm: Any, kept: Tensor, x: Tensor) -> Tensor:
+    return norm.weight * x * (x[..., kept].square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+
+
+def left_padded() -> dict[str, Tensor]:
+    ids = torch.randint(3, 128, (3, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    mask[2, :1] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def cached(folder: Path, place: Path, name: str = "models--org--name") -> Path:
+    """`folder` as the hub's cache keeps it: links to blobs."""
+    blobs, snapshot = place / name / "blobs", place / name / "snapshots" / ("5" * 40)
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.rglob("*"))):
+        if file.is_file():
+            link = snapshot / file.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, blobs / str(number))
+            link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
+    return snapshot

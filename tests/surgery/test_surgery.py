@@ -1,6 +1,5 @@
 """Slicing equals masking; the bias repairs what is constant; an empty plan changes no bit."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import ALL, tiny_model
+from conftest import ALL, left_padded, masked, tiny_model
 from secateur.export import Form, pruned_form
-from secateur.export.proof import mask, ragged_plan
+from secateur.export.proof import ragged_plan
 from secateur.models import OpenModel, filled, open_model
 from secateur.stats import Walk, collect
-from secateur.structure import Plan, Structure
+from secateur.structure import Plan
 from secateur.surgery import REPAIRS, PrunedWeights, bias
 
 
@@ -22,33 +21,6 @@ def cut(opened: OpenModel, plan: Plan, added: dict[str, Tensor] | None = None) -
     return pruned_form(
         opened.family, opened.raw_config, opened.config, opened.structure, plan, weights
     )
-
-
-def masked(model: Any, structure: Structure, plan: Plan) -> Any:
-    """The other route: the dense model with zeros where removed units feed the consumers.
-
-    A norm over the whole width of q or k goes over the units that stay.
-    """
-    mask(model, structure, plan)
-    for axis in structure.axes:
-        for member in axis.members:
-            norm = model.get_submodule(member.module)
-            if member.module.endswith("_norm") and norm.weight.dim() == 1:
-                kept = member.blocks.indices(plan.kept_tensor(axis)).flatten()
-                norm.forward = functools.partial(rms_norm_over, norm, kept)
-    return model
-
-
-def rms_norm_over(norm: Any, kept: Tensor, x: Tensor) -> Tensor:
-    return norm.weight * x * (x[..., kept].square().mean(-1, keepdim=True) + 1e-5).rsqrt()
-
-
-def left_padded() -> dict[str, Tensor]:
-    ids = torch.randint(3, 128, (3, 12), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    mask[0, :5] = 0
-    mask[2, :1] = 0
-    return {"input_ids": ids * mask, "attention_mask": mask}
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])

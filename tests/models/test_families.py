@@ -23,7 +23,7 @@ from secateur.models.discovery.sizes import check_counts
 from secateur.models.streamed import empty_model
 from secateur.structure import Plan
 
-sys.path.append(str(Path(__file__).parent.parent / "scripts"))
+sys.path.append(str(Path(__file__).parent.parent.parent / "scripts"))
 import family_table
 
 # By type: what is taken of it, what is left whole, by the beginning of its path.

@@ -449,7 +449,7 @@ def test_real_places_that_cannot_be_renamed(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
 from test_places import use_place
 for kind in {list(MOUNTS)!r}:
     use_place(Path({str(tmp_path)!r}) / kind.replace(" ", "-") / "out")

@@ -28,7 +28,7 @@ from secateur.pipeline.estimate import masked_losses, split_windows
 from secateur.search import SEARCHES
 from secateur.stats import Walk
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from secateur.data.sources import embedded_folder
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "kills.py"
+SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "kills.py"
 
 
 @pytest.mark.slow

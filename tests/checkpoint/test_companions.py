@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import transformers
 
 import secateur
-from conftest import tiny_model, tiny_tokenizer
+from conftest import cached, tiny_model, tiny_tokenizer
 from secateur.checkpoint import companions, travelling
 from secateur.checkpoint.companions import LARGEST
 
@@ -179,19 +178,6 @@ def test_links_out_of_the_model_are_not_followed(tiny_folder: Any, tmp_path: Pat
     told = " ".join(result.notes)
     assert "LICENSE, keys, tokenizer_extra.txt" in told
     assert "links that lead out of the model's folder" in told
-
-
-def cached(folder: Path, place: Path, name: str = "models--org--name") -> Path:
-    """`folder` as the hub's cache keeps it: links to blobs."""
-    blobs, snapshot = place / name / "blobs", place / name / "snapshots" / ("5" * 40)
-    blobs.mkdir(parents=True)
-    for number, file in enumerate(sorted(folder.rglob("*"))):
-        if file.is_file():
-            link = snapshot / file.relative_to(folder)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, blobs / str(number))
-            link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
-    return snapshot
 
 
 def test_links_into_the_cache_of_the_same_model_are_followed(

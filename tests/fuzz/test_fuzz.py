@@ -1,4 +1,4 @@
-"""A share of the fuzzer's cases: each works, or is refused in our words (tests/fuzz.py)."""
+"""A share of the fuzzer's cases: each works, or is refused in our words (tests/fuzz/fuzz.py)."""
 
 import os
 import random
@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from fuzz_mutations import mutated_bytes, mutated_header, mutated_json, mutated_lines, mutated_toml
 
 FUZZ = Path(__file__).parent / "fuzz.py"

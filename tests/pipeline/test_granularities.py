@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import secateur
-from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, tiny_model
+from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, left_padded, masked, tiny_model
 from secateur.errors import SecateurError
 from secateur.export import pruned_form
 from secateur.export.proof import ragged_plan
@@ -20,7 +20,6 @@ from secateur.pipeline import read_plan
 from secateur.report import layer_rows
 from secateur.structure import GRANULARITIES, Plan, Structure
 from secateur.surgery import PrunedWeights
-from test_surgery import left_padded, masked
 
 BLOCKS = ("attention_block", "mlp_block")
 

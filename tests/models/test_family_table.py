@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from test_discovery import axes_by, traced_like
 
 import secateur
 from conftest import VARIANTS, tiny_model
@@ -19,9 +20,8 @@ from secateur.models import FAMILIES, OpenModel, open_model
 from secateur.models.discovery import layer_kinds
 from secateur.pipeline import discover
 from secateur.structure import GRANULARITIES
-from test_discovery import axes_by, traced_like
 
-PAGE = Path(__file__).parent.parent / "docs" / "structures.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "structures.md"
 PICTURE = PAGE.with_name("structures-llama.svg")
 BEGIN, END = "<!-- families: begin (made by a test) -->", "<!-- families: end -->"
 COLUMNS = (
@@ -122,4 +122,4 @@ def test_the_table_of_families_is_what_holds(made: str) -> None:
     if os.environ.get("SECATEUR_WRITE_DOCS") == "1":
         PAGE.write_text(page[: match.start(1)] + made + page[match.end(1) :], encoding="utf-8")
     else:
-        assert match[1] == made, "type SECATEUR_WRITE_DOCS=1 pytest tests/test_family_table.py"
+        assert match[1] == made, f"type SECATEUR_WRITE_DOCS=1 pytest {__file__}"

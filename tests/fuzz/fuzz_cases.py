@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
-import secateur
-from conftest import tiny_model, tiny_tokenizer, write_shards
 from fuzz_mutations import (
     NAMES,
     NUMBERS,
@@ -23,6 +19,10 @@ from fuzz_mutations import (
     mutated_lines,
     mutated_toml,
 )
+from torch import nn
+
+import secateur
+from conftest import tiny_model, tiny_tokenizer, write_shards
 from secateur.cli.main import run
 from secateur.pipeline import convert, discover, inspect, read_plan
 

@@ -10,8 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 import secateur
-from conftest import tiny_model
-from test_companions import cached
+from conftest import cached, tiny_model
 
 THEIRS = """---
 license: llama3.2

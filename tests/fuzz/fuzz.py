@@ -1,7 +1,7 @@
 """Damaged inputs by the thousand, each of which must work or be refused in our words.
 
-    python tests/fuzz.py --count 20000 --seed 0
-    python tests/fuzz.py --seed 0 --only 1234          # one case again, with its traceback
+    python tests/fuzz/fuzz.py --count 20000 --seed 0
+    python tests/fuzz/fuzz.py --seed 0 --only 1234          # one case again, with its traceback
 
 A case is one damaged file, option or argument, drawn by the seed and its number alone. What is
 right: success, an exit code of 0 or 2, or a `SecateurError`. A finding is any other exception, a
@@ -31,15 +31,16 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 # Everything of the package before conftest, whose hook checks types where users have no checks.
+from fuzz_cases import KINDS, Case, World, make_case
+
 import secateur
 import secateur.cli.main
 import secateur.pipeline
 import secateur.recovery
 import secateur.report
-from fuzz_cases import KINDS, Case, World, make_case
 
 SECONDS, GIB = 6.0, 1.0
 _SOURCES = str(Path(secateur.__file__).parent)
