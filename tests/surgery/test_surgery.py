@@ -13,7 +13,7 @@ from secateur.export.proof import ragged_plan
 from secateur.models import OpenModel, filled, open_model
 from secateur.stats import Walk, collect
 from secateur.structure import Plan
-from secateur.surgery import REPAIRS, PrunedWeights, bias
+from secateur.surgery import PrunedWeights, bias
 
 
 def cut(opened: OpenModel, plan: Plan, added: dict[str, Tensor] | None = None) -> Form:
@@ -68,8 +68,10 @@ def added_by_bias(opened: OpenModel, plan: Plan, tokens: Tensor) -> dict[str, Te
     added = {}
     for axis in opened.structure.axes:
         weight = opened.weights.tensor(axis.consumer.tensor)
-        value = REPAIRS["bias"].added_bias(axis, plan, weight, statistics[axis.name])
-        if value is not None:
+        gone = plan.removed_tensor(axis)
+        mean = statistics[axis.name]["input_mean"][axis.consumer.blocks.indices(gone)]
+        value = bias(axis.consumer.view(weight, axis.units)[gone], mean)
+        if len(gone):
             added[f"{axis.consumer.module}.bias"] = value
     return added
 

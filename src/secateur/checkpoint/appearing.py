@@ -35,6 +35,7 @@ def appear(place: Place, partial: Path, *, replaced: int | None, training: bool)
         partial.rename(whole)
         if training:
             place.training.unlink(missing_ok=True)
+        _remove(place.store)
         if replaced is not None and not _is(place.path, replaced):
             _keep(place, whole, "changed")
         _end(place, whole)
@@ -56,6 +57,7 @@ def tidy(place: Place) -> bool:
             else:
                 if (whole / RECOVERY).is_file():  # killed before the state of its training went
                     place.training.unlink(missing_ok=True)
+                _remove(place.store)
                 _end(place, whole)
                 ended = True
         for old in place.left("old"):

@@ -63,6 +63,11 @@ class Place:
         """The state of an unfinished training."""
         return training_file(self.beside, self.path)
 
+    @property
+    def store(self) -> Path:
+        """The passes of an unfinished run."""
+        return store_folder(self.beside, self.path)
+
     def left(self, kind: str) -> list[Path]:
         """What other runs of that kind left here: nothing of a result called `NAME.old-2`, say."""
         ours = re.compile(re.escape(f".{_stem(self.path)}.{kind}-") + _KINDS[kind])
@@ -72,7 +77,7 @@ class Place:
     def own(self) -> set[Path]:
         """Everything here that is no part of a result; a new disk has a `lost+found`."""
         kinds = [entry for kind in _KINDS for entry in self.left(kind)]
-        return {self.lock, self.training, self.beside / "lost+found", *kinds}
+        return {self.lock, self.training, self.store, self.beside / "lost+found", *kinds}
 
     def taken(self) -> bool:
         """Whether there is anything at `path` that an empty folder is not."""
@@ -87,6 +92,11 @@ class Place:
 def training_file(beside: Path, path: Path) -> Path:
     """Where the state of a training lies whose result `path` will be."""
     return beside / f".{_stem(path)}.{_TRAINING}"
+
+
+def store_folder(beside: Path, path: Path) -> Path:
+    """Where the passes of a run are kept whose result `path` will be."""
+    return beside / f".{_stem(path)}.store"
 
 
 def real_path(path: Path) -> Path:

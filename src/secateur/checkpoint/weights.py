@@ -14,7 +14,7 @@ from ..parsing import parse_json, read_text
 from .config_shape import check_shape
 from .files import INDEX, SINGLE, chosen_file, distributed_file, listed_files, pickles
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -306,12 +306,12 @@ def _refuse_unreadable(path: Path) -> None:
 
 
 def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:
-    if name not in _DTYPES:
+    if name not in DTYPES:
         raise SecateurError(
             f"{path.name}: tensor {tensor} has dtype {name}, which is not supported; prune the"
             " floating-point model and quantise the result."
         )
-    return _DTYPES[name]
+    return DTYPES[name]
 
 
 def _reason(error: Exception) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from ..checkpoint import Kept, Store
 from ..errors import SecateurError
 from ..stats import LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
@@ -48,34 +49,45 @@ def perplexity(
     batch: int,
     limit: int = MEMORY_LIMIT,
     begin: Sequence[int] = (),
+    store: Store | None = None,
     stage: str = "perplexity",
 ) -> Perplexity:
     """Perplexity of the model behind `source` on `tokens`; only one layer is in memory at a time.
 
-    The tokens `begin`, with which every window begins, are not to be predicted.
+    The tokens `begin`, with which every window begins, are not to be predicted. What was found is
+    kept in `store`, if there is one.
 
     Raises:
         SecateurError: no windows, or an activation is not finite.
     """
     if not len(tokens) or tokens.shape[1] < 2:
         raise SecateurError("Perplexity needs at least one window of two tokens.")
-    walk = Walk(source, tokens, batch=batch, limit=limit)
-    states = walk.embed()
-    for step in walk.layers(stage=stage):
-        step.run(states)
-    total = torch.zeros((), dtype=torch.float64)
     predicted = ~torch.isin(tokens[:, 1:], torch.tensor(begin, dtype=tokens.dtype))
     count = int(predicted.sum())
     if not count:
         raise SecateurError("Perplexity needs a token to predict; all windows are BOS alone.")
-    with source.back() as logits_of:
+    walk = Walk(source, tokens, batch=batch, limit=limit, store=store)
+    kept = walk.kept("perplexity", begin=list(begin))
+    if not kept.whole:
+        kept.end(value=_summed(walk, predicted, kept, stage))
+    mean = kept.ended[1] / count
+    return Perplexity(tokens.shape[1], math.exp(min(mean, 700.0)), count)
+
+
+def _summed(walk: Walk, predicted: Bool[Tensor, "window token"], kept: Kept, stage: str) -> float:
+    """The pass: the sum of -log p over the tokens that are to be `predicted`."""
+    states = walk.embed(kept)
+    for step in walk.layers(kept, {"hidden": states}, stage=stage):
+        step.run(states)
+    total = torch.zeros((), dtype=torch.float64)
+    with walk.source.back() as logits_of:
         for windows in walk.batches:
             told = predicted[windows]
             hidden = states[windows][:, :-1][told]
-            total += summed_loss(logits_of, hidden, tokens[windows][:, 1:][told])
+            total += summed_loss(logits_of, hidden, walk.tokens[windows][:, 1:][told])
     if not torch.isfinite(total):
-        raise not_finite("the logits (the output of the head)", source.dtype)
-    return Perplexity(tokens.shape[1], math.exp(min(total.item() / count, 700.0)), count)
+        raise not_finite("the logits (the output of the head)", walk.source.dtype)
+    return total.item()
 
 
 def summed_loss(

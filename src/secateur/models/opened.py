@@ -1,5 +1,7 @@
 """A model that was opened: its config, weights on demand and layout, and where it came from."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,9 @@ from .inputs import Outer, has_tokenizer, tokenizer_of
 from .left import LeftWhole, left_whole
 from .streamed import StreamedModel, empty_model, filled
 from .structures import structure_of
+
+# Files that decide what a model computes.
+_READ = (".safetensors", ".gguf", ".json")
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,24 @@ class OpenModel:
         return self.structures.select()
 
     @cached_property
+    def identity(self) -> str:
+        """A hash of config and weights: of files by size and time, of all values of a live model.
+
+        The same model elsewhere may have another; another model never has the same.
+        """
+        parts = hashlib.sha256(json.dumps(self.raw_config, default=str, sort_keys=True).encode())
+        around = self.around.architecture if self.around is not None else ""
+        parts.update(f"{self.made} {around} {self.structure.weights}".encode())
+        for place in (self.folder, *self.read) if self.folder is not None else ():
+            files = sorted(place.glob("[!.]*")) if place.is_dir() else [place]
+            stats = ((f.name, f.stat()) for f in files if f.suffix in _READ and f.is_file())
+            parts.update(repr([(n, s.st_size, s.st_mtime_ns, s.st_ino) for n, s in stats]).encode())
+        for name in self.weights.specs if self.folder is None else ():
+            data = self.weights.tensor(name).detach().cpu().contiguous().flatten()
+            parts.update(name.encode() + data.view(torch.uint8).numpy().data)
+        return parts.hexdigest()
+
+    @cached_property
     def left(self) -> tuple[LeftWhole, ...]:
         """What of the layers loses nothing, and why; nothing of a declared family."""
         if self.declared:
@@ -162,4 +185,6 @@ class OpenModel:
     def streamed(self, *, device: str = "auto", dtype: str = "auto") -> StreamedModel:
         """The model for the streaming pass, computing in `dtype` (`auto`: its own)."""
         model = empty_model(self.config, resolve_dtype(dtype) or self.dtype)
-        return StreamedModel(model, self.family, self.weights, resolve_device(device))
+        return StreamedModel(
+            model, self.family, self.weights, resolve_device(device), lambda: self.identity
+        )

@@ -102,8 +102,16 @@ def filled(model: Any, weights: Weights, dtype: torch.dtype | None = None) -> An
 class StreamedModel:
     """The layer source of the streaming pass: see `secateur.stats.LayerSource`."""
 
-    def __init__(self, model: Any, family: Family, weights: Weights, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        family: Family,
+        weights: Weights,
+        device: torch.device,
+        identity: Callable[[], str] = str,
+    ) -> None:
         self.model = model
+        self._identity = identity
         self.device = device
         self.dtype: torch.dtype = model.dtype
         self._path = family.layers
@@ -115,6 +123,11 @@ class StreamedModel:
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    @property
+    def identity(self) -> str:
+        """A hash of weights and config; empty where nobody knows one."""
+        return self._identity()
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:

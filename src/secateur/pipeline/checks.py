@@ -185,7 +185,7 @@ def unread_settings(
     score: str | None, fusion: str | None, search: str, repair: str
 ) -> tuple[str, ...]:
     """The settings that nothing looks at where these are in force (names not known take none)."""
-    fits = repair in REPAIRS and REPAIRS[repair].fit is not None
+    fits = repair in REPAIRS and REPAIRS[repair].fits
     gradient = score in IMPORTANCE and bool(gradients_needed(IMPORTANCE[score]))
     taken = FUSIONS[fusion].settings if fusion in FUSIONS else ()
     read = {

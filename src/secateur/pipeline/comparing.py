@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from ..arguments import (
+    a_flag,
     a_function,
     a_model,
     a_number,
@@ -28,6 +29,7 @@ from .choice import check_ratio
 from .choosing import choose, score_units, scoring_of
 from .cutting import cut
 from .estimate import Estimate
+from .keeping import Stored, keeping
 from .measuring import measure, perplexity_of
 from .passes import look, needs_of_repair, needs_of_scores, sees_tokens
 from .result import Result
@@ -44,6 +46,7 @@ _READ = ("calibration", "length", "bos")
     ratios=some(a_number),
     repairs=some(a_word),
     tokenizer=a_tokenizer,
+    fresh=a_flag,
     progress=a_progress,
     each=optional(a_function),
 )
@@ -54,6 +57,8 @@ def compare(
     ratios: float | Sequence[float],
     repairs: str | Sequence[str] = (),
     tokenizer: Any = None,
+    store: Stored = None,
+    fresh: bool = False,
     progress: Progress | None = None,
     each: Callable[[Result], None] | None = None,
     **settings: Unpack[PruneSettings],
@@ -62,7 +67,7 @@ def compare(
 
     A row has `method`, `ratio`, `repair`, `removed` (the share of decoder linears that went),
     `seconds` and `perplexity`, a list by window; `blend` is that of a fusion. `each` is called with
-    every result, for what rows do not say. `settings` are those of `prune`.
+    every result, for what rows do not say. `settings`, `store` and `fresh` are those of `prune`.
 
     Raises:
         SecateurError: bad input, or a ratio that a method cannot meet.
@@ -81,33 +86,34 @@ def compare(
         for ratio in shares
         for repair in (repairs or (None,))
     ]
-    with telling(progress):
-        first = open_subject(model, configs[0], tokenizer)
-        subjects = [first, *(first.asked(config) for config in configs[1:])]
-        for subject in subjects:
-            check_ratio(subject.structure, subject.config)
-        wanted = [needs_of_scores(c) | needs_of_repair(c) for c in configs]
-        calibrate = any(map(sees_tokens, wanted, configs))
-        read, texts = read_texts(first, given, calibrate=calibrate)
-        seen = look(read, first.everywhere, texts.tokens, wanted)
-        dense = perplexity_of(read, texts, "before")
     rows: list[dict[str, Any]] = []
     scores: dict[tuple[Any, ...], Estimate] = {}  # another ratio or repair has the same
-    for asked, needs in zip(subjects, wanted, strict=True):
-        config = asked.config
-        about = f"{config.method} at {config.ratio:g}, {config.repair_name}"
-        with telling(progress, about) as told:
-            subject = asked.under(**{name: getattr(read.config, name) for name in _READ})
-            if (scoring := scoring_of(subject)) not in scores:
-                scores[scoring] = score_units(subject, texts.tokens, seen.of(needs))
-            found = scores[scoring]
-            plan = choose(subject, texts.tokens, found)
-            small = cut(subject, plan, texts.tokens, seen.of(needs))
-            numbers = measure(subject, texts, found, plan, small, dense)
-            result = Result.of(subject, plan, numbers, told, small.form, None)
-        if each is not None:
-            each(result)
-        rows.append(_row(subject, texts, result))
+    with keeping(store, None, None, fresh=fresh) as kept:
+        with telling(progress):
+            first = open_subject(model, configs[0], tokenizer).keeping(kept)
+            subjects = [first, *(first.asked(config) for config in configs[1:])]
+            for subject in subjects:
+                check_ratio(subject.structure, subject.config)
+            wanted = [needs_of_scores(c) | needs_of_repair(c) for c in configs]
+            calibrate = any(map(sees_tokens, wanted, configs))
+            read, texts = read_texts(first, given, calibrate=calibrate)
+            seen = look(read, first.everywhere, texts.tokens, wanted)
+            dense = perplexity_of(read, texts, "before")
+        for asked, needs in zip(subjects, wanted, strict=True):
+            config = asked.config
+            about = f"{config.method} at {config.ratio:g}, {config.repair_name}"
+            with telling(progress, about) as told:
+                subject = asked.under(**{name: getattr(read.config, name) for name in _READ})
+                if (scoring := scoring_of(subject)) not in scores:
+                    scores[scoring] = score_units(subject, texts.tokens, seen.of(needs))
+                found = scores[scoring]
+                plan = choose(subject, texts.tokens, found)
+                small = cut(subject, plan, texts.tokens, seen.of(needs))
+                numbers = measure(subject, texts, found, plan, small, dense)
+                result = Result.of(subject, plan, numbers, told, small.form, None)
+            if each is not None:
+                each(result)
+            rows.append(_row(subject, texts, result))
     return rows
 
 

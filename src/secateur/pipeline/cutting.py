@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ..checkpoint import Weights
+from ..checkpoint import Weights, digest
 from ..errors import SecateurError
 from ..export import Form, pruned_form, with_around
 from ..progress import note, timed
@@ -23,9 +24,13 @@ from .subject import Subject
 
 @dataclass(frozen=True)
 class Cut:
-    """The smaller model as it will be written; what a repair that fits reports of each linear."""
+    """The smaller model as it will be written; what a repair that fits reports of each linear.
+
+    `made_by` is a hash of the plan and of all that the repair depends on.
+    """
 
     form: Form
+    made_by: str
     repair: tuple[Mapping[str, Any], ...] | None = None
 
 
@@ -56,9 +61,11 @@ def cut(
             opened.family, opened.raw_config, opened.config, opened.structures, plan, pruned
         )
         form = with_around(form, opened)
-    if REPAIRS[config.repair_name].fit is None:
-        return Cut(form)
-    return Cut(form, tuple(dataclasses.asdict(one) for one in repaired.reports))
+    way = None if tokens is None else walk(subject, tokens).known_by
+    made_by = digest([plan.keep, config.repair_name, config.target, config.damping, way])
+    if not REPAIRS[config.repair_name].fits:
+        return Cut(form, made_by)
+    return Cut(form, made_by, tuple(dataclasses.asdict(one) for one in repaired.reports))
 
 
 def foreseen_form(subject: Subject, plan: Plan) -> Form:
@@ -93,16 +100,19 @@ def form_numbers(subject: Subject, form: Form, removed_share: float) -> dict[str
 def added_biases(
     structure: Structure, plan: Plan, repair: str, weights: Weights, statistics: Statistics
 ) -> dict[str, Tensor]:
-    """What is added to the consumers' biases, by tensor name."""
+    """What a repair that is made of statistics adds to the consumers' biases, by tensor name."""
     biases: dict[str, Tensor] = {}
-    for axis in structure.axes if REPAIRS[repair].needs else ():
+    chosen = REPAIRS[repair]
+    for axis in structure.axes if chosen.needs else ():
+        removed, consumer = plan.removed_tensor(axis), axis.consumer
         # Experts have no module of their own that could take a bias.
-        if not plan.removed(axis) or axis.consumer.parameter != "weight":
-            continue
-        weight = weights.tensor(axis.consumer.tensor)
-        bias = REPAIRS[repair].added_bias(axis, plan, weight, statistics[axis.name])
-        if bias is not None:
-            biases[f"{axis.consumer.module}.bias"] = bias
+        if len(removed) and consumer.parameter == "weight":
+            order = consumer.blocks.indices(torch.arange(axis.units))[removed]
+            given = {name: statistics[axis.name][name][order] for name in chosen.needs}
+            if "weight" in chosen.asks:
+                weight = weights.tensor(consumer.tensor)
+                given["weight"] = consumer.view(weight, axis.units)[removed]
+            biases[f"{consumer.module}.bias"] = chosen.function(**given)
     return biases
 
 
@@ -112,8 +122,7 @@ def _fitted(subject: Subject, plan: Plan, tokens: Int64[Tensor, "window token"] 
     Where the structure has layers alone, the linears in those that stay are fitted.
     """
     config = subject.config
-    fit = REPAIRS[config.repair_name].fit
-    if fit is None:
+    if not REPAIRS[config.repair_name].fits:
         return Repaired({}, ())
     assert tokens is not None, "what fits has tokens to fit on"
     with timed("repair"):
@@ -121,7 +130,7 @@ def _fitted(subject: Subject, plan: Plan, tokens: Int64[Tensor, "window token"] 
             walk(subject, tokens),
             with_consumers(subject.structure, subject.opened.structures),
             plan,
-            fit=fit,
+            repair=config.repair_name,
             target=config.target,
             damping=config.damping,
         )

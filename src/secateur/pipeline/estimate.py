@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from ..checkpoint import Kept, digest
 from ..errors import SecateurError
 from ..evaluation import summed_loss
 from ..fusion import FUSIONS, Scope, fuse
@@ -124,32 +125,52 @@ def masked_losses(
 
     What lies below a probe's first masked layer is the whole model, which runs once for all.
     """
-    tokens = walk.tokens
+    count, layers = len(walk.tokens), len(walk.source)
     masked = torch.stack([mask.any(dim=1) for mask in masks.values()])
-    layers = torch.tensor([axis.layer for axis in masks])[:, None].expand_as(masked)
-    first = layers.where(masked, len(walk.source)).min(dim=0).values.tolist()
+    at = torch.tensor([axis.layer for axis in masks])[:, None].expand_as(masked)
+    first = at.where(masked, layers).min(dim=0).values.tolist()
     # probe 0 is the whole model; batches hold windows of one probe
-    several = walk.repeated(1 + len(first))
-    states = several.embed()
-    for step in several.layers(stage="probes"):
+    several = walk.like(times=1 + len(first))
+    kept = several.kept("probes", masks=_digest(masks))
+    if not kept.whole:
+        kept.end(value=_asked(several, count, masks, first, kept))
+    losses = torch.tensor(kept.ended[1], dtype=torch.float64)
+    whole = torch.tensor([layer == layers for layer in first], dtype=torch.bool)
+    return losses[1:].where(~whole, losses[0]) / walk.tokens[:, 1:].numel()
+
+
+def _digest(masks: Mapping[Axis, Bool[Tensor, "probe _"]]) -> str:
+    """A hash of which units are masked."""
+    units = {axis.name: mask.nonzero().tolist() for axis, mask in masks.items()}
+    return digest(units)
+
+
+def _asked(
+    walk: Walk,
+    count: int,
+    masks: Mapping[Axis, Bool[Tensor, "probe _"]],
+    first: Sequence[int],
+    kept: Kept,
+) -> list[float]:
+    """The pass: the summed loss of the whole model and of every probe, `count` windows each."""
+    states = walk.embed(kept)
+    for step in walk.layers(kept, {"hidden": states}, stage="probes"):
         here = {axis: mask for axis, mask in masks.items() if axis.layer == step.index}
         for probe in (p for p, layer in enumerate(first, 1) if layer == step.index):
-            start = probe * len(tokens)
-            states[start : start + len(tokens)] = states[: len(tokens)]
+            states[probe * count : (probe + 1) * count] = states[:count]
         for windows, inputs, (args, kwargs) in step.batches(states):
-            probe = windows.start // len(tokens) - 1
+            probe = windows.start // count - 1
             if probe >= 0 and first[probe] > step.index:
                 continue
             with _masked(step, here, probe), torch.no_grad():
                 states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
     losses = torch.zeros(1 + len(first), dtype=torch.float64)
     with walk.source.back() as logits_of:
-        for windows in several.batches:
+        for windows in walk.batches:
             hidden = states[windows][:, :-1].flatten(0, 1)
-            targets = several.tokens[windows][:, 1:].flatten()
-            losses[windows.start // len(tokens)] += summed_loss(logits_of, hidden, targets)
-    whole = torch.tensor([layer == len(walk.source) for layer in first], dtype=torch.bool)
-    return losses[1:].where(~whole, losses[0]) / tokens[:, 1:].numel()
+            targets = walk.tokens[windows][:, 1:].flatten()
+            losses[windows.start // count] += summed_loss(logits_of, hidden, targets)
+    return losses.tolist()
 
 
 def _masked(

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from .. import data
+from ..checkpoint import Store, digest
 from ..errors import SecateurError
 from ..evaluation import Perplexity, perplexity, window_lengths
 from ..export import Form
@@ -37,11 +36,11 @@ class HeldOut:
         return {"text": self.name, "sha256": data.token_hash(self.text.ids)}
 
     def perplexities(
-        self, source: StreamedModel, batch: int, when: str, *, limit: int
+        self, source: StreamedModel, batch: int, when: str, *, limit: int, store: Store | None
     ) -> list[Perplexity]:
         """One value a window length; `when` is for the progress bar, `limit` bytes of states."""
         stage = f"perplexity {when}".strip()
-        return perplexities(source, self.text, self.lengths, batch, stage, limit=limit)
+        return perplexities(source, self.text, self.lengths, batch, stage, limit=limit, store=store)
 
 
 def evaluation_text(
@@ -91,6 +90,7 @@ def perplexities(
     stage: str,
     *,
     limit: int = MEMORY_LIMIT,
+    store: Store | None = None,
 ) -> list[Perplexity]:
     """One value a window length; batches of long windows are smaller, so that memory stays even."""
     return [
@@ -100,17 +100,25 @@ def perplexities(
             batch=max(1, batch * DEFAULT_LENGTH // length),
             limit=limit,
             begin=text.begin.window,
+            store=store,
             stage=f"{stage}, {length}",
         )
         for length in lengths
     ]
 
 
-def streamed(
-    form: Form, opened: OpenModel, dtype: torch.dtype, device: torch.device
-) -> StreamedModel:
-    """What is to be written, for the streaming pass: weights are made when they are asked for."""
-    return StreamedModel(form.empty(dtype), opened.family, form.weights, device)
+def streamed(form: Form, opened: OpenModel, like: StreamedModel, *made_by: str) -> StreamedModel:
+    """What is to be written, for the streaming pass: weights are made when they are asked for.
+
+    It computes as another model does; `made_by` says all that the form was made of `opened` by.
+    """
+    return StreamedModel(
+        form.empty(like.dtype),
+        opened.family,
+        form.weights,
+        like.device,
+        lambda: digest([opened.identity, *made_by]),
+    )
 
 
 def compared(before: Sequence[Perplexity], after: Sequence[Perplexity]) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ from ..report import (
 from ..structure import Plan, Structure
 from .checks import unread_settings
 from .held_out import evaluation_text, perplexities
+from .keeping import Stored, keeping
 from .passes import hidden_bytes
 from .stock import standing
 from .texts import named
@@ -61,6 +62,7 @@ from .texts import named
     dtype=a_dtype,
     windows=optional(some(a_whole)),
     hidden_gib=a_number,
+    fresh=a_flag,
     progress=a_progress,
 )
 def evaluate(
@@ -78,6 +80,8 @@ def evaluate(
     merge_adapter: bool | None = None,
     dequantise: bool = False,
     hidden_gib: float = 4.0,
+    store: Stored = None,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> list[Perplexity]:
     """Perplexity of any supported model, pruned or not, on `text`, one layer in memory at a time.
@@ -85,7 +89,8 @@ def evaluate(
     `text` is a name (as for calibration), strings, rows with text in them, or tokens as a tensor
     [window, token], which come in windows of that length unless `windows` says otherwise. `bos` is
     `each`, `document`, `never` or `auto` (see `secateur.data.beginning`). `merge_adapter` and
-    `dequantise` are those of `open_model`. Of hidden states, `hidden_gib` GiB stay in memory.
+    `dequantise` are those of `open_model`, `store` and `fresh` those of `prune`. Of hidden states,
+    `hidden_gib` GiB stay in memory.
 
     Raises:
         SecateurError: bad input.
@@ -105,6 +110,8 @@ def evaluate(
         merge_adapter=merge_adapter,
         dequantise=dequantise,
         hidden_gib=hidden_gib,
+        store=store,
+        fresh=fresh,
     )[0]
 
 
@@ -124,11 +131,13 @@ def evaluated(
     merge_adapter: bool | None = None,
     dequantise: bool = False,
     hidden_gib: float = 4.0,
+    store: Stored = None,
+    fresh: bool = False,
 ) -> tuple[list[Perplexity], Beginning, dict[str, Any]]:
     """What `evaluate` gives, what the windows began with, and whether the model is stock."""
     choose("--bos", bos, dict.fromkeys(get_args(Bos)))
     names, given = named({"evaluate": text})
-    with telling(progress):
+    with telling(progress), keeping(store, None, None, fresh=fresh) as kept:
         opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
         for message in opened.notes:
             note(message)
@@ -147,7 +156,7 @@ def evaluated(
         asked = [windows] if isinstance(windows, int) else windows
         lengths = _fitting(asked or usual, opened.context, stream, names["evaluate"])
         limit = hidden_bytes(hidden_gib)
-        found = perplexities(source, stream, lengths, batch, "perplexity", limit=limit)
+        found = perplexities(source, stream, lengths, batch, "perplexity", limit=limit, store=kept)
         return found, stream.begin, standing(opened)
 
 

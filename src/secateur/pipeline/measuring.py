@@ -60,22 +60,22 @@ def measure(
     if small.repair is not None:
         numbers["repair"] = list(small.repair)
     if texts.held_out is not None and dense:
-        after = perplexity_of(subject, texts, "after", small.form)
+        after = perplexity_of(subject, texts, "after", small)
         numbers["perplexity"] = compared(dense, after)
         numbers["evaluation"] = texts.held_out.to_json()
     return numbers
 
 
 def perplexity_of(
-    subject: Subject, texts: Texts, when: str, form: Form | None = None
+    subject: Subject, texts: Texts, when: str, small: Cut | None = None
 ) -> Sequence[Perplexity]:
-    """Perplexity of the dense model, or of a `form`, at the usual windows (none without a text)."""
+    """Perplexity of the dense or of a cut model, at the usual windows (none without a text)."""
     held_out, config, source = texts.held_out, subject.config, subject.source
     if held_out is None:
         return ()
     model = source
-    if form is not None:
-        model = streamed(form, subject.opened, source.dtype, source.device)
+    if small is not None:
+        model = streamed(small.form, subject.opened, source, small.made_by)
     with timed("perplexity"):
         limit = hidden_bytes(config.hidden_gib)
-        return held_out.perplexities(model, config.batch, when, limit=limit)
+        return held_out.perplexities(model, config.batch, when, limit=limit, store=subject.store)

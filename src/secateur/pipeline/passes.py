@@ -58,7 +58,7 @@ def needs_of_repair(config: PruneConfig) -> Needs:
 
 def sees_tokens(needs: Needs, config: PruneConfig) -> bool:
     """Whether anything in the method looks at calibration tokens."""
-    return bool(needs.inputs or needs.terms or REPAIRS[config.repair_name].fit)
+    return bool(needs.inputs or needs.terms or REPAIRS[config.repair_name].fits)
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,14 @@ def walk(
 ) -> Walk:
     """The way through the layers that the settings ask for."""
     config = subject.config
-    limit = hidden_bytes(config.hidden_gib)
-    return Walk(subject.source, tokens, batch=config.batch, limit=limit, without=without)
+    return Walk(
+        subject.source,
+        tokens,
+        batch=config.batch,
+        limit=hidden_bytes(config.hidden_gib),
+        without=without,
+        store=subject.store,
+    )
 
 
 def hidden_bytes(gib: float) -> int:

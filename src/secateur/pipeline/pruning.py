@@ -25,6 +25,7 @@ from .checks import path_of, target
 from .choice import check_ratio
 from .choosing import choose, score_units
 from .cutting import cut, foreseen_form
+from .keeping import Stored, keeping
 from .look import read_plan
 from .measuring import measure, numbers_of, perplexity_of
 from .passes import look, needs_of_repair, needs_of_scores, sees_tokens
@@ -55,6 +56,7 @@ def _a_plan(name: str, value: Any) -> Plan:
     force=a_flag,
     dry_run=a_flag,
     tokenizer=a_tokenizer,
+    fresh=a_flag,
     progress=a_progress,
 )
 def prune(
@@ -64,6 +66,8 @@ def prune(
     force: bool = False,
     dry_run: bool = False,
     tokenizer: Any = None,
+    store: Stored = None,
+    fresh: bool = False,
     progress: Progress | None = None,
     **settings: Unpack[PruneSettings],
 ) -> Result:
@@ -75,6 +79,10 @@ def prune(
     of a name, `calibration` and `evaluate` may be text: a list of strings, rows with text in them
     (a `datasets.Dataset`, streamed or not), or tokens as a tensor [window, token].
 
+    What passes over the layers find is kept in the folder `store`, for other ratios, repairs and
+    methods; without one it is kept beside `out` until the run is done, so that the same call goes
+    on where a kill left it. `fresh` looks anew.
+
     Raises:
         SecateurError: bad input; nothing was written.
     """
@@ -83,7 +91,11 @@ def prune(
     with telling(progress) as told:
         subject = open_subject(model, make_config(model=name_of(model), **names), tokenizer)
         check_ratio(subject.structure, subject.config)
-        with target(out, force, subject.opened, *texts_of(subject)) as folder:
+        with (
+            target(out, force, subject.opened, *texts_of(subject)) as folder,
+            keeping(store, folder, out, fresh=fresh) as kept,
+        ):
+            subject = subject.keeping(kept)
             needs = needs_of_scores(subject.config) | needs_of_repair(subject.config)
             subject, texts = read_texts(
                 subject, given, calibrate=sees_tokens(needs, subject.config), measure=not dry_run
@@ -110,6 +122,7 @@ def prune(
     out=optional(a_target),
     force=a_flag,
     tokenizer=a_tokenizer,
+    fresh=a_flag,
     progress=a_progress,
 )
 def apply(
@@ -119,13 +132,16 @@ def apply(
     out: str | Path | None = None,
     force: bool = False,
     tokenizer: Any = None,
+    store: Stored = None,
+    fresh: bool = False,
     progress: Progress | None = None,
     **settings: Unpack[PruneSettings],
 ) -> Result:
     """Cut `model` by a plan made before, perhaps edited since; the repair is done anew.
 
     `plan` is a `Plan`, the path of a plan.json (or of a folder that has one), or what it holds.
-    `settings` override what the plan records (its repair, its calibration text and seed).
+    `settings` override what the plan records (its repair, its calibration text and seed). `store`
+    and `fresh` are those of `prune`.
 
     Raises:
         SecateurError: bad input, or a plan for another architecture; nothing was written.
@@ -143,7 +159,11 @@ def apply(
             note("nothing is removed: the plan keeps every unit")
         if plan.weights != subject.structure.weights:
             note("the plan was made for other weights of the same architecture")
-        with target(out, force, subject.opened, *texts_of(subject)) as folder:
+        with (
+            target(out, force, subject.opened, *texts_of(subject)) as folder,
+            keeping(store, folder, out, fresh=fresh) as kept,
+        ):
+            subject = subject.keeping(kept)
             needs = needs_of_repair(subject.config)
             subject, texts = read_texts(
                 subject, given, calibrate=sees_tokens(needs, subject.config)

@@ -28,6 +28,7 @@ from ..registry import choose
 from .calibration import DEFAULT_CALIBRATION
 from .checks import path_of, target
 from .held_out import compared, streamed
+from .keeping import Stored, keeping
 from .passes import hidden_bytes
 from .pruning import prune
 from .result import Result
@@ -83,7 +84,12 @@ class Recovery:
 
 
 @public(
-    model=a_folder_or_name, out=a_target, force=a_flag, keep_adapter=a_flag, progress=a_progress
+    model=a_folder_or_name,
+    out=a_target,
+    force=a_flag,
+    keep_adapter=a_flag,
+    fresh=a_flag,
+    progress=a_progress,
 )
 def recover(
     model: str | Path,
@@ -91,6 +97,8 @@ def recover(
     out: str | Path,
     force: bool = False,
     keep_adapter: bool = False,
+    store: Stored = None,
+    fresh: bool = False,
     progress: Progress | None = None,
     **settings: Unpack[RecoverSettings],
 ) -> Recovery:
@@ -99,7 +107,8 @@ def recover(
     `settings` are the fields of `RecoverConfig`: recipe, data, teacher, steps, seed and so on. In
     the place of a name, `data` and `evaluate` may be text, as for `prune`.
     `keep_adapter` writes LoRA's adapter beside `out`'s weights, which have it merged all the same.
-    A run that was cut short goes on where it was when the same call is made again.
+    A run that was cut short goes on where it was when the same call is made again. `store` and
+    `fresh` are those of `prune`.
 
     Raises:
         SecateurError: bad input; nothing was written.
@@ -118,23 +127,37 @@ def recover(
         with target(out, force, *student.read, training=True) as folder:
             assert folder is not None, "there is a path"
             adapter = folder / "adapter" if keep_adapter else None
-            with _resumable(state := training_file(folder.parent, real_path(out))):
+            with (
+                _resumable(state := training_file(folder.parent, real_path(out))),
+                keeping(store, folder, out, fresh=fresh) as kept,
+            ):
+                student = student.keeping(kept)
                 return _recovered(student, texts, folder, state, adapter, out, told, anew=force)
 
 
-@public(model=a_folder_or_name, out=a_target, recipe=a_word, force=a_flag, progress=a_progress)
+@public(
+    model=a_folder_or_name,
+    out=a_target,
+    recipe=a_word,
+    force=a_flag,
+    fresh=a_flag,
+    progress=a_progress,
+)
 def prune_and_recover(
     model: str | Path,
     *,
     out: str | Path,
     recipe: str,
     force: bool = False,
+    store: Stored = None,
+    fresh: bool = False,
     progress: Progress | None = None,
     **settings: Unpack[PruneSettings],
 ) -> tuple[Result, Recovery]:
     """Prune `model` and train what is left on its calibration text: `out` has the outcome.
 
-    `recipe` is one of `RECIPES`, or `own` for the method's; `settings` are those of `prune`.
+    `recipe` is one of `RECIPES`, or `own` for the method's; `settings`, `store` and `fresh` are
+    those of `prune`.
 
     Raises:
         SecateurError: bad input, or a method without a recovery; nothing was written.
@@ -173,8 +196,14 @@ def prune_and_recover(
     with target(out, force, *first.read, training=True) as folder:
         assert folder is not None, "there is a path"
         state = training_file(folder.parent, real_path(out))
-        with _resumable(state), tempfile.TemporaryDirectory(dir=folder) as place:
-            pruned = prune(model, out=Path(place) / "pruned", progress=progress, **settings)
+        with (
+            _resumable(state),
+            keeping(store, folder, out, fresh=fresh) as kept,
+            tempfile.TemporaryDirectory(dir=folder) as place,
+        ):
+            pruned = prune(
+                model, out=Path(place) / "pruned", store=kept, progress=progress, **settings
+            )
             update: dict[str, Any] = {
                 "model": str(Path(place) / "pruned"),
                 "data": pruned.config.calibration or DEFAULT_CALIBRATION,
@@ -183,7 +212,7 @@ def prune_and_recover(
                 "dequantise": False,
             }
             with telling(progress) as told:
-                student = open_student(config.model_copy(update=update), _PRUNED)
+                student = open_student(config.model_copy(update=update), _PRUNED).keeping(kept)
                 done = _recovered(student, texts, folder, state, None, out, told, anew=force)
     return replace(pruned, out=out), done
 
@@ -209,8 +238,7 @@ def _recovered(
         note(f"there is {what} to take perplexity on; name one: --evaluate FILE.txt")
     before = _perplexities(student, data, student.source, "before")
     trained = train(student, data, state, known_by, anew=anew, adapter=adapter)
-    dtype = student.source.dtype
-    small = streamed(trained.form, student.opened, dtype, student.device)
+    small = streamed(trained.form, student.opened, student.source, "trained", known_by)
     after = _perplexities(student, data, small, "after")
     numbers = _numbers(student, data, trained, compared(before, after))
     numbers = publish_recovery(folder, student, trained, numbers)
@@ -227,7 +255,7 @@ def _perplexities(
     if text is None:
         return ()
     limit = hidden_bytes(student.config.hidden_gib)
-    return text.perplexities(model, AT_ONCE, when, limit=limit)
+    return text.perplexities(model, AT_ONCE, when, limit=limit, store=student.store)
 
 
 def _numbers(

@@ -18,11 +18,9 @@ from ..models import OpenModel
 from ..progress import note
 from ..search import Limits
 from ..structure import Axis, Plan, Structure
-from ..surgery import COARSE, PrunedWeights, with_consumers
+from ..surgery import COARSE, REPAIRS, PrunedWeights, with_consumers
 from .choice import budget_of, limits_of
 
-# Repairs that give every linear that they mend a bias.
-_BIASED = ("bias", "refit")
 # The searches that take the same number of units from each layer, and can be told how many.
 _EVEN = ("uniform", "UL-MM")
 
@@ -44,7 +42,7 @@ def _mended(opened: OpenModel, structure: Structure, plan: Plan, repair: str) ->
 
     Where layers or blocks go, a refit is of the linears in those that stay.
     """
-    if repair not in _BIASED:
+    if not REPAIRS[repair].biased:
         return
     deep = any(axis.granularity in COARSE and plan.removed(axis) for axis in structure.axes)
     whole = with_consumers(structure, opened.structures) if deep else structure
@@ -164,7 +162,7 @@ def _check_repair(
     opened: OpenModel, structure: Structure, config: PruneConfig, plan: Plan, others: str
 ) -> None:
     """A repair may give biases to linears that the class has none for; `others` give none."""
-    if config.repair_name not in _BIASED:
+    if not REPAIRS[config.repair_name].biased:
         return
     if form_of(opened, structure, plan).stock:
         form = form_of(opened, structure, plan, config.repair_name)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint import Store
 from ..config import RecoverConfig
 from ..errors import SecateurError
 from ..models import OpenModel, StreamedModel, open_model, resolve_device
@@ -22,6 +23,7 @@ class Student:
     """A pruned model that is to be trained; `name` is what records call it.
 
     `linears` are those that adapters can be put on; `teacher` is the dense model, if there is one.
+    What passes find is kept in `store`, if there is one.
     """
 
     opened: OpenModel
@@ -29,6 +31,7 @@ class Student:
     teacher: OpenModel | None
     linears: tuple[str, ...]
     name: str
+    store: Store | None = None
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +55,10 @@ class Student:
         """The models and texts that are read."""
         teacher = self.teacher or self.config.teacher  # it may write the text and teach nothing
         return self.opened, teacher, self.config.data, self.config.evaluate
+
+    def keeping(self, store: Store | None) -> "Student":
+        """The same model; what passes find is kept."""
+        return replace(self, store=store)
 
     def under(self, **settings: Any) -> "Student":
         """The same model with some settings changed."""

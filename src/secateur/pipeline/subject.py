@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..checkpoint import Store
 from ..config import PruneConfig
 from ..export import proved
 from ..models import LIVE, OpenModel, StreamedModel, open_model, resolve_device
@@ -24,7 +25,7 @@ class Subject:
     """An open model, the settings in force, and the dense model one layer at a time.
 
     `given` is the model as it was named, or the live module; `tokenizer` one that was handed over
-    in the place of the folder's.
+    in the place of the folder's. What passes find is kept in `store`, if there is one.
     """
 
     given: str | Path | nn.Module
@@ -32,6 +33,7 @@ class Subject:
     opened: OpenModel
     config: PruneConfig
     source: StreamedModel
+    store: Store | None = None
 
     @cached_property
     def structure(self) -> Structure:
@@ -52,6 +54,10 @@ class Subject:
     def under(self, **settings: Any) -> "Subject":
         """The same model with some settings changed."""
         return replace(self, config=self.config.model_copy(update=settings))
+
+    def keeping(self, store: Store | None) -> "Subject":
+        """The same model; what passes find is kept."""
+        return replace(self, store=store)
 
     def asked(self, config: PruneConfig) -> "Subject":
         """The same model under other settings, on the same device.

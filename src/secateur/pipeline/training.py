@@ -149,7 +149,7 @@ def _objective(student: Student, examples: Examples) -> Objective:
         return FullDistillation(teacher.whole(student.autocast or torch.float32).to(student.device))
     limit = hidden_bytes(config.hidden_gib) // 2  # the states and the cache share it
     source = teacher.streamed(device=config.device, dtype=config.dtype)
-    walk = Walk(source, examples.ids, batch=AT_ONCE, limit=limit)
+    walk = Walk(source, examples.ids, batch=AT_ONCE, limit=limit, store=student.store)
     return CachedDistillation(walk, min(config.top_k, vocabulary(teacher) - 1))
 
 

@@ -9,12 +9,14 @@ Right padding needs no mask: the models are causal, and padded tokens have no la
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..checkpoint import checksum, damaged
 from ..data import IGNORED
 from ..stats import Activations, Walk
 
@@ -65,17 +67,28 @@ class FullDistillation:
 class CachedDistillation:
     """KL to the `top` likeliest tokens of a teacher that has run once: it is gone by now.
 
-    The cache is 6 bytes a token and entry, in memory up to `walk.limit` bytes and else in unnamed
-    files. The teacher streams through `walk`, one layer in memory.
+    The cache is 6 bytes a token and entry, in files of the pass, or in memory up to `walk.limit`
+    bytes and else in unnamed files. The teacher streams through `walk`, one layer in memory.
+
+    Raises:
+        SecateurError: what an earlier run kept is damaged.
     """
 
     def __init__(self, walk: Walk, top: int) -> None:
         count, length = walk.tokens.shape
         shape, third = (count, length - 1, top), walk.limit // 3
-        self._tokens = Activations(shape, torch.int32, limit=2 * third)
-        self._logs = Activations(shape, torch.float16, limit=third)
-        states = walk.embed()
-        for step in walk.layers(stage="teacher"):
+        self._pass = walk.kept("teacher", top=top)
+        self._tokens = Activations.kept(self._pass, "tokens", shape, torch.int32, 2 * third)
+        self._logs = Activations.kept(self._pass, "logs", shape, torch.float16, third)
+        if not self._pass.whole:
+            self._ask(walk, top)
+        elif self._pass.ended[1] != self._sums():
+            raise damaged(self._pass.folder or Path())
+
+    def _ask(self, walk: Walk, top: int) -> None:
+        """The pass: what the teacher thinks likeliest after each token."""
+        states = walk.embed(self._pass)
+        for step in walk.layers(self._pass, {"hidden": states}, stage="teacher"):
             step.run(states)
         with walk.source.back() as logits_of:
             for windows in walk.batches:
@@ -84,6 +97,10 @@ class CachedDistillation:
                     logs, tokens = torch.log_softmax(logits, dim=-1).topk(top, dim=-1)
                     self._tokens[row : row + 1] = tokens[None].int()
                     self._logs[row : row + 1] = logs[None].half()
+        self._pass.end(value=self._sums())
+
+    def _sums(self) -> list[int]:
+        return [checksum(kept.tensor) for kept in (self._tokens, self._logs)]
 
     def __call__(self, logits: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
         """KL summed over the positions before labelled tokens."""

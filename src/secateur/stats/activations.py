@@ -1,5 +1,6 @@
 """Hidden states of all windows between two layers: in memory, or memory-mapped past a limit."""
 
+import mmap
 import os
 import tempfile
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint import Kept, header
 from ..errors import SecateurError
 from ..units import size_text
 
@@ -19,7 +21,7 @@ class Activations:
 
     Larger than `limit` bytes, it lives in an unnamed temporary file in `folder` (the system's
     place for such by default; $TMPDIR moves it), and the operating system keeps in memory what
-    fits.
+    fits. With `file` it lives in that safetensors file, with what an earlier run wrote there.
     """
 
     def __init__(
@@ -29,13 +31,16 @@ class Activations:
         *,
         limit: int = MEMORY_LIMIT,
         folder: Path | None = None,
+        file: Path | None = None,
     ) -> None:
         elements = shape[0] * shape[1] * shape[2]
-        self.mapped = elements * dtype.itemsize > limit
-        if self.mapped:
-            with tempfile.NamedTemporaryFile(dir=folder, prefix="secateur-") as file:
-                _reserve(file.fileno(), elements * dtype.itemsize, file.name)
-                flat = torch.from_file(file.name, shared=True, size=elements, dtype=dtype)
+        self.mapped = file is not None or elements * dtype.itemsize > limit
+        if file is not None:
+            self.tensor = _in_file(file, torch.empty(shape, dtype=dtype, device="meta"))
+        elif self.mapped:
+            with tempfile.NamedTemporaryFile(dir=folder, prefix="secateur-") as unnamed:
+                _reserve(unnamed.fileno(), elements * dtype.itemsize, unnamed.name)
+                flat = torch.from_file(unnamed.name, shared=True, size=elements, dtype=dtype)
             self.tensor = flat.view(shape)
         else:
             self.tensor = torch.empty(shape, dtype=dtype)
@@ -48,10 +53,42 @@ class Activations:
 
     def clone(self, *, limit: int = MEMORY_LIMIT) -> "Activations":
         """A second, independent copy (a student beside its teacher)."""
-        count, length, width = self.tensor.shape
-        other = Activations((count, length, width), self.tensor.dtype, limit=limit)
-        other.tensor.copy_(self.tensor)
-        return other
+        return Activations.of(self.tensor, limit=limit)
+
+    @classmethod
+    def kept(
+        cls, kept: Kept, name: str, shape: tuple[int, int, int], dtype: torch.dtype, limit: int
+    ) -> "Activations":
+        """States that belong to a pass, with what an earlier run wrote; within `limit` if none."""
+        file = kept.file(name)
+        if file is not None:
+            try:
+                return cls(shape, dtype, file=file)
+            except (OSError, SecateurError) as error:
+                kept.forget(str(error).split("\n")[0])
+        return cls(shape, dtype, limit=limit)
+
+    @classmethod
+    def of(cls, tensor: Tensor, *, limit: int = MEMORY_LIMIT) -> "Activations":
+        """A copy of a tensor [window, token, hidden]."""
+        count, length, width = tensor.shape
+        made = cls((count, length, width), tensor.dtype, limit=limit)
+        made.tensor.copy_(tensor)
+        return made
+
+
+def _in_file(path: Path, like: Tensor) -> Tensor:
+    """The tensor in a file of its own, which is made if it is not there (or is another's)."""
+    head = header({"states": like}, {})
+    size = len(head) + like.numel() * like.element_size()
+    path.touch()
+    with path.open("r+b") as file:
+        if file.read(len(head)) != head or path.stat().st_size != size:
+            file.truncate(0)
+            _reserve(file.fileno(), size, str(path))
+            os.pwrite(file.fileno(), head, 0)
+        memory = mmap.mmap(file.fileno(), size)
+    return torch.frombuffer(memory, dtype=like.dtype, offset=len(head)).view(like.shape)
 
 
 def _reserve(file: int, size: int, name: str) -> None:

@@ -1,17 +1,14 @@
 """Collecting statistics of the consumers' inputs: exactly those that are asked for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import SecateurError
+from ..checkpoint import Kept
 from ..structure import Axis
 from .gram import Gram
 from .moments import Moments
@@ -19,21 +16,16 @@ from .norm import Norm
 from .slices import watched
 from .stream import Walk, not_finite
 
-A = TypeVar("A", bound="Accumulator")
-
 
 @runtime_checkable
 class Accumulator(Protocol):
-    """Sees inputs batch by batch; can be merged, saved, and read again."""
+    """Sees inputs batch by batch; what it has seen can be kept as tensors."""
 
     def update(self, inputs: Tensor) -> None:
         """Add inputs [token, channel]."""
 
-    def merge(self: A, other: A) -> None:
-        """Add what another one has seen."""
-
     def state(self) -> dict[str, Tensor]:
-        """Tensors to save."""
+        """Tensors to keep."""
         ...
 
 
@@ -57,7 +49,7 @@ class Tally:
     """
 
     accumulators: dict[str, Accumulator] = field(default_factory=dict)
-    gradients: dict[str, Tensor] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, inputs: Tensor, group: int | None = None) -> None:
         """Add the inputs [token, channel] of one batch to every accumulator (of one expert)."""
@@ -70,8 +62,8 @@ class Tally:
 
         Experts come one after the other.
         """
-        if name in self.gradients:
-            return self.gradients[name]
+        if name in self.terms:
+            return self.terms[name]
         holder, read = STATISTICS[name]
         if holder in self.accumulators:
             return read(self.accumulators[holder]).float()
@@ -82,10 +74,34 @@ class Tally:
         ]
         return torch.cat(groups) if groups[0].dim() == 1 else torch.block_diag(*groups)
 
-    def states(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors to save, by holder."""
-        states = {name: accumulator.state() for name, accumulator in self.accumulators.items()}
-        return {**states, "gradients": self.gradients}
+    def states(self) -> dict[str, Tensor]:
+        """Tensors to keep, by `HOLDER/TENSOR`, or the name of a gradient term."""
+        states = {
+            f"{holder}/{name}": tensor
+            for holder, accumulator in self.accumulators.items()
+            for name, tensor in accumulator.state().items()
+        }
+        return {**states, **self.terms}
+
+    @classmethod
+    def of(cls, states: Mapping[str, Tensor]) -> "Tally":
+        """What `states` gave, as a tally again."""
+        held: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in states.items():
+            holder, within, part = name.partition("/")
+            if within:
+                held.setdefault(holder, {})[part] = tensor
+        return cls(
+            {
+                holder: ACCUMULATORS[holder.partition("#")[0]].from_state(state)
+                for holder, state in held.items()
+            },
+            {name: tensor for name, tensor in states.items() if "/" not in name},
+        )
+
+    def has(self, need: str) -> bool:
+        """Whether a holder, or a term, is there."""
+        return need in self.terms or any(h.partition("#")[0] == need for h in self.accumulators)
 
 
 @dataclass
@@ -102,68 +118,111 @@ class Statistics:
         for axis, tally in other.tallies.items():
             own = self.tallies.setdefault(axis, Tally())
             own.accumulators |= tally.accumulators
-            own.gradients |= tally.gradients
-
-    def merge(self, other: "Statistics") -> None:
-        """Add what another process has seen of the same axes.
-
-        Raises:
-            SecateurError: there are gradient terms, which are no sums over windows.
-        """
-        if any(tally.gradients for tally in (*self.tallies.values(), *other.tallies.values())):
-            raise SecateurError("Gradient terms of two passes do not add up; collect them in one.")
-        for axis, tally in self.tallies.items():
-            for name, accumulator in tally.accumulators.items():
-                accumulator.merge(other[axis].accumulators[name])
-
-    def save(self, path: Path) -> None:
-        """Write all accumulators and gradient terms to one safetensors file."""
-        save_file(
-            {
-                f"{axis}/{name}/{key}": tensor.contiguous()
-                for axis, tally in self.tallies.items()
-                for name, state in tally.states().items()
-                for key, tensor in state.items()
-            },
-            path,
-        )
+            own.terms |= tally.terms
 
     @classmethod
-    def read(cls, path: Path) -> "Statistics":
-        """Read what `save` wrote."""
-        states: dict[tuple[str, str], dict[str, Tensor]] = {}
-        with safe_open(path, framework="pt") as file:
-            for full in file.keys():  # noqa: SIM118 (not a dict)
-                axis, name, key = full.split("/")
-                states.setdefault((axis, name), {})[key] = file.get_tensor(full)
-        statistics = cls()
-        for (axis, name), state in states.items():
-            tally = statistics.tallies.setdefault(axis, Tally())
-            if name == "gradients":
-                tally.gradients = state
-            else:
-                kind = ACCUMULATORS[name.partition("#")[0]]
-                tally.accumulators[name] = kind.from_state(state)
-        return statistics
+    def of(cls, kept: Kept, axes: Sequence[Axis], needs: Collection[str]) -> "Statistics":
+        """What a pass has found of `axes` and `needs` (holders and terms)."""
+        names = {axis.name for axis in axes}
+        found: dict[str, dict[str, Tensor]] = {}
+        for index in kept.layers:
+            tensors = kept.found(index)
+            for full in tensors:
+                axis, _, name = full.partition("/")
+                if axis in names and name.partition("/")[0].partition("#")[0] in needs:
+                    found.setdefault(axis, {})[name] = tensors[full]
+        return cls({axis: Tally.of(states) for axis, states in found.items()})
 
 
-def collect(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) -> Statistics:
+@dataclass(frozen=True)
+class Reduction:
+    """What is made of the statistics `needs` of an axis while its layer is there."""
+
+    needs: tuple[str, ...]
+    make: Callable[[Axis, Tally], Tensor]
+
+
+# A pass over some axes that collects some needs, and keeps what it finds.
+Look = Callable[[Sequence[Axis], list[str]], Kept]
+
+
+def collect(
+    walk: Walk,
+    axes: Sequence[Axis],
+    needs: Iterable[str],
+    *,
+    reduced: Mapping[str, Reduction] | None = None,
+) -> Statistics:
     """Walk the layers once and collect the statistics `needs` of every axis' consumer input.
+
+    `reduced` are terms made of statistics that are too large to be kept, by names that say what
+    they depend on: they are made in their layer, and what they are made of goes with it. What
+    earlier passes of the store have found is not looked for again.
 
     Raises:
         SecateurError: an activation is not finite.
     """
-    holders = sorted({STATISTICS[name][0] for name in needs})
-    statistics = Statistics()
-    if not holders:
-        return statistics
-    states = walk.embed()
-    for step in walk.layers(stage="statistics"):
+    reduced = reduced or {}
+    holders = {STATISTICS[name][0] for name in needs}
+
+    def look(axes: Sequence[Axis], missing: list[str]) -> Kept:
+        kept = walk.kept("statistics", needs=missing, axes=[axis.name for axis in axes])
+        if not kept.whole:
+            own = {name: reduced[name] for name in missing if name in reduced}
+            _walk(walk, axes, [name for name in missing if name not in reduced], own, kept)
+        return kept
+
+    return what_is_missing(walk, "statistics", axes, {*holders, *reduced}, look)
+
+
+def what_is_missing(
+    walk: Walk, kind: str, axes: Sequence[Axis], needs: Collection[str], look: Look
+) -> Statistics:
+    """What earlier passes over a walk found of `axes` and `needs`, and a `look` for the rest."""
+    found = Statistics()
+    names = {axis.name for axis in axes}
+    left = set(needs)
+    for asked, kept in walk.earlier(kind):
+        if names <= set(asked["axes"]) and (there := left & set(asked["needs"])):
+            found.include(Statistics.of(kept, axes, there))
+            left -= there
+    if left and axes:
+        found.include(Statistics.of(look(axes, sorted(left)), axes, left))
+    return found
+
+
+def _walk(
+    walk: Walk,
+    axes: Sequence[Axis],
+    holders: Sequence[str],
+    reduced: Mapping[str, Reduction],
+    kept: Kept,
+) -> None:
+    """The pass: what every layer gives is kept as it is passed."""
+    of_reduced = {STATISTICS[name][0] for one in reduced.values() for name in one.needs}
+    seen = sorted({*holders, *of_reduced})
+    states = walk.embed(kept)
+    for step in walk.layers(kept, {"hidden": states}, stage="statistics"):
         here = [axis for axis in axes if axis.layer == step.index]
-        with _observed(step.module, here, holders) as tallies:
+        with _observed(step.module, here, seen) as tallies:
             step.run(states)
-        statistics.tallies.update(tallies)
-    return statistics
+        step.found = {
+            f"{axis.name}/{name}": tensor
+            for axis in here
+            for name, tensor in _kept_of(axis, tallies[axis.name], holders, reduced).items()
+        }
+    kept.end()
+
+
+def _kept_of(
+    axis: Axis, tally: Tally, holders: Sequence[str], reduced: Mapping[str, Reduction]
+) -> dict[str, Tensor]:
+    """What is kept of an axis: its accumulators, and what is made of those that are not."""
+    made = {name: reduction.make(axis, tally) for name, reduction in reduced.items()}
+    tally.accumulators = {
+        name: one for name, one in tally.accumulators.items() if name.partition("#")[0] in holders
+    }
+    return {**tally.states(), **made}
 
 
 @contextmanager

@@ -14,16 +14,18 @@ precision can hold. The factor is taken out in fp32.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from ..checkpoint import Kept, checksum, damaged
 from ..errors import SecateurError
 from ..registry import choose
 from ..structure import Axis, Member
 from .activations import Activations
-from .collect import Statistics, Tally, find
+from .collect import Statistics, find, what_is_missing
 from .stream import LayerStep, Walk, hidden_of, not_finite
 from .taylor import MODES, TERMS, Taylor
 
@@ -48,52 +50,140 @@ def collect_gradients(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) ->
             that is not finite.
     """
     wanted = {choose("gradient term", name, dict.fromkeys(GRADIENTS, name)) for name in needs}
-    statistics = Statistics()
     if not wanted or not axes:
-        return statistics
+        return Statistics()
     count, length = walk.tokens.shape
     if not count or length < 2:
         raise SecateurError("Gradients need at least one calibration window of two tokens.")
+    batch = walk.batches[0].stop if wanted <= _LINEAR else 1
     lowest = min(axis.layer for axis in axes)
-    own = _own_walk(walk, wanted, lowest)
-    kept = _kept_inputs(own, lowest)
-    _start(own, kept[-1])
-    for step in own.layers(reverse=True, lowest=lowest, stage="gradients"):
-        here = [
-            Taylor(axis, wanted, count, 1 / (length - 1), own.source.device)
-            for axis in axes
-            if axis.layer == step.index
-        ]
-        with _reduced(step, here):
-            _descend(step, kept[-2], kept[-1], here, lowest)
-        kept.pop()
-        for taylor in here:
-            statistics.tallies[taylor.axis.name] = Tally(gradients=taylor.finished())
-    return statistics
+    # the limit holds for the inputs of all layers, the last output and its gradient
+    own = walk.like(batch=batch, parts=len(walk.source) - lowest + 2)
+
+    def look(axes: Sequence[Axis], missing: list[str]) -> Kept:
+        kept = own.kept("gradients", needs=missing, axes=[axis.name for axis in axes])
+        if not kept.whole:
+            _descent(own, axes, missing, lowest, kept)
+        return kept
+
+    return what_is_missing(own, "gradients", axes, wanted, look)
 
 
-def _own_walk(walk: Walk, needs: set[str], lowest: int) -> Walk:
-    """The same way window by window where that is needed, the limit shared by all layers."""
-    batch = walk.batches[0].stop if needs <= _LINEAR else 1
-    kept = len(walk.source) - lowest + 1
-    limit = walk.limit // kept
-    return Walk(walk.source, walk.tokens, batch=batch, limit=limit, without=walk.without)
+def _descent(
+    walk: Walk, axes: Sequence[Axis], needs: Sequence[str], lowest: int, kept: Kept
+) -> None:
+    """The pass: up, with the inputs of every layer kept, then down from the loss."""
+    count, length = walk.tokens.shape
+    inputs = _Inputs(walk, lowest)
+    if len(kept.done) < len(inputs.order):
+        inputs.ascend()
+        gradient = inputs.gradient(kept.state("gradient") if kept.done else None)
+        for step in walk.layers(
+            kept, {"gradient": gradient}, reverse=True, lowest=lowest, stage="gradients"
+        ):
+            here = [
+                Taylor(axis, needs, count, 1 / (length - 1), walk.source.device)
+                for axis in axes
+                if axis.layer == step.index
+            ]
+            with _reduced(step, here):
+                _descend(step, inputs.at(step.index), gradient, here, lowest)
+            inputs.over(step.index)
+            step.found = {
+                f"{taylor.axis.name}/{name}": tensor
+                for taylor in here
+                for name, tensor in taylor.finished().items()
+            }
+    inputs.kept.drop()
+    kept.end()
 
 
-def _kept_inputs(walk: Walk, lowest: int) -> list[Activations]:
-    """The inputs of the layers from `lowest` on, and the output of the last."""
-    kept = [walk.embed()]
-    for step in walk.layers(stage="layer inputs"):
-        states = kept[-1]
-        if step.index >= lowest:
-            count, length, width = states.tensor.shape
-            kept.append(Activations((count, length, width), states.tensor.dtype, limit=walk.limit))
-        step.run(states, into=kept[-1])
-    return kept
+class _Inputs:
+    """The inputs of the layers from `lowest` on (`order`), and the output of the last."""
+
+    def __init__(self, walk: Walk, lowest: int) -> None:
+        self._walk, self._end = walk, len(walk.source)
+        self.kept = walk.kept("layer inputs", lowest=lowest)
+        self.order = [i for i in range(lowest, self._end) if i not in walk.without]
+        self._states: dict[int, Activations] = {}
+        self._sums = {
+            name: total
+            for index in self.kept.layers
+            for name, total in (self.kept.value(index) or {}).items()
+        }
+
+    def ascend(self) -> None:
+        """Go up the layers, from where an earlier run was cut short."""
+        hidden = self._walk.embed(self.kept)
+        going = {"hidden": hidden}
+        first, after = (
+            self.order[0],
+            dict(zip(self.order, [*self.order[1:], self._end], strict=True)),
+        )
+        self._like = hidden.tensor.new_empty(hidden.tensor.shape, device="meta")
+        for step in self._walk.layers(self.kept, going, stage="layer inputs"):
+            if step.index < first:
+                step.run(hidden)
+                continue
+            if step.index == first:
+                self._begin(first, hidden)
+                going.clear()
+            into = self.at(after[step.index])
+            step.run(self.at(step.index), into=into)
+            step.value = {
+                str(index): checksum(self.at(index).tensor)
+                for index in (step.index, after[step.index])
+            }
+        self.kept.end()
+
+    def _begin(self, first: int, hidden: Activations) -> None:
+        if self.kept.folder is None:
+            self._states[first] = hidden
+        else:
+            self.at(first).tensor.copy_(hidden.tensor)
+
+    def at(self, index: int) -> Activations:
+        """The input of a layer, or the last output.
+
+        Raises:
+            SecateurError: an earlier run left it damaged.
+        """
+        if index not in self._states:
+            count, length, width = self._like.shape
+            states = Activations.kept(
+                self.kept,
+                f"input-{index}",
+                (count, length, width),
+                self._like.dtype,
+                self._walk.limit,
+            )
+            expected = self._sums.get(str(index))
+            if expected is not None and expected != checksum(states.tensor):
+                raise damaged(self.kept.folder or Path())
+            self._states[index] = states
+        return self._states[index]
+
+    def over(self, index: int) -> None:
+        """The input of a layer is needed no more."""
+        self._states.pop(index, None)
+
+    def gradient(self, earlier: Tensor | None) -> Activations:
+        """The gradient of every window's summed loss by the last output, or that of an earlier run.
+
+        Further down it is that by the output of the layer that is next.
+        """
+        count, length, width = self._like.shape
+        gradient = Activations((count, length, width), self._like.dtype, limit=self._walk.limit)
+        if earlier is None:
+            _start(self._walk, self.at(self._end), gradient)
+        else:
+            gradient.tensor.copy_(earlier)
+        self.over(self._end)
+        return gradient
 
 
-def _start(walk: Walk, states: Activations) -> None:
-    """Replace the last hidden states by the gradient of every window's summed loss."""
+def _start(walk: Walk, states: Activations, into: Activations) -> None:
+    """The gradient of every window's summed loss by the last hidden states."""
     with walk.source.back() as logits_of:
         for windows in walk.batches:
             gradient = torch.zeros_like(states[windows])
@@ -101,7 +191,7 @@ def _start(walk: Walk, states: Activations) -> None:
             targets = walk.tokens[windows][:, 1:].flatten()
             pieces = torch.cat(list(_loss_gradients(logits_of, hidden, targets)))
             gradient[:, :-1] = pieces.view_as(gradient[:, :-1])
-            states[windows] = gradient
+            into[windows] = gradient
 
 
 def _loss_gradients(
@@ -135,7 +225,7 @@ def _descend(
     here: Sequence[Taylor],
     lowest: int,
 ) -> None:
-    """Send `gradients` of the layer's output down to its input, where they replace `states`."""
+    """Send `gradients` of the layer's output down to its input `states`: they become of that."""
     for windows, inputs, (args, kwargs) in step.batches(states):
         leaf = inputs.detach().requires_grad_(step.index > lowest)
         with torch.enable_grad():
@@ -146,7 +236,7 @@ def _descend(
         if leaf.grad is not None:
             if not torch.isfinite(leaf.grad).all():
                 raise not_finite(f"the gradient of the input of layer {step.index}", leaf.dtype)
-            states[windows] = leaf.grad
+            gradients[windows] = leaf.grad
 
 
 @contextmanager

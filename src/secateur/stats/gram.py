@@ -28,11 +28,6 @@ class Gram:
         self.products = self.products.to(inputs.device).addmm_(inputs.T, inputs)
         self.count += len(inputs)
 
-    def merge(self, other: "Gram") -> None:
-        """Add what another pass (another batch, another process) has seen."""
-        self.count += other.count
-        self.products = self.products + other.products.to(self.products.device)
-
     @property
     def gram(self) -> Float[Tensor, "channel channel"]:
         """X^T X over all tokens (a sum, not a mean)."""

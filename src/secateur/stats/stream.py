@@ -11,18 +11,29 @@ A second pass over the already cut prefix runs the same step twice, on two sets 
 
 and `walk.layers(reverse=True)` visits the layers from last to first: with the inputs of each layer
 kept (`step.run(states, into=next_states)`), gradients go down the same way.
+
+A pass that is kept goes on where an earlier run was cut short:
+
+    kept = walk.kept("statistics", holders=["moments"])
+    states = walk.embed(kept)                           # or those after the last layer done
+    for step in walk.layers(kept, {"hidden": states}):  # the layers that are left
+        step.run(states)
+        step.found = {"mean": ...}                      # kept with the states when the step ends
 """
 
-from collections.abc import Callable, Collection, Iterator
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from ..checkpoint import Kept, Store, code_version
 from ..errors import SecateurError
-from ..progress import track
+from ..progress import note, track
 from .activations import MEMORY_LIMIT, Activations
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -37,6 +48,11 @@ class LayerSource(Protocol):
 
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def identity(self) -> str:
+        """A hash of weights and config; empty where passes over them are not to be kept."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -57,7 +73,7 @@ class Walk:
     """A way through the layers of `source` for `tokens` [window, token], `batch` windows at once.
 
     `limit` is the number of bytes of hidden states that may stay in memory; the layers `without`
-    are not there.
+    are not there. What passes find is kept in `store`, if there is one.
     """
 
     def __init__(
@@ -68,8 +84,9 @@ class Walk:
         batch: int,
         limit: int = MEMORY_LIMIT,
         without: Collection[int] = (),
+        store: Store | None = None,
     ) -> None:
-        self.source = source
+        self.source, self.store = source, store
         self.without = frozenset(without)
         self.tokens = tokens
         self.limit = limit
@@ -78,32 +95,67 @@ class Walk:
         ]
         self._calls: list[list[Call]] = []
 
-    def repeated(self, times: int) -> "Walk":
-        """The way for the same windows `times` times over; no batch holds windows of two times."""
+    def like(
+        self,
+        *,
+        batch: int | None = None,
+        times: int = 1,
+        parts: int = 1,
+    ) -> "Walk":
+        """The way for the same windows in other batches, or `times` times over.
+
+        No batch holds windows of two times. `parts` sets of hidden states share the memory.
+        """
         other = Walk(
             self.source,
             self.tokens.repeat(times, 1),
-            batch=1,
-            limit=self.limit,
+            batch=batch or 1,
+            limit=self.limit // parts,
             without=self.without,
+            store=self.store,
         )
-        other.batches = [
-            slice(start + batch.start, start + batch.stop)
-            for start in range(0, len(other.tokens), len(self.tokens))
-            for batch in self.batches
-        ]
+        if batch is None:
+            other.batches = [
+                slice(start + own.start, start + own.stop)
+                for start in range(0, len(other.tokens), len(self.tokens))
+                for own in self.batches
+            ]
         return other
 
-    def sharing(self, parts: int) -> "Walk":
-        """The same way where `parts` sets of hidden states share the memory."""
-        other = Walk(
-            self.source, self.tokens, batch=1, limit=self.limit // parts, without=self.without
-        )
-        other.batches = self.batches
-        return other
+    def kept(self, kind: str, **asked: Any) -> Kept:
+        """The pass of a kind over this way, with what an earlier run found of it."""
+        if self.store is None or not self.source.identity:
+            return Kept()
+        return self.store.kept(kind, self.known_by, asked)
 
-    def embed(self) -> Activations:
-        """Run everything before layer 0, and note what the model passes to each layer."""
+    def earlier(self, kind: str) -> list[tuple[Mapping[str, Any], Kept]]:
+        """Whole passes of a kind over this way: what was asked, and what was found."""
+        if self.store is None or not self.source.identity:
+            return []
+        return self.store.earlier(kind, self.known_by)
+
+    @cached_property
+    def known_by(self) -> dict[str, Any]:
+        """Everything that what a pass finds depends on, besides what it is asked."""
+        source, tokens = self.source, self.tokens.contiguous()
+        return {
+            "model": source.identity,
+            "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+            "shape": list(tokens.shape),
+            "batches": [windows.stop for windows in self.batches],
+            "without": sorted(self.without),
+            "dtype": str(source.dtype),
+            "device": source.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "code": code_version(),
+        }
+
+    def embed(self, kept: Kept | None = None, name: str = "hidden") -> Activations:
+        """Run everything before layer 0, and note what the model passes to each layer.
+
+        Where an earlier run was cut short, its states `name` after the last layer that is done.
+        """
         states: Activations | None = None
         pool = _Pool()
         self._calls = []
@@ -116,21 +168,39 @@ class Walk:
                 states[windows] = hidden
                 self._calls.append([(pool.share(args), pool.share(kw)) for args, kw in calls])
         assert states is not None, "there is at least one window"
+        earlier = kept.state(name) if kept is not None and kept.done else None
+        if earlier is not None:
+            states.tensor.copy_(earlier)
         return states
 
     def layers(
         self,
+        kept: Kept | None = None,
+        states: Mapping[str, Activations] | None = None,
         *,
         reverse: bool = False,
         lowest: int = 0,
+        highest: int | None = None,
         stage: str = "layers",
     ) -> "Iterator[LayerStep]":
-        """Visit the layers from `lowest` up (or from the last down), one materialised at a time."""
-        order = [i for i in range(lowest, len(self.source)) if i not in self.without]
-        indices = reversed(order) if reverse else iter(order)
-        for index in track(indices, stage, len(order), "layer"):
+        """Visit the layers from `lowest` up to `highest` (or down), one materialised at a time.
+
+        Those that are done in `kept` are not visited. After each step, what it found is kept with
+        the `states` as they are by then.
+        """
+        last = len(self.source) - 1 if highest is None else highest
+        order = [i for i in range(lowest, last + 1) if i not in self.without]
+        done = () if kept is None else kept.done
+        left = [i for i in (reversed(order) if reverse else order) if i not in done]
+        if done and left:
+            note(f"{stage}: going on after layer {done[-1]}, where an earlier run was cut short")
+        for index in track(left, stage, len(left), "layer"):
             with self.source.layer(index) as module:
-                yield LayerStep(self, index, module)
+                step = LayerStep(self, index, module)
+                yield step
+            if kept is not None:
+                tensors = {name: one.tensor for name, one in (states or {}).items()}
+                kept.layer(index, step.found, step.value, tensors)
 
     def call(self, index: int, batch: int) -> Call:
         """The arguments besides the hidden states of layer `index` for batch number `batch`."""
@@ -138,11 +208,16 @@ class Walk:
 
 
 class LayerStep:
-    """One decoder layer with its weights, on the way."""
+    """One decoder layer with its weights, on the way.
+
+    `found` and `value` (which JSON can say) are what the pass keeps of it.
+    """
 
     def __init__(self, walk: Walk, index: int, module: nn.Module) -> None:
         self.index = index
         self.module = module
+        self.found: Mapping[str, Tensor] = {}
+        self.value: Any = None
         self._walk = walk
 
     def run(self, states: Activations, *, into: Activations | None = None) -> None:

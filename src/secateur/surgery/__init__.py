@@ -4,14 +4,13 @@ from .bias import bias
 from .depth import COARSE, with_consumers
 from .knife import PrunedWeights, removed_parameters
 from .mask_tuning import mask_tuning
-from .normal import Normal, residual_normal
+from .normal import Normal
 from .refit import Fit, refit, refit_on_held_out
-from .repair import REPAIRS, Repair
-from .sequential import FITS, TARGETS, ConsumerReport, Repaired, sequential_repair
+from .repair import REPAIRS, Repair, repair
+from .sequential import TARGETS, ConsumerReport, Repaired, sequential_repair
 
 __all__ = [
     "COARSE",
-    "FITS",
     "REPAIRS",
     "TARGETS",
     "ConsumerReport",
@@ -25,7 +24,7 @@ __all__ = [
     "refit",
     "refit_on_held_out",
     "removed_parameters",
-    "residual_normal",
+    "repair",
     "sequential_repair",
     "with_consumers",
 ]

@@ -10,9 +10,15 @@ compensation is added to it. An, Zhao, Yu, Tang, Wang (2312.11983), equation of 
 from jaxtyping import Float
 from torch import Tensor
 
+from .repair import repair
 
+
+@repair("bias", biased=True)
 def bias(
     weight: Float[Tensor, "removed width fan"], input_mean: Float[Tensor, "removed width"]
 ) -> Float[Tensor, " fan"]:
-    """Average contribution of the removed units to the consumer's output, in fp64."""
+    """Add what the removed units gave on average (FLAP).
+
+    [out], in fp64.
+    """
     return (weight.double() * input_mean.double()[:, :, None]).sum(dim=(0, 1))

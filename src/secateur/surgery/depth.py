@@ -18,10 +18,12 @@ may stay but consumers; the numbers are asked for it.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import Kept
 from ..stats import Activations, LayerStep, Walk
 from ..stats.collect import find
 from ..stats.stream import Call, hidden_of
@@ -86,13 +88,10 @@ class Depth:
                         edits[module, name] = nn.Parameter(silent, requires_grad=False)
         return edits
 
-    def starts_in(self, layer: int) -> bool:
-        """Whether something goes in this layer, or just after one of its sub-blocks."""
-        return (
-            layer in self.layers
-            or any(place[0] == layer for place in self.blocks)
-            or any(place[0] == layer for place in self.gaps)
-        )
+    @property
+    def begun(self) -> set[int]:
+        """The layers where something goes, or just after one of their sub-blocks."""
+        return {*self.layers, *(place[0] for place in (*self.blocks, *self.gaps))}
 
 
 def _before(start: Place, end: Place) -> range:
@@ -107,32 +106,70 @@ def streams_after(walk: Walk, axes: Sequence[Axis], depth: Depth) -> dict[Place,
     """
     if not depth.gaps:
         return {}
-    found: dict[Place, Activations] = {}
-    adding: set[int] = set()
+    kept = walk.kept("dense stream", gaps=sorted(depth.gaps.items()), blocks=sorted(depth.blocks))
+    ahead = _Ahead(walk, kept)
+    if not kept.whole:
+        _look_ahead(walk, axes, depth, ahead)
+        kept.end()
+    return ahead.found
+
+
+class _Ahead:
+    """Dense streams after gaps, by the sub-block before; and layers where others add to it."""
+
+    def __init__(self, walk: Walk, kept: Kept) -> None:
+        self._walk, self.kept = walk, kept
+        self.found: dict[Place, Activations] = {}
+        self.adding: set[int] = set()
+        for index in kept.layers:
+            value = kept.value(index)
+            self.adding |= {index} if value["adds"] else set()
+            for place, shape in value["found"]:
+                self.found[place[0], place[1]] = self._states(place, shape, walk.source.dtype)
+
+    def _states(self, place: Sequence[Any], shape: Sequence[int], dtype: Any) -> Activations:
+        count, length, width = shape
+        name = f"after-{place[0]}-{place[1]}"
+        return Activations.kept(self.kept, name, (count, length, width), dtype, self._walk.limit)
+
+    def add(self, start: Place, states: Activations) -> tuple[Place, list[int]]:
+        """Keep the stream after the gap that follows `start`; what says so in the layer's value."""
+        if self.kept.folder is not None:
+            own = self._states(start, states.tensor.shape, states.tensor.dtype)
+            own.tensor.copy_(states.tensor)
+            states = own
+        self.found[start] = states
+        return start, list(states.tensor.shape)
+
+
+def _look_ahead(walk: Walk, axes: Sequence[Axis], depth: Depth, ahead: _Ahead) -> None:
+    """The pass: the dense model up to where the last gap ends."""
     ends = {end: start for start, end in depth.gaps.items()}
-    last = max(layer for layer, _ in ends)
-    dense = walk.embed()
-    for step in walk.layers(stage="dense stream"):
+    dense = walk.embed(ahead.kept)
+    highest = max(layer for layer, _ in ends)
+    for step in walk.layers(ahead.kept, {"hidden": dense}, highest=highest, stage="dense stream"):
         own = [axis for axis in axes if axis.layer == step.index and not axis.of]
         kinds = sorted({axis.kind for axis in own})
+        found = []
         for kind in kinds[:-1]:
             start = ends.get((step.index, kind))
-            if start is not None and not adding.intersection(_before(start, (step.index, kind))):
+            if start is not None and not ahead.adding.intersection(
+                _before(start, (step.index, kind))
+            ):
                 between = _between(walk, step, dense, own, kind)
                 if between is not None:
-                    found[start] = between
-        if depth.spans(step.index) and not _consumers_alone(step, dense, own, depth):
-            adding.add(step.index)
+                    found.append(ahead.add(start, between))
+        adds = depth.spans(step.index) and not _consumers_alone(step, dense, own, depth)
+        if adds:
+            ahead.adding.add(step.index)
         place = (step.index, kinds[-1]) if kinds else None
         start = ends.get(place) if place else None
-        if place and start is not None and not adding.intersection(_before(start, place)):
+        if place and start is not None and not ahead.adding.intersection(_before(start, place)):
             stays = step.index not in depth.layers and step.index != start[0]
             silent = depth.silenced(step) if stays else None
-            found[start] = _with_what_goes(walk, step, dense, silent)
+            found.append(ahead.add(start, _with_what_goes(walk, step, dense, silent)))
+        step.value = {"found": found, "adds": adds}
         step.run(dense)
-        if step.index == last:
-            break
-    return found
 
 
 def _with_what_goes(

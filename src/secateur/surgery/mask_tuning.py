@@ -7,7 +7,7 @@ With y_u = Z_u W_u^T what unit u gives, and R = T - sum_u y_u - b:
     (N + mu I) (s - 1) = r
 
 Kwon, Kim, Mahoney, Hassoun, Keutzer, Gholami (2204.09656). They stop at the first layer whose scale
-leaves [-10, 10]; so does the caller here, by `sane`.
+leaves [-10, 10]; so does this here.
 """
 
 import torch
@@ -16,21 +16,22 @@ from torch import Tensor
 
 from .normal import Normal
 from .refit import Fit
+from .repair import repair
 from .solve import factor
 
 DAMPING = 1.0
 LIMIT = 10.0
 
 
+@repair("mask-tuning")
 def mask_tuning(
     normal: Normal,
     weight: Float[Tensor, "out in"],
     owner: Int64[Tensor, " in"],
-    damping: float = DAMPING,
-    *,
+    damping: float | None = None,
     where: str = "",
-) -> tuple[Float[Tensor, " unit"], Fit]:
-    """The scale of every unit, and the change of the kept weights that it amounts to.
+) -> Fit:
+    """Scale each kept unit by least squares, layer after layer (Kwon et al.).
 
     `owner` says to which kept unit (from 0) a channel belongs; -1 to none, and it stays as it is.
 
@@ -44,14 +45,13 @@ def mask_tuning(
     members = members.to(weight.device)
     matrix = members.T @ ((weight.T @ weight) * normal.inputs) @ members
     right = members.T @ (weight.T * normal.cross).sum(dim=1, keepdim=True)
-    factored = factor(matrix, damping, where=where)
+    factored = factor(matrix, DAMPING if damping is None else damping, where=where)
     moved = factored.solve(right).flatten()
     warnings = () if factored.warning is None else (factored.warning,)
+    sane = bool(((1 + moved).abs() <= LIMIT).all())
+    if not sane:
+        why = f"{where}: a scale left [-10, 10]; nothing from here on is tuned"
+        warnings = (*warnings, why)
     added = torch.zeros_like(normal.residual_sum)
     change = weight * (members @ moved)
-    return 1 + moved, Fit(change, added, factored.damping, factored.condition, warnings)
-
-
-def sane(scales: Float[Tensor, " unit"]) -> bool:
-    """Whether all scales lie in [-10, 10]."""
-    return bool((scales.abs() <= LIMIT).all())
+    return Fit(change, added, factored.damping, factored.condition, warnings, stop=not sane)

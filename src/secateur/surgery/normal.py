@@ -55,13 +55,6 @@ class Normal:
         self.square += residual.square().sum()
         self.count += len(inputs)
 
-    def merge(self, other: "Normal") -> None:
-        """Add what another pass (another batch, another process) has seen."""
-        self.count += other.count
-        for name in ("inputs", "cross", "input_sum", "residual_sum", "square"):
-            mine = getattr(self, name)
-            mine += getattr(other, name).to(mine.device)
-
     def error(
         self,
         change: Float[Tensor, "out in"] | None = None,
@@ -76,27 +69,3 @@ class Normal:
         if change is not None and added is not None:
             value += 2 * added @ (change @ self.input_sum)
         return max(float(value), 0.0)
-
-
-def residual_normal(
-    products: Float[Tensor, "in in"],
-    target_cross: Float[Tensor, "in out"],
-    input_sum: Float[Tensor, " in"],
-    target_sum: Float[Tensor, " out"],
-    target_square: Float[Tensor, ""],
-    count: int,
-    weight: Float[Tensor, "out in"],
-    bias: Float[Tensor, " out"] | None = None,
-) -> Normal:
-    """The same from sums over targets T: Z^T Z, Z^T T, sum Z, sum T, sum T^2."""
-    bias = torch.zeros_like(target_sum) if bias is None else bias.to(target_sum.dtype)
-    start = Normal(count, products, target_cross, input_sum, target_sum, target_square)
-    weight = weight.to(products.dtype)
-    return Normal(
-        count,
-        products,
-        target_cross - products @ weight.T - torch.outer(input_sum, bias),
-        input_sum,
-        target_sum - weight @ input_sum - count * bias,
-        torch.tensor(start.error(weight, bias), dtype=products.dtype, device=products.device),
-    )

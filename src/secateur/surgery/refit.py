@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..errors import SecateurError
 from .normal import Normal
+from .repair import repair
 from .solve import factor
 
 # From a light touch to the bias alone.
@@ -33,16 +34,20 @@ DAMPING = 0.01
 
 @dataclass(frozen=True)
 class Fit:
-    """What a repair adds to a consumer: dW and db; `damping` is the lambda in force."""
+    """What a repair adds to a consumer: dW and db; `damping` is the lambda in force.
+
+    With `stop` this one and all that follow stay as they are.
+    """
 
     change: Float[Tensor, "out in"]
     added: Float[Tensor, " out"]
     damping: float
     condition: float
     warnings: tuple[str, ...] = ()
+    stop: bool = False
 
 
-def refit(normal: Normal, damping: float = DAMPING, *, affine: bool = True, where: str = "") -> Fit:
+def refit(normal: Normal, damping: float = DAMPING, *, where: str = "") -> Fit:
     """The change of the kept weights that fits the target, damped by `damping` (lambda).
 
     `where` names the layer in warnings and errors.
@@ -57,18 +62,14 @@ def refit(normal: Normal, damping: float = DAMPING, *, affine: bool = True, wher
     mean = normal.input_sum / normal.count
     left = normal.residual_sum / normal.count
     if math.isinf(damping):
-        still = torch.zeros_like(normal.cross.T)
-        return Fit(still, left if affine else torch.zeros_like(left), damping, 1.0)
-    products, cross = normal.inputs, normal.cross
-    if affine:
-        products = products - normal.count * torch.outer(mean, mean)
-        cross = cross - normal.count * torch.outer(mean, left)
+        return Fit(torch.zeros_like(normal.cross.T), left, damping, 1.0)
+    products = normal.inputs - normal.count * torch.outer(mean, mean)
+    cross = normal.cross - normal.count * torch.outer(mean, left)
     scale = _scales(normal)
     factored = factor(products * torch.outer(scale, scale), damping, where=where)
     change = (factored.solve(cross * scale[:, None]) * scale[:, None]).T
-    added = left - change @ mean if affine else torch.zeros_like(left)
     warnings = () if factored.warning is None else (factored.warning,)
-    return Fit(change, added, factored.damping, factored.condition, warnings)
+    return Fit(change, left - change @ mean, factored.damping, factored.condition, warnings)
 
 
 def _scales(normal: Normal) -> Float[Tensor, " in"]:
@@ -82,7 +83,6 @@ def refit_on_held_out(
     held_out: Normal,
     dampings: Sequence[float] = DAMPINGS,
     *,
-    affine: bool = True,
     where: str = "",
 ) -> Fit:
     """The refit to `normal` whose error on other tokens is least, of those with `dampings`.
@@ -93,9 +93,19 @@ def refit_on_held_out(
     Raises:
         SecateurError: as `refit`.
     """
-    fits = [refit(normal, damping, affine=affine, where=where) for damping in dampings]
+    fits = [refit(normal, damping, where=where) for damping in dampings]
     still = Fit(
         torch.zeros_like(normal.cross.T), torch.zeros_like(normal.residual_sum), math.inf, 1.0
     )
     best = min(fits, key=lambda fit: (held_out.error(fit.change, fit.added), -fit.damping))
     return best if held_out.error(best.change, best.added) < held_out.error() else still
+
+
+@repair("refit", biased=True)
+def least_squares(
+    normal: Normal, held_out: Normal | None, damping: float | None, where: str
+) -> Fit:
+    """Refit the kept weights and a bias by least squares, layer after layer."""
+    if held_out is not None:
+        return refit_on_held_out(normal, held_out, where=where)
+    return refit(normal, DAMPING if damping is None else damping, where=where)

@@ -1,49 +1,73 @@
-"""Repairs by name: which statistics each needs, and what it adds to the consumers' biases."""
+"""The registry of repairs. A repair's parameter names are the list of what it needs.
 
+One that is made of what the removed units gave, and adds to the consumer's bias [out]:
+
+| parameter | what it is | shape |
+|---|---|---|
+| `weight` | the removed units' part of the consumer's weight | [removed, width, out] |
+| `input_mean`, `input_var`, `input_norm` | statistics of their inputs | [removed, width] |
+
+One that fits every consumer in sequence (`secateur.surgery.sequential`), and gives a `Fit`:
+
+| parameter | what it is | shape |
+|---|---|---|
+| `normal`, `held_out` | normal matrices of the tokens to fit to, and of held-out ones | |
+| `weight` | the weights that stay | [out, in] |
+| `owner` | to which kept unit each of their channels belongs | [in] |
+| `damping` | the setting of that name; None: the repair's own | |
+| `where` | what the consumer is called in messages | |
+"""
+
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from ..importance import Ingredients
-from ..structure import Axis, Plan
-from .bias import bias
-from .sequential import FITS
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """A repair: statistics needed, and a function of (axis, plan, weight, statistics) to a bias.
-
-    The bias [out] is to be added to the consumer's, None if nothing is. With `fit`, the consumers
-    are fitted in sequence instead (`secateur.surgery.sequential`).
-    """
+    """A repair by name; `biased` says that consumers may have a bias by it that had none."""
 
     name: str
-    summary: str
-    needs: tuple[str, ...]
-    added_bias: Callable[[Axis, Plan, Tensor, Ingredients], Tensor | None]
-    fit: str | None = None
+    function: Callable[..., Any]
+    biased: bool
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n")[0]
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """What the function takes."""
+        return tuple(inspect.signature(self.function).parameters)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Statistics that it is made of."""
+        return tuple(name for name in self.asks if name.startswith("input_"))
+
+    @property
+    def fits(self) -> bool:
+        """Whether consumers are fitted in sequence, on calibration tokens."""
+        return "normal" in self.asks
 
 
-def _nothing(axis: Axis, plan: Plan, weight: Tensor, statistics: Ingredients) -> Tensor | None:
-    return None
+REPAIRS: dict[str, Repair] = {}
 
 
-def _bias(axis: Axis, plan: Plan, weight: Tensor, statistics: Ingredients) -> Tensor | None:
-    removed = plan.removed_tensor(axis)
-    if not len(removed):
-        return None
-    mean = statistics["input_mean"][axis.consumer.blocks.indices(torch.arange(axis.units))]
-    return bias(axis.consumer.view(weight, axis.units)[removed], mean[removed])
+def repair(
+    name: str, *, biased: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as the repair `name`."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        REPAIRS[name] = Repair(name, function, biased)
+        return function
+
+    return register
 
 
-REPAIRS = {
-    "none": Repair("none", "Leave the kept weights as they are.", (), _nothing),
-    "bias": Repair(
-        "bias", "Add what the removed units gave on average (FLAP).", ("input_mean",), _bias
-    ),
-    "refit": Repair("refit", FITS["refit"], (), _nothing, "refit"),
-    "mask-tuning": Repair("mask-tuning", FITS["mask_tuning"], (), _nothing, "mask_tuning"),
-}
+@repair("none")
+def none() -> None:
+    """Leave the kept weights as they are."""

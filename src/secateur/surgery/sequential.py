@@ -24,13 +24,15 @@ what is missing from the stream cannot be added to it, and it is fitted to `dens
 Whole layers and blocks that go are skipped by the student; what is fitted for them, `depth` says.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..checkpoint import Kept, OnDemand, digest
 from ..registry import choose
 from ..stats import Activations, LayerStep, Walk
 from ..stats.collect import find
@@ -38,21 +40,16 @@ from ..stats.stream import not_finite
 from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan, Structure
 from .depth import COARSE, Depth, Place, streams_after
-from .mask_tuning import DAMPING as MASK_DAMPING
-from .mask_tuning import mask_tuning, sane
 from .normal import Normal
 from .observe import Consumer, Seen, see, stream_multipliers
-from .refit import DAMPING, Fit, refit, refit_on_held_out
+from .refit import Fit
+from .repair import REPAIRS, Repair
 
 TARGETS = {
     "residual": "the dense residual stream after the sub-block",
     "dense_output": "the dense model's output of the consumer",
     "own_output": "the consumer's own output before the cut",
     "one_shot": "the dense model's output, on the dense model's inputs",
-}
-FITS = {
-    "refit": "Refit the kept weights and a bias by least squares, layer after layer.",
-    "mask_tuning": "Scale each kept unit by least squares, layer after layer (Kwon et al.).",
 }
 # Of the windows, the share that only chooses the damping.
 HELD_OUT = 1 / 8
@@ -83,12 +80,25 @@ class ConsumerReport:
 class Repaired:
     """New tensors by name, consumers' weights with their kept columns only, and the reports.
 
-    `notes` say what could not be mended.
+    Tensors are read when they are asked for. `notes` say what could not be mended.
     """
 
     tensors: Mapping[str, Tensor]
     reports: tuple[ConsumerReport, ...]
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, kept: Kept, depth: Depth) -> "Repaired":
+        """What a whole repair found."""
+        layers = {name: index for index in kept.layers for name in kept.found(index)}
+        values = [kept.value(index) or {} for index in kept.layers]
+        reports = [one for value in values for one in value.get("reports", ())]
+        mended = {(p[0], p[1]) for value in values for p in value.get("anticipated", ())}
+        return cls(
+            OnDemand(layers, lambda name: kept.found(layers[name])[name]),
+            tuple(ConsumerReport(**{**r, "warnings": tuple(r["warnings"])}) for r in reports),
+            tuple(_unmended(depth, mended)),
+        )
 
 
 def sequential_repair(
@@ -96,7 +106,7 @@ def sequential_repair(
     structure: Structure,
     plan: Plan,
     *,
-    fit: str = "refit",
+    repair: str = "refit",
     target: str = "residual",
     damping: float | None = None,
     every: bool = True,
@@ -104,45 +114,71 @@ def sequential_repair(
     """Repair the consumers of all axes that `plan` cuts, by the calibration tokens of `walk`.
 
     `structure` has the fine axes of all layers, and the coarse ones that `plan` may remove.
-    `damping` None is chosen for each consumer on the last eighth of the windows, which then fit
-    nothing, so that their error never rises. With `every`, consumers that lose nothing but come
-    after some that do repay the error that they inherit.
+    `damping` None is the repair's own; refit then chooses it for each consumer on the last eighth
+    of the windows, which fit nothing, so that their error never rises. With `every`, consumers that
+    lose nothing but come after some that do repay the error that they inherit.
 
     Raises:
-        SecateurError: no such fit or target, activations that are not finite.
+        SecateurError: no such repair or target, activations that are not finite.
     """
-    choose("fit", fit, FITS)
+    chosen = choose("repair", repair, {name: one for name, one in REPAIRS.items() if one.fits})
     choose("target", target, TARGETS)
-    fine = [axis for axis in structure.axes if axis.granularity not in COARSE]
     depth = Depth.of(structure.axes, plan)
-    walk = walk.sharing(2 + len(depth.gaps))
-    ahead = streams_after(walk, fine, depth) if target == "residual" else {}
-    surgeon = _Surgeon(walk, plan, fit, target, damping, every, depth, ahead)
-    dense = walk.embed()
-    student: Activations | None = None
-    for step in walk.layers(stage="repair"):
-        axes = [axis for axis in fine if axis.layer == step.index]
-        touched = depth.starts_in(step.index) or any(plan.removed(axis) for axis in axes)
-        if student is None and not touched:
+    walk = walk.like(parts=2 + len(depth.gaps))
+    kept = walk.kept(
+        "repair",
+        plan=digest(plan.keep),
+        axes=digest([axis.name for axis in structure.axes]),
+        repair=repair,
+        target=target,
+        damping=damping,
+        every=every,
+    )
+    if not kept.whole:
+        fine = [axis for axis in structure.axes if axis.granularity not in COARSE]
+        ahead = streams_after(walk, fine, depth) if target == "residual" else {}
+        windows = len(walk.tokens)
+        held = "held_out" in chosen.asks and damping is None and windows > 1
+        stopped = any((kept.value(i) or {}).get("stopped") for i in kept.done)
+        surgeon = _Surgeon(
+            plan, chosen, target, damping, every, depth, ahead, windows if held else 0, stopped
+        )
+        _operate(walk, fine, surgeon, kept)
+        kept.end()
+    return Repaired.of(kept, depth)
+
+
+def _operate(walk: Walk, axes: Sequence[Axis], surgeon: "_Surgeon", kept: Kept) -> None:
+    """The pass: the dense model, and from the first layer that changes the student beside it."""
+    touched = {axis.layer for axis in axes if axis.layer >= 0 and surgeon.touches(axis)}
+    begins = min(touched | surgeon.depth.begun, default=len(walk.source))
+    states = {"dense": walk.embed(kept, "dense")}
+    earlier = kept.state("student") if kept.done else None
+    if earlier is not None:
+        states["student"] = Activations.of(earlier, limit=walk.limit)
+    for step in walk.layers(kept, states, stage="repair"):
+        dense = states["dense"]
+        if step.index < begins:
             step.run(dense)
             continue
-        if student is None:
-            student = dense if target == "one_shot" else dense.clone(limit=walk.limit)
-        if step.index in depth.layers:
+        if "student" not in states and surgeon.target != "one_shot":
+            states["student"] = dense.clone(limit=walk.limit)
+        if step.index in surgeon.depth.layers:
             step.run(dense)
             continue
-        student_has = surgeon.repair_layer(step, axes, dense, student)
+        student = states.get("student", dense)
+        here = [axis for axis in axes if axis.layer == step.index]
+        student_has = surgeon.repair_layer(step, here, dense, student)
         step.run(dense)
         if student is not dense:
             with substituted(student_has):
                 step.run(student)
-    return Repaired(surgeon.tensors, tuple(surgeon.reports), tuple(_unmended(depth, surgeon)))
 
 
-def _unmended(depth: Depth, surgeon: "_Surgeon") -> Iterator[str]:
+def _unmended(depth: Depth, mended: Iterable[Place]) -> Iterator[str]:
     """What goes, and no linear before it could be fitted to."""
     for start, (layer, kind) in depth.gaps.items():
-        if start not in surgeon.anticipated:
+        if start not in mended:
             yield (
                 f"no linear before it is fitted to what went up to the {kind} of layer {layer}"
                 " (experts, a norm or a module that is left whole stand between, or blocks run side"
@@ -170,40 +206,58 @@ class _Layer:
 
 
 class _Surgeon:
-    """Repairs layer after layer and keeps what it has found."""
+    """Repairs one layer after the other; each finds its tensors and says how well it went."""
 
     def __init__(
         self,
-        walk: Walk,
         plan: Plan,
-        fit: str,
+        repair: Repair,
         target: str,
         damping: float | None,
         every: bool,
         depth: Depth,
         ahead: Mapping[Place, Activations],
+        held: int = 0,
+        stopped: bool = False,
     ) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self.reports: list[ConsumerReport] = []
-        self.anticipated: set[Place] = set()
-        self._plan, self._fit, self._target, self._every = plan, fit, target, every
-        self._damping, self._depth, self._ahead = damping, depth, ahead
-        windows = len(walk.tokens)
-        self._held = fit == "refit" and damping is None and windows > 1
-        self._fitted = windows - max(1, int(windows * HELD_OUT)) if self._held else windows
-        self._stopped = False
+        self.target, self.depth = target, depth
+        self._plan, self._repair, self._damping, self._every = plan, repair, damping, every
+        self._ahead = ahead
+        # of so many windows the last ones are held out; 0: none are
+        self._fitted = held - max(1, int(held * HELD_OUT)) if held else None
+        self._stopped = stopped
+        self._tensors: dict[str, Tensor] = {}
+        self._reports: list[ConsumerReport] = []
+        self._anticipated: list[Place] = []
+
+    def touches(self, axis: Axis) -> bool:
+        """Whether an axis loses units."""
+        return bool(self._plan.removed(axis))
 
     def repair_layer(
         self, step: LayerStep, axes: Sequence[Axis], dense: Activations, student: Activations
     ) -> Substitutes:
         """Find the new tensors of one layer; give the parameters that make it the student's."""
+        self._tensors, self._reports, self._anticipated = {}, [], []
+        edits = self._mended(step, axes, dense, student)
+        step.found = self._tensors
+        step.value = {
+            "reports": [asdict(report) for report in self._reports],
+            "anticipated": self._anticipated,
+            "stopped": self._stopped,
+        }
+        return edits
+
+    def _mended(
+        self, step: LayerStep, axes: Sequence[Axis], dense: Activations, student: Activations
+    ) -> Substitutes:
         linears = [axis for axis in axes if axis.consumer.parameter == "weight"]
         consumers = [Consumer.of(axis, self._plan, step.module) for axis in linears]
-        edits = {**self._cut_experts(step, axes), **self._depth.silenced(step)}
+        edits = {**self._cut_experts(step, axes), **self.depth.silenced(step)}
         if not consumers:
             return edits
         cut = {axis.consumer.module for axis in axes if self._plan.removed(axis)}
-        gone = {a.consumer.module for a in linears if (a.layer, a.kind) in self._depth.blocks}
+        gone = {a.consumer.module for a in linears if (a.layer, a.kind) in self.depth.blocks}
         _, inputs, call = next(step.batches(dense))
         multipliers = stream_multipliers(step.module, inputs, call, consumers)
         ahead = self._ahead_of(axes, multipliers)
@@ -215,8 +269,8 @@ class _Surgeon:
             only_cut = consumer.edit(consumer.weight, consumer.bias)
             edits = {**edits, **only_cut}
             if not self._stopped:
-                before = only_cut if self._target == "one_shot" else edits
-                edits = {**edits, **self._repair(layer, consumer, before)}
+                before = only_cut if self.target == "one_shot" else edits
+                edits = {**edits, **self._fit(layer, consumer, before)}
         return edits
 
     def _ahead_of(
@@ -236,7 +290,7 @@ class _Surgeon:
             last = max(own, key=called.index) if linear else None
             if states is not None and last is not None and multipliers[last]:
                 found[last] = states
-                self.anticipated.add((axis.layer, axis.kind))
+                self._anticipated.append((axis.layer, axis.kind))
         return found
 
     def _cut_experts(self, step: LayerStep, axes: Sequence[Axis]) -> Substitutes:
@@ -252,31 +306,28 @@ class _Surgeon:
                 )
         return edits
 
-    def _repair(self, layer: _Layer, consumer: Consumer, edits: Substitutes) -> Substitutes:
+    def _fit(self, layer: _Layer, consumer: Consumer, edits: Substitutes) -> Substitutes:
         """Fit one consumer, note and report it; nothing if it is to stay cut as it is."""
         normal, held, power = self._gather(layer, consumer, edits)
         scored = held or normal
         before = scored.error() / max(power, _TINY)
-        found = self._fit_to(consumer, normal, held)
+        found = self._found(consumer, normal, held)
+        self._stopped = found.stop
         after = scored.error(found.change, found.added) / max(power, _TINY)
-        warnings = found.warnings
-        if self._stopped:
-            why = f"{consumer.name}: a scale left [-10, 10]; nothing from here on is tuned"
-            warnings, after = (*warnings, why), before
         moved = bool(found.change.any() or found.added.any())
-        self.reports.append(
+        self._reports.append(
             ConsumerReport(
                 consumer.name,
-                layer.target(consumer.name, self._target),
-                0.0 if self._stopped else found.damping,
+                layer.target(consumer.name, self.target),
+                0.0 if found.stop else found.damping,
                 found.condition,
                 before,
-                after,
-                warnings,
-                fitted=moved and not self._stopped,
+                before if found.stop else after,
+                found.warnings,
+                fitted=moved and not found.stop,
             )
         )
-        return {} if self._stopped else self._kept(consumer, found)
+        return {} if found.stop else self._kept(consumer, found)
 
     def _kept(self, consumer: Consumer, found: Fit) -> Substitutes:
         """Note the new tensors of a consumer."""
@@ -284,23 +335,22 @@ class _Surgeon:
         bias = consumer.bias
         if bias is not None or found.added.any():
             bias = found.added + (0 if bias is None else bias)
-            self.tensors[f"{consumer.name}.bias"] = bias.float().cpu()
-        self.tensors[f"{consumer.name}.weight"] = weight.float().T.movedim(0, consumer.dim).cpu()
+            self._tensors[f"{consumer.name}.bias"] = bias.float().cpu()
+        self._tensors[f"{consumer.name}.weight"] = weight.float().T.movedim(0, consumer.dim).cpu()
         return consumer.edit(weight, bias)
 
-    def _fit_to(self, consumer: Consumer, normal: Normal, held: Normal | None) -> Fit:
-        """The fit that was asked for; a scale out of bounds stops all that follow."""
-        where = consumer.name
-        if self._fit == "mask_tuning":
-            damping = MASK_DAMPING if self._damping is None else self._damping
-            scales, found = mask_tuning(
-                normal, consumer.weight, consumer.owner, damping, where=where
-            )
-            self._stopped = not sane(scales)
-            return found
-        if held is not None:
-            return refit_on_held_out(normal, held, where=where)
-        return refit(normal, DAMPING if self._damping is None else self._damping, where=where)
+    def _found(self, consumer: Consumer, normal: Normal, held: Normal | None) -> Fit:
+        """What the repair makes of a consumer."""
+        given: dict[str, Callable[[], Any]] = {
+            "normal": lambda: normal,
+            "held_out": lambda: held,
+            "weight": lambda: consumer.weight,
+            "owner": lambda: consumer.owner,
+            "damping": lambda: self._damping,
+            "where": lambda: consumer.name,
+        }
+        fit: Fit = self._repair.function(**{name: given[name]() for name in self._repair.asks})
+        return fit
 
     def _gather(
         self, layer: _Layer, consumer: Consumer, edits: Substitutes
@@ -313,7 +363,7 @@ class _Surgeon:
         outputs, inputs = consumer.weight.shape
         device = consumer.weight.device
         normal = Normal.empty(inputs, outputs, device=device)
-        held = Normal.empty(inputs, outputs, device=device) if self._held else None
+        held = None if self._fitted is None else Normal.empty(inputs, outputs, device=device)
         power = 0.0
         pairs = zip(layer.step.batches(layer.dense), layer.step.batches(layer.student), strict=True)
         for (windows, hidden, call), (_, other, _) in pairs:
@@ -325,7 +375,9 @@ class _Surgeon:
             if not torch.isfinite(residual).all():
                 raise not_finite(f"the output of {consumer.name}", other.dtype)
             kept = pupil.inputs[consumer.name][..., consumer.kept.to(device)]
-            fitted = min(max(self._fitted - windows.start, 0), len(goal))
+            fitted = len(goal)
+            if self._fitted is not None:
+                fitted = min(max(self._fitted - windows.start, 0), len(goal))
             normal.update(kept[:fitted].flatten(0, -2), residual[:fitted].flatten(0, -2))
             if held is not None:
                 held.update(kept[fitted:].flatten(0, -2), residual[fitted:].flatten(0, -2))
@@ -337,13 +389,13 @@ class _Surgeon:
         self, layer: _Layer, consumer: Consumer, teacher: Seen, pupil: Seen, windows: slice
     ) -> Float[Tensor, "*token out"]:
         """The target of one consumer for one batch, fp32."""
-        if self._target == "own_output":
+        if self.target == "own_output":
             with torch.no_grad():
                 own: Tensor = consumer.module(pupil.inputs[consumer.name])
             return own.float()
         goal = teacher.outputs[consumer.name].float()
         multiplier = layer.multipliers[consumer.name]
-        if layer.target(consumer.name, self._target) != "residual" or multiplier is None:
+        if layer.target(consumer.name, self.target) != "residual" or multiplier is None:
             return goal
         gap = teacher.before.float() - pupil.before.float()
         for name in teacher.outputs:

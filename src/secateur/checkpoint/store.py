@@ -1,0 +1,212 @@
+"""A store of passes: a folder that holds what walks over layers found, each under a key.
+
+    STORE/statistics-0123456789ab-cdef01234567/      one pass: see `kept`
+        about.json    everything that it depends on: what the name is a hash of
+        lock          held by the run that makes or reads it
+
+The first hash is of the walk (weights, tokens, arithmetic, code), the second of what was asked on
+it, so that a run finds what others asked on the same walk. A pass whose lock another run holds is
+made in memory; of those that nobody holds, the oldest go when all are larger than the limit.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import SecateurError
+from ..parsing import parse_json, read_text
+from ..progress import note
+from .kept import Kept
+from .lock import locked
+
+GIB = 20.0
+_ABOUT, _LOCK = "about.json", "lock"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass in a store: its folder, what it depends on, and whether it is whole."""
+
+    folder: Path
+    about: Mapping[str, Any]
+    whole: bool
+    bytes: int
+
+    @property
+    def kind(self) -> str:
+        """What was looked for on the way."""
+        return str(self.about.get("kind", "?"))
+
+
+class Store:
+    """Passes in `folder`, which is made when the first is; `gib` GiB of them stay.
+
+    With `fresh` nothing that is there is looked at, and it goes as far as it is made anew.
+    Leave it (`with`) to let others have the passes.
+    """
+
+    def __init__(self, folder: Path, *, gib: float = GIB, fresh: bool = False) -> None:
+        self.folder, self._limit, self._fresh = folder, gib * 2**30, fresh
+        self._open: dict[str, Kept] = {}
+        self._locks = ExitStack()
+        self._told: set[str] = set()
+        self._seconds = 0.0
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._locks.close()
+        for name, kept in self._open.items():
+            if kept.dropped:
+                _removed(self.folder / name)
+        self._seconds = self.seconds
+        self._open.clear()
+        self._bound()
+
+    def kept(self, kind: str, walk: Mapping[str, Any], asked: Mapping[str, Any]) -> Kept:
+        """The pass of a kind over a walk, with what an earlier run found of it."""
+        about = {"kind": kind, "walk": dict(walk), "asked": dict(asked)}
+        name = f"{_stem(kind, walk)}-{digest(asked)[:12]}"
+        if name not in self._open:
+            self._open[name] = self._opened(self.folder / name, about)
+        return self._open[name]
+
+    def earlier(self, kind: str, walk: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Kept]]:
+        """The whole passes of a kind over a walk: what was asked, and what was found."""
+        found = []
+        for folder in sorted(self.folder.glob(f"{_stem(kind, walk)}-*")):
+            if self._fresh and folder.name not in self._open:
+                continue
+            with suppress(SecateurError):  # damaged: as if it were not there
+                asked = _about(folder)["asked"]
+                kept = self.kept(kind, walk, asked)
+                if kept.whole:
+                    found.append((asked, kept))
+        return found
+
+    def passes(self) -> list[Pass]:
+        """What is there, the latest used first."""
+        found = []
+        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
+            with suppress(SecateurError, OSError):
+                about = _about(folder)
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                found.append(Pass(folder, about, Kept(folder, made=False).whole, size))
+        return sorted(found, key=lambda one: -(one.folder / _ABOUT).stat().st_mtime)
+
+    def clean(self) -> int:
+        """Remove all that nobody holds; how many bytes that were."""
+        freed = sum(one.bytes for one in self.passes() if _removed(one.folder))
+        with suppress(OSError):  # not empty
+            self.folder.rmdir()
+        return freed
+
+    @property
+    def seconds(self) -> float:
+        """How long the passes took that can be gone on with; those of earlier runs: for ever."""
+        return self._seconds + sum(kept.seconds for kept in self._open.values())
+
+    def _opened(self, folder: Path, about: Mapping[str, Any]) -> Kept:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._locks.enter_context(locked(folder / _LOCK, folder))
+            if self._fresh:
+                _emptied(folder)
+            if not (folder / _ABOUT).is_file():
+                (folder / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+            (folder / _ABOUT).touch()
+        except OSError as error:
+            self._tell(f"passes cannot be kept in {self.folder} ({error.strerror})")
+            return Kept()
+        except SecateurError:  # another run holds it
+            return self._others(folder, about["kind"])
+        try:
+            kept = Kept(folder)
+        except SecateurError:
+            self._tell(f"what an earlier run kept of the {about['kind']} is damaged: made anew")
+            _emptied(folder)
+            return Kept(folder)
+        if kept.whole:
+            self._tell(f"{about['kind']}: as an earlier run found it (--fresh looks again)")
+        return kept
+
+    def _others(self, folder: Path, kind: str) -> Kept:
+        """What another run has made of a pass, or one of our own in memory while it still does."""
+        with suppress(SecateurError):
+            if (kept := Kept(folder, made=False)).whole:
+                return kept
+        self._tell(f"another run makes the same pass ({kind}): this one keeps none")
+        return Kept()
+
+    def _tell(self, message: str) -> None:
+        """Once is enough: a comparison has many passes of a kind."""
+        if message not in self._told:
+            self._told.add(message)
+            note(message)
+
+    def _bound(self) -> None:
+        """Remove the oldest passes that are over the limit."""
+        total = 0
+        for one in self.passes():
+            total += one.bytes
+            if total > self._limit:
+                _removed(one.folder)
+
+
+def digest(value: Any) -> str:
+    """A hash of what JSON can say."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """A hash of the package: another release may find something else."""
+    root = Path(__file__).parent.parent
+    parts = (file.read_bytes() for file in sorted(root.rglob("*.py")))
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _stem(kind: str, walk: Mapping[str, Any]) -> str:
+    return f"{kind.replace(' ', '-')}-{digest(walk)[:12]}"
+
+
+def _about(folder: Path) -> Mapping[str, Any]:
+    """What a pass depends on.
+
+    Raises:
+        SecateurError: the folder holds none.
+    """
+    file = folder / _ABOUT
+    unsound = SecateurError(f"{file} is damaged.\nRemove {folder}.")
+    about = parse_json(read_text(file), lambda why: unsound)
+    if not isinstance(about, dict) or not isinstance(about.get("asked"), dict):
+        raise unsound
+    return about
+
+
+def _emptied(folder: Path) -> None:
+    for file in folder.iterdir():
+        if file.name not in (_ABOUT, _LOCK):
+            file.unlink()
+
+
+def _removed(folder: Path) -> bool:
+    """Remove a pass, if nobody holds it; what tells what it is goes last."""
+    with suppress(SecateurError, OSError), locked(folder / _LOCK, folder):
+        _emptied(folder)
+        (folder / _ABOUT).unlink()
+    with suppress(OSError):
+        folder.rmdir()
+    return not folder.exists()

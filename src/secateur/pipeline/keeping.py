@@ -1,0 +1,73 @@
+"""Where a run keeps its passes: in a store that was named, or beside --out till it is done."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..checkpoint import GIB, Store, real_path, store_folder
+from ..errors import SecateurError
+from ..paths import resolved, typed_path
+from ..progress import note
+
+# Seconds of passes that are not to be lost.
+WORTH = 5.0
+
+Stored = Store | str | Path | None
+
+
+@contextmanager
+def keeping(
+    store: Stored, folder: Path | None, out: str | Path | None, *, fresh: bool = False
+) -> Iterator[Store | None]:
+    """The store of a run that writes `folder`, which becomes `out`; None if it has neither.
+
+    One beside `out` goes when the result is whole, or when the run fails before its passes took
+    any time to speak of.
+
+    Raises:
+        SecateurError: the store that was named cannot be one.
+    """
+    if isinstance(store, Store):
+        yield store
+    elif store is not None:
+        with _named(store, out, fresh) as named:
+            yield named
+    elif folder is None or out is None:
+        yield None
+    else:
+        place = store_folder(folder.parent, real_path(Path(out)))
+        with _beside(place, fresh) as beside:
+            yield beside
+
+
+@contextmanager
+def _beside(place: Path, fresh: bool) -> Iterator[Store]:
+    store = Store(place, gib=math.inf, fresh=fresh)
+    try:
+        with store:
+            yield store
+    except BaseException as error:
+        if store.seconds < WORTH:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        kept = f"what was found so far is in {place.name} beside --out: type the same command to"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{kept} go on") from error
+        note(f"{kept} go on, or another one with the same --out")
+        raise
+
+
+def _named(store: str | Path, out: str | Path | None, fresh: bool) -> Store:
+    place = typed_path(store, "--store")
+    there = resolved(place)
+    if out is not None and real_path(Path(out)) in (there, *there.parents):
+        raise SecateurError(f"--store {store} lies in --out. Choose another --store.")
+    try:
+        there.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SecateurError(
+            f"Cannot keep passes in {store}: {error.strerror}. Choose another --store."
+        ) from error
+    return Store(there, gib=GIB, fresh=fresh)
