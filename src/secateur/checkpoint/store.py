@@ -22,7 +22,7 @@ from typing import Any
 from ..errors import SecateurError
 from ..parsing import parse_json, read_text
 from ..progress import note
-from .kept import Kept
+from .kept import END, Kept
 from .lock import locked
 
 GIB = 20.0
@@ -31,12 +31,13 @@ _ABOUT, _LOCK = "about.json", "lock"
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass in a store: its folder, what it depends on, and whether it is whole."""
+    """A pass in a store: its folder, what it depends on, whether it is whole, and its last use."""
 
     folder: Path
     about: Mapping[str, Any]
     whole: bool
     bytes: int
+    used: float
 
     @property
     def kind(self) -> str:
@@ -101,10 +102,10 @@ class Store:
         found = []
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
             with suppress(SecateurError, OSError):
-                about = _about(folder)
+                about, used = _about(folder), (folder / _ABOUT).stat().st_mtime
                 size = sum(file.stat().st_size for file in folder.iterdir())
-                found.append(Pass(folder, about, Kept(folder, made=False).whole, size))
-        return sorted(found, key=lambda one: -(one.folder / _ABOUT).stat().st_mtime)
+                found.append(Pass(folder, about, (folder / END).is_file(), size, used))
+        return sorted(found, key=lambda one: -one.used)
 
     def clean(self) -> int:
         """Remove all that nobody holds; how many bytes that were."""

@@ -10,7 +10,7 @@ import click
 from ..errors import SecateurError
 from ..extras import require
 from ..paths import typed_path
-from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
+from .options import FORCE, JSON, OUT, TEXT_ONLY, keeping, quiet_transformers, reading
 from .screen import Screen, print_json, say, table
 
 
@@ -50,6 +50,7 @@ Example:
     help="GiB of hidden states in memory, then on disk",
 )
 @reading
+@keeping
 @JSON
 def evaluate_command(model: str, text: str, windows: str | None, as_json: bool, **how: Any) -> None:
     """Evaluate a model."""

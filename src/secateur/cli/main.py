@@ -19,6 +19,7 @@ from .looking import convert_command, discover_command, evaluate_command, inspec
 from .pruning import apply_command, compare_command, prune_command
 from .recover import recover_command
 from .screen import close_screens, count_from, say
+from .storing import store_command
 
 # A full disk behind a redirection, a reader that went away, a terminal that was closed.
 _UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EIO)
@@ -83,6 +84,7 @@ for _command in (
     inspect_command,
     convert_command,
     discover_command,
+    store_command,
 ):
     cli.add_command(_command)
 

@@ -30,6 +30,21 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
     return _MERGE_ADAPTER(_DEQUANTISE(command))
 
 
+_STORE = click.option(
+    "--store",
+    default=None,
+    envvar="SECATEUR_STORE",
+    metavar="DIR",
+    help="Keep what passes find, for other ratios and methods; default: beside --out",
+)
+_FRESH = click.option("--fresh", is_flag=True, help="Look anew, whatever passes were kept")
+
+
+def keeping(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the passes of a run are kept."""
+    return _STORE(_FRESH(command))
+
+
 def quiet_transformers() -> None:
     """Its own bars and notices would run through ours."""
     import transformers

@@ -16,7 +16,7 @@ from ..registry import choose
 from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
-from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
+from .options import FORCE, JSON, OUT, TEXT_ONLY, keeping, quiet_transformers, reading
 from .recover import show_recovery
 from .screen import Screen, print_json, say, table
 from .settings import given_settings, listed, refuse_code, settings_options, texts_of_file
@@ -66,6 +66,7 @@ used, unless --evaluate names a text (or none).
     help="Then train on the calibration text: a recovery, or own (the method's)",
 )
 @click.option("--dry-run", is_flag=True, help="Make the plan alone; --out gets plan.json")
+@keeping
 @FORCE
 @JSON
 def prune_command(
@@ -74,6 +75,8 @@ def prune_command(
     config: Path | None,
     recover: str | None,
     dry_run: bool,
+    store: str | None,
+    fresh: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -100,10 +103,11 @@ def prune_command(
     for message in texts_of_file(config, recorded, options):
         screen.note(message)
     quiet_transformers()
+    how: dict[str, Any] = {"store": store, "fresh": fresh, "force": force, "progress": screen}
     if recover is not None:
         assert out is not None, "a run that is not dry has a folder"
         pruned, done = prune_and_recover(
-            settings.pop("model"), out=out, recipe=recover, force=force, progress=screen, **settings
+            settings.pop("model"), out=out, recipe=recover, **how, **settings
         )
         if as_json:
             print_json({**pruned.to_json(), "recovery": done.to_json()})
@@ -111,9 +115,7 @@ def prune_command(
         _show(pruned, as_json=False, dry_run=False)
         show_recovery(done, as_json=False)
         return
-    result = prune(
-        settings.pop("model"), out=out, force=force, dry_run=dry_run, progress=screen, **settings
-    )
+    result = prune(settings.pop("model"), out=out, dry_run=dry_run, **how, **settings)
     _show(result, as_json, dry_run)
 
 
@@ -148,6 +150,7 @@ calibration text that the plan names or --calibration.
 @click.option("--dtype", default=None, metavar="NAME", help="Arithmetic of the passes  [auto]")
 @reading
 @TEXT_ONLY
+@keeping
 @FORCE
 @JSON
 def apply_command(
@@ -188,6 +191,7 @@ No pruned model is written: --out gets the table as comparison.json, .csv and .h
 @click.option("--repairs", default="", metavar="A,B", help="Repairs; default: each method's own")
 @OUT
 @settings_options(PruneConfig, "method", "ratio", "repair", "importance", "fusion")
+@keeping
 @FORCE
 @JSON
 def compare_command(
@@ -196,6 +200,8 @@ def compare_command(
     ratios: str,
     repairs: str,
     out: Path | None,
+    store: str | None,
+    fresh: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -205,18 +211,22 @@ def compare_command(
     shares = _ratios(ratios)
     screen = Screen()
     from ..checkpoint import new_folder
-    from ..pipeline import compare
+    from ..pipeline import compare, keeping_passes
     from ..report import comparison_columns, comparison_row, write_comparison
 
     quiet_transformers()
     if out is not None and (install := lacking("report")):
         screen.note(f"comparison.html is not written, for want of matplotlib and jinja2: {install}")
-    with new_folder(out, force=force) if out else nullcontext() as folder:
+    with (
+        new_folder(out, force=force) if out else nullcontext() as folder,
+        keeping_passes(store, folder, out, fresh=fresh) as kept,
+    ):
         rows = compare(
             model,
             methods=_names(methods),
             ratios=shares,
             repairs=_names(repairs),
+            store=kept,
             progress=screen,
             **given,
         )

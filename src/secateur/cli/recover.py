@@ -8,7 +8,7 @@ import click
 from ..config import LOSSES, RECIPES, TRAINED, RecoverConfig, read_toml
 from ..errors import SecateurError
 from ..recovery import GRIDS
-from .options import FORCE, JSON, OUT, quiet_transformers
+from .options import FORCE, JSON, OUT, keeping, quiet_transformers
 from .screen import Screen, print_json, say, table
 from .settings import given_settings, listed, settings_options, texts_of_file
 
@@ -54,6 +54,7 @@ A run that was cut short goes on where it was: type the same command again.
 )
 @settings_options(RecoverConfig, "recipe")
 @click.option("--keep-adapter", is_flag=True, help="Write LoRA's adapter too, as DIR/adapter")
+@keeping
 @FORCE
 @JSON
 def recover_command(
@@ -62,6 +63,8 @@ def recover_command(
     recipe: str | None,
     config: Path | None,
     keep_adapter: bool,
+    store: str | None,
+    fresh: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -90,6 +93,8 @@ def recover_command(
         out=out,
         force=force,
         keep_adapter=keep_adapter,
+        store=store,
+        fresh=fresh,
         progress=screen,
         **settings,
     )

@@ -7,6 +7,7 @@ from .convert import Conversion, convert
 from .cutting import added_biases
 from .discover import Discovery, discover
 from .held_out import evaluation_text
+from .keeping import keeping as keeping_passes
 from .look import evaluate, inspect, look_at, read_plan
 from .pruning import apply, prune
 from .recovering import Recovery, prune_and_recover, recover
@@ -27,6 +28,7 @@ __all__ = [
     "evaluate",
     "evaluation_text",
     "inspect",
+    "keeping_passes",
     "kept_units",
     "look_at",
     "prune",

@@ -121,6 +121,8 @@ class _Inputs:
             dict(zip(self.order, [*self.order[1:], self._end], strict=True)),
         )
         self._like = hidden.tensor.new_empty(hidden.tensor.shape, device="meta")
+        if self.kept.whole:
+            return
         for step in self._walk.layers(self.kept, going, stage="layer inputs"):
             if step.index < first:
                 step.run(hidden)
