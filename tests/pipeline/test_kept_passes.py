@@ -1,6 +1,7 @@
 """What passes find is kept: nobody looks twice, and a run goes on where it was cut short."""
 
 import filecmp
+import gc
 import json
 import re
 import shutil
@@ -14,7 +15,10 @@ import torch
 import secateur
 from secateur.checkpoint import Kept, Store
 from secateur.cli.main import run
+from secateur.config import make_config
 from secateur.models import StreamedModel
+from secateur.pipeline import calibration_windows, kept_units, scores
+from secateur.stats import Walk, collect
 
 SHORT = {"samples": 8, "length": 16, "evaluate_tokens": 100, "align": 1, "ratio": 0.3}
 # Every kind of pass is in one of these.
@@ -375,3 +379,72 @@ def test_states_stay_in_the_store_and_nothing_is_left_of_them(
     assert names == {"about.json", "layer-N.safetensors", "end.safetensors"}
     kinds = {one.kind for one in Store(store).passes()}
     assert kinds == {"gradients", "probes", "repair", "perplexity"}
+
+
+GRAM_SCORE = """
+from secateur.importance import importance
+
+
+@importance("energy", paper="")
+def energy(weight, input_gram):
+    flat = weight.flatten(0, 1)
+    return (flat * (input_gram @ flat)).sum(dim=1).view(weight.shape[:2])
+"""
+
+
+def live_bytes() -> int:
+    """Of all tensors, memory that several share counted once."""
+    gc.collect()
+    storages = {
+        one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
+        for one in gc.get_objects()
+        if type(one) in (torch.Tensor, torch.nn.Parameter) and not one.is_meta
+    }
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("kind", ["statistics", "repair"])
+def test_what_a_layer_needs_goes_with_it(
+    kind: str,
+    texts: dict[str, Any],
+    tiny_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gram matrices and fitted weights of seven layers never live beside those of the eighth."""
+    (tmp_path / "score.py").write_text(GRAM_SCORE)
+    model = tiny_folder(num_hidden_layers=8, intermediate_size=256)
+    live: list[int] = []
+    keep = Kept.layer
+
+    def noted(self: Kept, *args: Any) -> None:
+        keep(self, *args)
+        if self.folder is not None and self.folder.name.startswith(kind):
+            live.append(live_bytes())
+
+    monkeypatch.setattr(Kept, "layer", noted)
+    secateur.prune(
+        model,
+        out=tmp_path / "small",
+        **{**texts, "use": str(tmp_path / "score.py"), "method": "energy", "repair": "refit"},
+    )
+    assert len(live) == 8
+    gram, fitted = 4 * 256**2, 4 * 48 * 256
+    assert max(live) - live[1] < min(gram, fitted) // 2
+
+
+def test_a_score_made_of_gram_matrices_is_that_of_all_of_them(
+    texts: dict[str, Any], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two routes: made in the pass, and made of statistics that were all collected."""
+    (tmp_path / "score.py").write_text(GRAM_SCORE)
+    model, own = tiny_folder(), str(tmp_path / "score.py")
+    settings = {**texts, "use": own, "method": "energy", "evaluate": "none"}
+    plan = secateur.prune(model, **settings).plan
+    opened = secateur.open_model(model)
+    tokens = calibration_windows(opened, make_config(model=str(model), **texts)).ids
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=8)
+    statistics = collect(walk, opened.structure.axes, ["input_gram"])
+    found = scores(opened.structure.axes, "energy", opened.weights, statistics, seed=0)
+    config = make_config(model=str(model), **{k: v for k, v in settings.items() if k != "use"})
+    assert kept_units(opened.structure, found, config) == dict(plan.keep)

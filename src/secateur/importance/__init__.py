@@ -1,11 +1,11 @@
 """Importance scores: one pure function a file, registered by name.
 
-To add one, write a file like `wifv.py` and import it here.
+To add one, write a file like `fluctuation.py` and import it here.
 """
 
 from . import fluctuation, magnitude, random, taylor, wanda
 from .members import REDUCTIONS
-from .registry import IMPORTANCE, Importance, importance
+from .registry import IMPORTANCE, Importance, importance, source_of
 from .scoring import Ingredients, gradients_needed, score, statistics_needed
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "magnitude",
     "random",
     "score",
+    "source_of",
     "statistics_needed",
     "taylor",
     "wanda",

@@ -121,9 +121,12 @@ def _ingredient(
         )
     order = consumer.blocks.indices(torch.arange(axis.units))
     statistic = statistics[name]
-    if name == "input_gram":
-        return statistic[order.flatten()][:, order.flatten()]
-    return statistic[order]
+    if name != "input_gram":
+        return statistic[order]
+    order = order.flatten()
+    if torch.equal(order, torch.arange(len(statistic))):
+        return statistic  # it is large, and a copy as large again
+    return statistic[order[:, None], order]
 
 
 def _generator(axis: str, seed: int) -> torch.Generator:

@@ -20,16 +20,21 @@ from ..stats import Statistics, Walk, collect, collect_gradients
 from ..structure import Axis
 from ..surgery import REPAIRS
 from .estimate import fused_terms, split_windows
+from .scoring import reduction, too_large
 from .subject import Subject
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Statistics of inputs and gradient terms by name; `fusion` is the one that asks."""
+    """Statistics of inputs and gradient terms by name; `fusion` is the one that asks.
+
+    `scores` are made in the pass, of statistics that do not outlive their layer.
+    """
 
     inputs: frozenset[str] = frozenset()
     terms: frozenset[str] = frozenset()
     fusion: str | None = None
+    scores: frozenset[str] = frozenset()
 
     @property
     def asks_loss(self) -> bool:
@@ -38,7 +43,10 @@ class Needs:
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
-            self.inputs | other.inputs, self.terms | other.terms, self.fusion or other.fusion
+            self.inputs | other.inputs,
+            self.terms | other.terms,
+            self.fusion or other.fusion,
+            self.scores | other.scores,
         )
 
 
@@ -47,6 +55,8 @@ def needs_of_scores(config: PruneConfig) -> Needs:
     if config.fusion_name is not None:
         return Needs(terms=frozenset(fused_terms(config.fine)), fusion=config.fusion_name)
     assert config.importance_name is not None, "there is a score or a fusion"
+    if too_large(config.importance_name):
+        return Needs(scores=frozenset({config.importance_name}))
     score = IMPORTANCE[config.importance_name]
     return Needs(frozenset(statistics_needed(score)), frozenset(gradients_needed(score)))
 
@@ -58,7 +68,7 @@ def needs_of_repair(config: PruneConfig) -> Needs:
 
 def sees_tokens(needs: Needs, config: PruneConfig) -> bool:
     """Whether anything in the method looks at calibration tokens."""
-    return bool(needs.inputs or needs.terms or REPAIRS[config.repair_name].fits)
+    return bool(needs.inputs or needs.terms or needs.scores or REPAIRS[config.repair_name].fits)
 
 
 @dataclass(frozen=True)
@@ -94,9 +104,14 @@ def look(
     seen = Seen(Statistics(), {})
     if tokens is None:
         return seen
-    if inputs := {name for needs in wanted for name in needs.inputs}:
+    inputs = {name for needs in wanted for name in needs.inputs}
+    made = {name for needs in wanted for name in needs.scores}
+    if inputs or made:
+        weights, seed = subject.opened.weights, subject.config.seed
+        reduced = dict(reduction(name, weights, seed) for name in sorted(made))
         with timed("statistics"):
-            seen.inputs.include(collect(walk(subject, tokens, without), axes, inputs))
+            way = walk(subject, tokens, without)
+            seen.inputs.include(collect(way, axes, inputs, reduced=reduced))
     for asks in (False, True):
         alike = [needs for needs in wanted if needs.terms and needs.asks_loss is asks]
         terms = {name for needs in alike for name in needs.terms}

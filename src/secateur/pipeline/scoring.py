@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import Weights
+from ..checkpoint import Weights, digest
 from ..errors import SecateurError
-from ..importance import IMPORTANCE, Importance, score
+from ..importance import IMPORTANCE, Importance, score, source_of, statistics_needed
 from ..progress import track
 from ..search import Limits
-from ..stats import Statistics
+from ..stats import Reduction, Statistics, Tally
 from ..structure import Axis, Structure
 
 
@@ -43,15 +42,43 @@ def scores(
     """
     chosen = IMPORTANCE[importance]
     found: dict[str, Tensor] = {}
+    made = _made_in_pass(chosen, seed)
     for axis in track(axes, "scores", len(axes), "axis"):
-        tally: Any = statistics.tallies.get(axis.name, {})
-        value = _score(chosen, axis, weights, tally, seed, members)
+        tally = statistics.tallies.get(axis.name, Tally())
+        value = tally.terms.get(made)
+        if value is None:
+            value = _score(chosen, axis, weights, tally, seed, members)
         found[axis.name] = value**2 if square_attention and axis.kind == "attention" else value
     return found
 
 
+# Statistics of an axis that are too large for those of all axes to be there at once.
+_LARGE = ("input_gram",)
+
+
+def too_large(importance: str) -> bool:
+    """Whether a score is made while its layer is there, and what it is made of goes with that."""
+    return any(name in _LARGE for name in IMPORTANCE[importance].needs)
+
+
+def reduction(importance: str, weights: Weights, seed: int) -> tuple[str, Reduction]:
+    """Such a score for the pass: a name that says what it depends on, and how it is made."""
+    chosen = IMPORTANCE[importance]
+
+    def make(axis: Axis, tally: Tally) -> Tensor:
+        return _score(chosen, axis, weights, tally, seed, "sum")
+
+    needs = statistics_needed(chosen)
+    return _made_in_pass(chosen, seed), Reduction(needs, make)
+
+
+def _made_in_pass(importance: Importance, seed: int) -> str:
+    """The name of a score that is made in the pass: of its own text, which may be anybody's."""
+    return f"score {importance.name} {seed} {digest(source_of(importance.function))[:12]}"
+
+
 def _score(
-    chosen: Importance, axis: Axis, weights: Weights, tally: Any, seed: int, members: str
+    chosen: Importance, axis: Axis, weights: Weights, tally: Tally, seed: int, members: str
 ) -> Tensor:
     if len(axis.consumers) == 1:
         weight = weights.tensor(axis.consumer.tensor) if "weight" in chosen.needs else None

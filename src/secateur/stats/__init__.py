@@ -1,7 +1,7 @@
 """The streaming pass over decoder layers, and what it can collect on the way."""
 
 from .activations import Activations
-from .collect import STATISTICS, Statistics, Tally, collect
+from .collect import STATISTICS, Reduction, Statistics, Tally, collect
 from .gradients import GRADIENTS, collect_gradients
 from .gram import Gram
 from .moments import Moments
@@ -18,6 +18,7 @@ __all__ = [
     "LayerStep",
     "Moments",
     "Norm",
+    "Reduction",
     "Statistics",
     "Tally",
     "Taylor",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -206,12 +207,22 @@ def _walk(
         here = [axis for axis in axes if axis.layer == step.index]
         with _observed(step.module, here, seen) as tallies:
             step.run(states)
-        step.found = {
-            f"{axis.name}/{name}": tensor
-            for axis in here
-            for name, tensor in _kept_of(axis, tallies[axis.name], holders, reduced).items()
-        }
+        step.found = partial(_found, here, tallies, holders, reduced)
     kept.end()
+
+
+def _found(
+    axes: Sequence[Axis],
+    tallies: dict[str, Tally],
+    holders: Sequence[str],
+    reduced: Mapping[str, Reduction],
+) -> dict[str, Tensor]:
+    """What is kept of a layer; one tally after the other goes."""
+    return {
+        f"{axis.name}/{name}": tensor
+        for axis in axes
+        for name, tensor in _kept_of(axis, tallies.pop(axis.name), holders, reduced).items()
+    }
 
 
 def _kept_of(
@@ -228,7 +239,7 @@ def _kept_of(
 @contextmanager
 def _observed(
     layer: nn.Module, axes: Sequence[Axis], holders: Sequence[str]
-) -> Iterator[Mapping[str, Tally]]:
+) -> Iterator[dict[str, Tally]]:
     """Hook the consumers of `axes`; the hooks are gone afterwards, on errors too."""
     tallies: dict[str, Tally] = {}
     hooks = []

@@ -200,7 +200,8 @@ class Walk:
                 yield step
             if kept is not None:
                 tensors = {name: one.tensor for name, one in (states or {}).items()}
-                kept.layer(index, step.found, step.value, tensors)
+                found = step.found() if callable(step.found) else step.found
+                kept.layer(index, found, step.value, tensors)
 
     def call(self, index: int, batch: int) -> Call:
         """The arguments besides the hidden states of layer `index` for batch number `batch`."""
@@ -210,13 +211,14 @@ class Walk:
 class LayerStep:
     """One decoder layer with its weights, on the way.
 
-    `found` and `value` (which JSON can say) are what the pass keeps of it.
+    `found` and `value` (which JSON can say) are what the pass keeps of it. A function that gives
+    what was found is asked when the layer's weights have gone.
     """
 
     def __init__(self, walk: Walk, index: int, module: nn.Module) -> None:
         self.index = index
         self.module = module
-        self.found: Mapping[str, Tensor] = {}
+        self.found: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]] = {}
         self.value: Any = None
         self._walk = walk
 
