@@ -1,19 +1,23 @@
 """Kill commands at random system calls; the old or the new result must be there, and no rest.
 
     python benchmarks/kills.py path/to/model --count 100 --seed 0
+    python benchmarks/kills.py path/to/model --count 60 --moments
 
 Each round runs a command under strace, which sends SIGKILL at the n-th call of a kind that changes
-files. Then: what is at --out is whole, old or new. Then the same command again: what is there is
-byte for byte what an undisturbed run writes (seconds of a comparison aside), and nothing is beside
-it. Needs strace.
+files; with --moments, commands whose passes take time are killed after a random time, and strace is
+not needed. Then: what is at --out is whole, old or new. Then the same command again: what is there
+is byte for byte what an undisturbed run writes (seconds of a comparison aside), nothing is beside
+it, and with --moments no layer that was done is passed again.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,14 +25,37 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import secateur.pipeline  # noqa: F401  (imported once: every command runs in a fork)
+from secateur.checkpoint import Kept
 from secateur.cli.main import run as cli
 
 CALLS = "write,rename,renameat2,fsync,unlink,unlinkat,rmdir,mkdir,openat,flock,ftruncate,chmod"
 SHORT = ["--samples", "4", "--length", "32", "--evaluate", "none", "--align", "1"]
+
+
+class Layers:
+    """How many layers were done, in whatever process: a file that grows by a byte for each."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        keep = Kept.layer
+
+        def counted(kept: Kept, *args: Any) -> None:
+            keep(kept, *args)
+            with file.open("ab") as end:
+                end.write(b".")
+
+        Kept.layer = counted  # type: ignore[method-assign]
+
+    def since(self) -> int:
+        """Those since it was asked last."""
+        count = self._file.stat().st_size if self._file.exists() else 0
+        self._file.unlink(missing_ok=True)
+        return count
 
 
 class Desk:
@@ -57,6 +84,22 @@ class Desk:
             "compare": ["compare", str(model), *methods, *own[3:]],
             "convert": ["convert", str(self.tiny)],
         }
+        fit = ["--calibration", str(self.text), "--samples", "16", "--length", "64"]
+        fit += ["--evaluate-tokens", "500", "--align", "1"]
+        self.long: dict[str, list[str]] = {
+            "prune": ["prune", str(model), "--method", "hywia", "--repair", "refit", *fit],
+            "recover": ["recover", str(self.small), *train[:-4], "--evaluate-tokens", "200"],
+            "compare": [
+                "compare",
+                str(model),
+                "--methods",
+                "flap,saap,hywia",
+                "--ratios",
+                "0.3",
+                *fit,
+            ],
+        }
+        self.long["recover"] += ["--steps", "6"]
 
     @property
     def training(self) -> list[str]:
@@ -75,10 +118,13 @@ class Desk:
         self.out.parent.mkdir()
 
 
-def run(command: Sequence[str], tracing: Sequence[str] = ()) -> tuple[int, str]:
+def run(
+    command: Sequence[str], tracing: Sequence[str] = (), seconds: float = math.inf
+) -> tuple[int, str]:
     """Run a command in a fork, which has imported everything; its exit code and what it said.
 
-    `tracing` are strace's options, if it is to be traced; a killed command has the code -9.
+    `tracing` are strace's options, if it is to be traced. After so many `seconds` it is killed; a
+    killed command has the code -9.
     """
     with tempfile.NamedTemporaryFile() as said:
         wait, go = os.pipe()
@@ -93,6 +139,9 @@ def run(command: Sequence[str], tracing: Sequence[str] = ()) -> tuple[int, str]:
             while "TracerPid:\t0\n" in Path(f"/proc/{child}/status").read_text():
                 time.sleep(0.01)
         os.write(go, b"!")
+        if seconds < math.inf:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)  # one that has ended waits to be asked
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if tracing:
             tracer.wait()
@@ -161,6 +210,41 @@ def rounds(desk: Desk, count: int, seed: int, only: Sequence[str]) -> list[str]:
     return wrong
 
 
+def moments(desk: Desk, count: int, seed: int, only: Sequence[str]) -> list[str]:
+    """`count` kills at random moments of the commands whose passes take time; what went wrong."""
+    draw, wrong, died = random.Random(seed), [], 0
+    names = [name for name in desk.long if not only or name in only]
+    layers = Layers(desk.folder / "layers")
+    known: dict[str, tuple[float, int, dict[str, bytes]]] = {}
+    for number in range(count):
+        name = names[number % len(names)]
+        command = desk.long[name]
+        desk.clear()
+        if name not in known:
+            began = time.monotonic()
+            code, said = run([*command, "--out", str(desk.out)])
+            assert code == 0, said
+            known[name] = time.monotonic() - began, layers.since(), held(desk.out)
+            desk.clear()
+        seconds, whole, new = known[name]
+        after = draw.uniform(0, seconds)
+        died += run([*command, "--out", str(desk.out)], seconds=after)[0] == -9
+        first = layers.since()
+        found = faults(desk, command, new, None)
+        again = layers.since()
+        # a kill between a layer and its count: one more was done than was counted
+        if not whole - 1 <= first + again <= whole and first + again > 0:
+            found.append(f"{first} layers, then {again} of {whole}")
+        wrong += [f"{name}, {after:.2f} s: {fault}" for fault in found]
+        print(
+            f"{number + 1:>4} {name:<10} {after:>6.2f} of {seconds:.2f} s {first:>4} + {again:>4}"
+            f" of {whole:>4} layers {found or 'well'}",
+            flush=True,
+        )
+    print(f"{count} rounds, {died} killed, {len(wrong)} faults")
+    return wrong
+
+
 def faults(
     desk: Desk, command: Sequence[str], new: dict[str, bytes], old: dict[str, bytes] | None
 ) -> list[str]:
@@ -186,12 +270,14 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--moments", action="store_true", help="kill after a random time")
     parser.add_argument("--only", action="append", default=[], help="one command; may be repeated")
     given = parser.parse_args()
     torch.set_num_threads(1)  # a fork has no others
     with tempfile.TemporaryDirectory() as folder:
         desk = Desk(Path(folder), given.model.resolve())
-        wrong = rounds(desk, given.count, given.seed, given.only)
+        kill = moments if given.moments else rounds
+        wrong = kill(desk, given.count, given.seed, given.only)
     for fault in wrong:
         print(fault)
     sys.exit(bool(wrong))
