@@ -24,7 +24,7 @@ from secateur.search import Limits, search
 from secateur.stats import Statistics, Walk, collect_gradients
 from secateur.stats.taylor import modules
 from secateur.structure import Axis, Plan
-from secateur.surgery import PrunedWeights
+from secateur.surgery import pruned_view
 
 TERMS = {
     "vectorize": "vector",
@@ -70,7 +70,7 @@ def cut(model: Any, removed: Mapping[str, Sequence[int]]) -> Any:
         if axis.name in removed
     }
     plan = Plan(keep, structure.architecture, structure.weights)
-    weights = PrunedWeights(model.weights, structure, plan)
+    weights = pruned_view(model.weights, structure, plan)
     form = pruned_form(model.family, model.raw_config, model.config, structure, plan, weights)
     return filled(form.empty(), form.weights)
 

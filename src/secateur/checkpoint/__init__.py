@@ -5,51 +5,46 @@ from .companions import Companions, belongs, companions, travelling
 from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_file, new_folder
 from .ours import companions_beside
-from .packed import PARTS, Packed, PackedWeights, packed, unpacked
+from .packed import PARTS, Packed, packed, unpacked, unpacked_view
 from .place import real_path, training_file
 from .renaming import token
 from .shards import write_shards
-from .weights import (
-    FolderWeights,
-    ModuleWeights,
-    NoWeights,
-    OnDemand,
-    TensorSpec,
-    Weights,
-    read_config,
-    read_json,
-    weight_files,
-)
+from .view import OnDemand, TensorSpec, View, held, only, renamed, together, zero_filled
+from .weights import folder_view, module_view, read_config, read_json, weight_files
 
 __all__ = [
     "INDEX",
     "LARGEST_COMPANION",
     "PARTS",
     "Companions",
-    "FolderWeights",
-    "ModuleWeights",
-    "NoWeights",
     "OnDemand",
     "Packed",
-    "PackedWeights",
     "TensorSpec",
-    "Weights",
+    "View",
     "belongs",
     "chosen_file",
     "companions",
     "companions_beside",
+    "folder_view",
+    "held",
     "listed_files",
+    "module_view",
     "new_file",
     "new_folder",
+    "only",
     "packed",
     "pickles",
     "read_config",
     "read_json",
     "real_path",
+    "renamed",
+    "together",
     "token",
     "training_file",
     "travelling",
     "unpacked",
+    "unpacked_view",
     "weight_files",
     "write_shards",
+    "zero_filled",
 ]

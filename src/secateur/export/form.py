@@ -14,10 +14,10 @@ from typing import Any, cast
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from .. import modeling_secateur
-from ..checkpoint import TensorSpec, Weights
+from ..checkpoint import TensorSpec, View, zero_filled
 from ..modeling_secateur import OWN_KEYS, PREFIX
 from ..models import Family, auto_classes, empty_model, reverted
 from ..structure import Axis, Blocks, Plan, Structure
@@ -41,12 +41,12 @@ class Form:
     """config.json of a pruned model, and its tensors; `why` it is not `stock` (empty if it is)."""
 
     config: Mapping[str, Any]
-    weights: Weights
+    weights: View
     stock: bool
     why: str = ""
 
     @property
-    def stored(self) -> Weights:
+    def stored(self) -> View:
         """The tensors as they are written: a stock checkpoint has the names of its family."""
         return reverted(self.weights, self.empty()) if self.stock else self.weights
 
@@ -80,7 +80,7 @@ def pruned_form(
     config: Any,
     structure: Structure,
     plan: Plan,
-    weights: Weights,
+    weights: View,
     *,
     own: bool = False,
 ) -> Form:
@@ -143,7 +143,7 @@ def _stock_config(family: Family, raw: Mapping[str, Any], config: Any) -> dict[s
 
 
 def _stock(
-    family: Family, base: dict[str, Any], widths: dict[int, dict[str, int]], weights: Weights
+    family: Family, base: dict[str, Any], widths: dict[int, dict[str, int]], weights: View
 ) -> Form | str:
     """The checkpoint of the stock class, or why it holds no such weights."""
     shared: dict[str, int] = {}
@@ -163,7 +163,7 @@ def _stock(
             continue
         why = _misfit(family, weights.specs, expected)
         if not why:
-            return Form(candidate, _ZeroFilled(weights, expected), stock=True)
+            return Form(candidate, zero_filled(weights, expected), stock=True)
     return why
 
 
@@ -195,7 +195,7 @@ def _bounded(
     family: Family,
     base: dict[str, Any],
     widths: Mapping[int, Mapping[str, int]],
-    weights: Weights,
+    weights: View,
 ) -> tuple[dict[str, Any], nn.Module]:
     """The config with global widths that no layer exceeds, and the modules that it builds.
 
@@ -248,7 +248,7 @@ def _own(
     base: dict[str, Any],
     widths: dict[int, dict[str, int]],
     pruned_modules: dict[str, dict[str, Any]],
-    weights: Weights,
+    weights: View,
 ) -> Form:
     classes = auto_classes(family.config, family.model)
     config = base | {
@@ -461,27 +461,3 @@ def _bias_flags(base: Mapping[str, Any]) -> list[dict[str, bool]]:
         for count in range(len(flags) + 1)
         for chosen in itertools.combinations(flags, count)
     ]
-
-
-class _ZeroFilled:
-    """`weights` with zeros for the biases that only the stock class has."""
-
-    def __init__(self, weights: Weights, expected: Mapping[str, TensorSpec]) -> None:
-        self._weights = weights
-        dtype = next(iter(weights.specs.values())).dtype
-        self._specs = {
-            name: weights.specs.get(name, replace(spec, dtype=dtype))
-            for name, spec in expected.items()
-        }
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        return self._specs
-
-    def tensor(self, name: str) -> Tensor:
-        if name in self._weights.specs:
-            return self._weights.tensor(name)
-        return torch.zeros(self._specs[name].shape, dtype=self._specs[name].dtype)
-
-    def head(self, name: str) -> Tensor:
-        return self.tensor(name)[:1]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..checkpoint import Weights
+from ..checkpoint import View
 from ..memory import give_back
 from .families import Family
 
@@ -90,7 +90,7 @@ def _constructed(kind: Any, config: Any, dtype: torch.dtype, *, masks: bool) -> 
         return make(config, dtype=dtype).eval()
 
 
-def filled(model: Any, weights: Weights, dtype: torch.dtype | None = None) -> Any:
+def filled(model: Any, weights: View, dtype: torch.dtype | None = None) -> Any:
     """Give an empty model all its weights at once, in `dtype` (None: their own)."""
     # copies: the weights of a live module are its own
     state = {name: weights.tensor(name).to(dtype=dtype, copy=True) for name in weights.specs}
@@ -102,7 +102,7 @@ def filled(model: Any, weights: Weights, dtype: torch.dtype | None = None) -> An
 class StreamedModel:
     """The layer source of the streaming pass: see `secateur.stats.LayerSource`."""
 
-    def __init__(self, model: Any, family: Family, weights: Weights, device: torch.device) -> None:
+    def __init__(self, model: Any, family: Family, weights: View, device: torch.device) -> None:
         self.model = model
         self.device = device
         self.dtype: torch.dtype = model.dtype

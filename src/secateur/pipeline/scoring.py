@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import Weights
+from ..checkpoint import View
 from ..errors import SecateurError
 from ..importance import IMPORTANCE, Importance, score
 from ..progress import track
@@ -29,7 +29,7 @@ def fine_axes(structure: Structure, whole: Structure, layers: Limits) -> list[Ax
 def scores(
     axes: Sequence[Axis],
     importance: str,
-    weights: Weights,
+    weights: View,
     statistics: Statistics,
     *,
     seed: int,
@@ -51,7 +51,7 @@ def scores(
 
 
 def _score(
-    chosen: Importance, axis: Axis, weights: Weights, tally: Any, seed: int, members: str
+    chosen: Importance, axis: Axis, weights: View, tally: Any, seed: int, members: str
 ) -> Tensor:
     if len(axis.consumers) == 1:
         weight = weights.tensor(axis.consumer.tensor) if "weight" in chosen.needs else None
