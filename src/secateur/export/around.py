@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoint import View, only, renamed, together
 from ..models import OpenModel, Outer, reverted
+from ..models.fitted import expected
 from ..progress import note
 from .form import Form
 
@@ -76,9 +77,11 @@ def whole_form(form: Form, outer: Outer) -> WholeForm | None:
         skeleton = outer.empty(raw, dtype if dtype.is_floating_point else torch.float32)
     except Exception:  # its config or constructor does not take these sizes
         return None
-    tied = set(getattr(skeleton, "all_tied_weights_keys", None) or {})
-    built = {n: tuple(t.shape) for n, t in skeleton.state_dict().items() if n not in tied}
-    if built != {name: spec.shape for name, spec in whole.specs.items()}:
+    built, there = (
+        {name: spec.shape for name, spec in specs.items()}
+        for specs in (expected(skeleton), whole.specs)
+    )
+    if built != there:
         return None
     return WholeForm(form.config, form.weights, True, together=raw, whole=whole, skeleton=skeleton)
 

@@ -20,6 +20,7 @@ from .. import modeling_secateur
 from ..checkpoint import TensorSpec, View, zero_filled
 from ..modeling_secateur import OWN_KEYS, PREFIX
 from ..models import Family, auto_classes, empty_model, reverted
+from ..models.fitted import expected
 from ..structure import Axis, Blocks, Plan, Structure
 from .kinds import Attributes, carried, plain_values, size_attributes
 from .layers import renamed_axes, renumbered, without_layers
@@ -157,13 +158,13 @@ def _stock(
     for flags in _bias_flags(base):
         candidate = base | shared | flags
         try:
-            expected = _specs(skeleton(family, candidate))
+            built = expected(skeleton(family, candidate))
         except Exception as error:  # the family's own checks
             why = f"transformers refuses it: {_reason(error)}"
             continue
-        why = _misfit(family, weights.specs, expected)
+        why = _misfit(family, weights.specs, built)
         if not why:
-            return Form(candidate, zero_filled(weights, expected), stock=True)
+            return Form(candidate, zero_filled(weights, built), stock=True)
     return why
 
 
@@ -173,16 +174,14 @@ def _reason(error: Exception) -> str:
     return (lines or [type(error).__name__])[-1][:200].rstrip(".")
 
 
-def _misfit(
-    family: Family, held: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]
-) -> str:
+def _misfit(family: Family, held: Mapping[str, TensorSpec], built: Mapping[str, TensorSpec]) -> str:
     """Why the class does not hold these tensors; biases that it has and they lack can be zeros."""
-    extra = [name for name in held if name not in expected]
+    extra = [name for name in held if name not in built]
     if extra and all(name.endswith(".bias") for name in extra):
         return f"{family.model} has no place for the biases that the repair adds ({extra[0]})"
     if extra:
         return f"{family.model} has no place for {extra[0]}"
-    for name, spec in expected.items():
+    for name, spec in built.items():
         if name not in held and not name.endswith(".bias"):
             return f"{family.model} asks for {name}, which is gone"
         if name in held and held[name].shape != spec.shape:
@@ -442,15 +441,6 @@ def _keep_slopes(
                 "kept": before,
                 "arguments": list(arguments),
             }
-
-
-def _specs(model: nn.Module) -> dict[str, TensorSpec]:
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    return {
-        name: TensorSpec(tuple(tensor.shape), tensor.dtype)
-        for name, tensor in model.state_dict().items()
-        if name not in tied
-    }
 
 
 def _bias_flags(base: Mapping[str, Any]) -> list[dict[str, bool]]:

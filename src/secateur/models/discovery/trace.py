@@ -52,11 +52,6 @@ class Traced:
 _RUNS = 3
 
 
-def traced_couplings(config: Any, layer: int, family: Family) -> tuple[Coupling, ...]:
-    """The couplings of layer `layer` of the model that `config` describes: see `traced`."""
-    return traced(config, layer, family).couplings
-
-
 def traced(config: Any, layer: int, family: Family) -> Traced:
     """Find the couplings of layer `layer` of the model that `config` describes.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...checkpoint import View, read_json
 from ...errors import SecateurError
+from ..fitted import tied_names
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -117,8 +118,7 @@ def _check(
     unknown = next((path for path in layers if path not in known), None)
     if unknown is not None:
         raise _unfit(folder, f"it trains {unknown}, which the base does not have")
-    tied = dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
-    both = {name for pair in tied.items() for name in pair}
+    both = {name for pair in tied_names(skeleton).items() for name in pair}
     touched = next((n for n in sorted(both) if n in saved or _owner(n) in layers), None)
     if touched is not None:
         raise SecateurError(

@@ -125,11 +125,6 @@ def without_quantisation(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key not in words}
 
 
-def left_behind() -> tuple[str, ...]:
-    """The files beside a quantised model that are not true of a floating-point one."""
-    return tuple(_FILES)
-
-
 def _stated(settings: Mapping[str, Any]) -> Scheme:
     method = str(settings.get("quant_method") or "").lower().replace("_", "-")
     if method == "bitsandbytes" or settings.get("load_in_4bit") or settings.get("load_in_8bit"):
