@@ -48,6 +48,7 @@ _SHARED = (
     "hidden_gib",
     "field",
     "bos",
+    "format",
 )
 
 
@@ -174,7 +175,9 @@ def prune_and_recover(
         assert folder is not None, "there is a path"
         state = training_file(folder.parent, real_path(out))
         with _resumable(state), tempfile.TemporaryDirectory(dir=folder) as place:
-            pruned = prune(model, out=Path(place) / "pruned", progress=progress, **settings)
+            # what is trained is read again, whatever the outcome is written as
+            own: PruneSettings = {**settings, "format": "safetensors"}
+            pruned = prune(model, out=Path(place) / "pruned", progress=progress, **own)
             update: dict[str, Any] = {
                 "model": str(Path(place) / "pruned"),
                 "data": pruned.config.calibration or DEFAULT_CALIBRATION,

@@ -43,6 +43,7 @@ _NOT_IN_WEIGHTS = (
     "device",
     "evaluate",
     "evaluate_tokens",
+    "format",
     "hidden_gib",
     "model",
     "teacher",
