@@ -62,7 +62,7 @@ STAGES = {
     "search": ("choosing", "kept_units"),
     "repair": ("cutting", "added_biases"),
     "form": ("cutting", "pruned_form"),
-    "write": ("publishing", "write_model"),
+    "write": ("publishing", "write_folder"),
 }
 VERSIONS = ("secateur", "torch", "transformers", "safetensors", "tokenizers")
 SAMPLE_SECONDS = 0.004

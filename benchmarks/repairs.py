@@ -32,7 +32,7 @@ from secateur.pipeline import (
 )
 from secateur.stats import Walk, collect
 from secateur.structure import Plan
-from secateur.surgery import TARGETS, PrunedWeights, sequential_repair
+from secateur.surgery import TARGETS, pruned_view, sequential_repair
 from small_models import WINDOW, halves
 
 SEQUENTIAL: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ SEQUENTIAL: dict[str, dict[str, Any]] = {
 
 def measured(opened: OpenModel, plan: Plan, text: Text, **tensors: Mapping[str, Tensor]) -> float:
     """Held-out perplexity of the model cut by `plan`, with `added` or `replaced` tensors."""
-    weights = PrunedWeights(opened.weights, opened.structure, plan, **tensors)
+    weights = pruned_view(opened.weights, opened.structure, plan, **tensors)
     form = pruned_form(
         opened.family, opened.raw_config, opened.config, opened.structure, plan, weights
     )

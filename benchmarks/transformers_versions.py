@@ -70,7 +70,7 @@ def write_folders(work: Path) -> list[Path]:
     from secateur.export import pruned_form, write_model
     from secateur.export.proof import ragged_plan
     from secateur.models import filled, open_model
-    from secateur.surgery import PrunedWeights
+    from secateur.surgery import pruned_view
 
     ids = torch.randint(3, 128, (2, 12), generator=torch.Generator().manual_seed(0))
     given, folders = {"ids": ids}, []
@@ -86,7 +86,7 @@ def write_folders(work: Path) -> list[Path]:
             if axis.granularity == "expert_channel"
         }
         plan = replace(plan, keep={**plan.keep, **experts})
-        weights = PrunedWeights(opened.weights, opened.structure, plan)
+        weights = pruned_view(opened.weights, opened.structure, plan)
         given_form = (opened.family, opened.raw_config, opened.config, opened.structures)
         form = pruned_form(*given_form, plan, weights, own=True)
         assert not form.stock

@@ -210,7 +210,7 @@ def test_a_device_that_fails_in_the_middle_leaves_nothing(
         "texts.calibration_windows",
         "pruning.score_units",
         "cutting.added_biases",
-        "publishing.write_model",
+        "publishing.write_folder",
         "publishing.copy_companions",
     ],
 )

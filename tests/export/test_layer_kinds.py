@@ -20,7 +20,7 @@ from secateur.export import Form, pruned_form
 from secateur.export.kinds import without_numbers
 from secateur.models import OpenModel, filled, open_model
 from secateur.structure import Plan
-from secateur.surgery import PrunedWeights
+from secateur.surgery import pruned_view
 
 LAYERS = 7
 DERIVED = ("layer_types", "no_rope_layers", "moe_layers", "mlp_only_layers", "attention_layers")
@@ -101,7 +101,7 @@ def without(opened: OpenModel, gone: Sequence[int]) -> Form:
     structure = opened.structures.select(["layer"])
     keep: dict[str, tuple[int, ...]] = {f"layers.{layer}.layer": () for layer in gone}
     plan = Plan(keep, structure.architecture, structure.weights)
-    weights = PrunedWeights(opened.weights, structure, plan)
+    weights = pruned_view(opened.weights, structure, plan)
     return pruned_form(
         opened.family, opened.raw_config, opened.config, opened.structures, plan, weights
     )
@@ -180,7 +180,7 @@ def test_blocks_leave_every_layer_what_it_was(name: str, granularity: str, tmp_p
         pytest.skip(f"{name} has no units of this granularity")
     axis = structure.axes[0]
     plan = Plan({axis.name: ()}, structure.architecture, structure.weights)
-    weights = PrunedWeights(opened.weights, structure, plan)
+    weights = pruned_view(opened.weights, structure, plan)
     form = pruned_form(
         opened.family, opened.raw_config, opened.config, opened.structures, plan, weights
     )

@@ -18,13 +18,12 @@ from torch import Tensor
 from conftest import shared
 from secateur.export import pruned_form
 from secateur.importance import IMPORTANCE, REDUCTIONS, score
-from secateur.importance.magnitude import group_magnitude
 from secateur.models import filled, open_model
 from secateur.search import Limits, search
 from secateur.stats import Statistics, Walk, collect_gradients
 from secateur.stats.taylor import modules
 from secateur.structure import Axis, Plan
-from secateur.surgery import PrunedWeights
+from secateur.surgery import pruned_view
 
 TERMS = {
     "vectorize": "vector",
@@ -70,7 +69,7 @@ def cut(model: Any, removed: Mapping[str, Sequence[int]]) -> Any:
         if axis.name in removed
     }
     plan = Plan(keep, structure.architecture, structure.weights)
-    weights = PrunedWeights(model.weights, structure, plan)
+    weights = pruned_view(model.weights, structure, plan)
     form = pruned_form(model.family, model.raw_config, model.config, structure, plan, weights)
     return filled(form.empty(), form.weights)
 
@@ -172,19 +171,6 @@ def test_a_global_ranking_of_raw_scores_removes_what_the_public_one_did() -> Non
         units = (scores[axis.name] <= threshold).nonzero().flatten()
         expected = golden().get(f"{tag}.pruned_idx.{root(axis)}", torch.tensor([]))
         assert axis.consumer.blocks.indices(units).flatten().tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("power", [1, 2])
-def test_magnitudes_of_whole_groups_equal_the_public_ones(power: int) -> None:
-    for axis in opened().structure.axes:
-        weights = [
-            member.view(opened().weights.tensor(member.tensor), axis.units)
-            for member in axis.members
-        ]
-        got = group_magnitude(weights, power)
-        kind = "imp_head" if axis.kind == "attention" else "imp"
-        assert close(got, golden()[f"l{power}.{kind}.{root(axis)}"])
-        assert lowest(axis, got) == golden()[f"l{power}.pruned_idx.{root(axis)}"].tolist()
 
 
 TAGS = [f"taylor.{term}.{reduction}" for term, reduction in VARIANTS] + [

@@ -15,7 +15,7 @@ from secateur.cli.main import run
 from secateur.errors import SecateurError
 from secateur.export import prove, proved
 from secateur.models import Family, OpenModel, open_model, opening
-from secateur.models.discovery import layer_kinds, traced_couplings
+from secateur.models.discovery import layer_kinds, traced
 from secateur.models.structures import layer_axes
 from secateur.structure import Axis, Coupling
 from secateur.structure.size import ONE, E, I, K, Size, d, r
@@ -28,7 +28,7 @@ def axes_by(family: Family, opened: OpenModel, layer: int) -> list[Axis]:
 
 
 def traced_like(opened: OpenModel, layer: int) -> list[Axis]:
-    couplings = traced_couplings(opened.config, layer, opened.family)
+    couplings = traced(opened.config, layer, opened.family).couplings
     return axes_by(dataclasses.replace(opened.family, couplings=couplings), opened, layer)
 
 
@@ -46,7 +46,7 @@ def test_a_wrong_declared_layout_is_caught(variant: str) -> None:
     opened = open_model(tiny_model(variant))
     coupling = opened.family.couplings[0]
     names = dict(opened.skeleton.get_submodule(f"{opened.family.layers}.0").named_parameters())
-    traced = traced_like(opened, 0)
+    found = traced_like(opened, 0)
     caught = 0
     for number, piece in enumerate(coupling.slices):
         if f"{piece.module}.{piece.parameter}" not in names:
@@ -60,7 +60,7 @@ def test_a_wrong_declared_layout_is_caught(variant: str) -> None:
         except SecateurError as error:  # it does not even fit into the tensor
             assert "the layout needs" in str(error)  # noqa: PT017
             continue
-        assert declared != traced
+        assert declared != found
         caught += 1
     assert caught or variant in ("llama-gqa", "gpt_oss", "olmo2")
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import secateur
 from conftest import logits, tiny_model, tiny_tokenizer
-from secateur.checkpoint import TensorSpec
+from secateur.checkpoint import TensorSpec, View
 from secateur.models import load, open_model
 from secateur.models.fitted import stored_apart
 from secateur.pipeline import convert
@@ -132,19 +132,16 @@ def test_rows_of_int8_without_their_scale_are_named(quantised: Any) -> None:
 def test_a_head_in_codes_is_compared_by_what_it_stands_for() -> None:
     """The first row of the embeddings is as wide as the hidden state, that of codes is not."""
 
-    class Coded:
-        specs = dict.fromkeys(("head", "embeddings"), TensorSpec((4, 8), torch.float32))
+    specs = dict.fromkeys(("head", "embeddings"), TensorSpec((4, 8), torch.float32))
 
-        def tensor(self, name: str) -> torch.Tensor:
-            return torch.ones(4, 8)
+    def head(name: str) -> torch.Tensor:
+        width, dtype = (4, torch.uint8) if name == "head" else (8, torch.float32)
+        return torch.ones(1, width, dtype=dtype)
 
-        def head(self, name: str) -> torch.Tensor:
-            width, dtype = (4, torch.uint8) if name == "head" else (8, torch.float32)
-            return torch.ones(1, width, dtype=dtype)
-
+    coded = View(specs, lambda _: torch.ones(4, 8), head)
     tied: Any = torch.nn.Module()
     tied.all_tied_weights_keys = {"head": "embeddings"}
-    assert stored_apart(Coded(), tied) == []
+    assert stored_apart(coded, tied) == []
 
 
 def test_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path, tokens: torch.Tensor) -> None:

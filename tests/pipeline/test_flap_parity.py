@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import shared
+from secateur.checkpoint import View
 from secateur.importance import IMPORTANCE, score
 from secateur.models import filled, open_model
 from secateur.search import SEARCHES, Removal, Request, rescaled, standardised
 from secateur.stats import Walk, collect
 from secateur.structure import Axis, Plan, Structure
-from secateur.surgery import PrunedWeights, bias
+from secateur.surgery import bias, pruned_view
 
 METRICS = ("IFV", "WIFV", "WIFN")
 STRUCTURES = ("UL-UM", "UL-MM", "AL-MM", "AL-AM")
@@ -171,12 +172,12 @@ def test_biases_and_pruned_logits_equal_the_public_ones(
         value = bias(units[removed], mean[removed])
         assert torch.allclose(value.float(), golden()[f"{key}.{name}"][axis.layer], atol=1e-4)
         added[f"{axis.consumer.module}.bias"] = value
-    weights = PrunedWeights(opened().weights, structure(), plan, added)
+    weights = pruned_view(opened().weights, structure(), plan, added)
     if all(plan.kept(axis) for axis in structure().axes):
         assert torch.allclose(_logits(weights, plan), golden()[f"{key}.eval_logits"], atol=1e-4)
 
 
-def _logits(weights: PrunedWeights, plan: Plan) -> Tensor:
+def _logits(weights: View, plan: Plan) -> Tensor:
     from secateur.export import pruned_form
 
     own = opened()

@@ -19,13 +19,13 @@ from secateur.models import OpenModel, filled, open_model
 from secateur.pipeline import read_plan
 from secateur.report import layer_rows
 from secateur.structure import GRANULARITIES, Plan, Structure
-from secateur.surgery import PrunedWeights
+from secateur.surgery import pruned_view
 
 BLOCKS = ("attention_block", "mlp_block")
 
 
 def cut(opened: OpenModel, structure: Structure, plan: Plan) -> Any:
-    weights = PrunedWeights(opened.weights, structure, plan)
+    weights = pruned_view(opened.weights, structure, plan)
     form = pruned_form(opened.family, opened.raw_config, opened.config, structure, plan, weights)
     return filled(form.empty(), form.weights)
 

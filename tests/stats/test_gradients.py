@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conftest import EVERY_FAMILY_SLOWLY, tiny_model
-from secateur.checkpoint import ModuleWeights
+from secateur.checkpoint import module_view
 from secateur.errors import SecateurError
 from secateur.models import StreamedModel, open_model
 from secateur.stats import GRADIENTS, Statistics, Taylor, Walk, collect, collect_gradients
@@ -322,7 +322,7 @@ def test_layers_that_stay_in_memory_are_frozen_again_on_errors_too(
     model = tiny_model().requires_grad_(False)
     opened = open_model(model)
     axes, family = opened.structure.axes, opened.family
-    source = StreamedModel(model, family, ModuleWeights(model), torch.device("cpu"))
+    source = StreamedModel(model, family, module_view(model), torch.device("cpu"))
     if fails:
         monkeypatch.setattr(Taylor, "end_window", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():

@@ -20,10 +20,10 @@ from secateur.surgery import (
     TARGETS,
     Fit,
     Normal,
-    PrunedWeights,
     Repaired,
     bias,
     mask_tuning,
+    pruned_view,
     refit,
     refit_on_held_out,
     sequential_repair,
@@ -267,7 +267,7 @@ def repaired(opened: OpenModel, plan: Plan, tokens: Tensor, **options: Any) -> R
 
 def logits(opened: OpenModel, plan: Plan, tokens: Tensor, **tensors: Any) -> Tensor:
     """Logits of the model cut by `plan`, with `added` or `replaced` tensors."""
-    weights = PrunedWeights(opened.weights, opened.structure, plan, **tensors)
+    weights = pruned_view(opened.weights, opened.structure, plan, **tensors)
     form = pruned_form(
         opened.family, opened.raw_config, opened.config, opened.structure, plan, weights
     )
@@ -413,7 +413,7 @@ def test_every_fit_and_target_repairs_on_its_own_terms(
         assert report.after <= report.before + 1e-6
         assert report.condition >= 1
         assert not report.warnings
-    pruned = PrunedWeights(opened.weights, opened.structure, plan, replaced=found.tensors)
+    pruned = pruned_view(opened.weights, opened.structure, plan, replaced=found.tensors)
     for name, tensor in found.tensors.items():
         assert pruned.specs[name].shape == tensor.shape
         assert torch.equal(pruned.tensor(name), tensor)
@@ -582,7 +582,7 @@ def test_the_student_has_its_experts_cut_and_later_layers_repay_that(
     layers = {int(module.split(".layers.")[1].split(".")[0]): b for module, b in before.items()}
     assert layers[first] == 0
     # what it was fitted on is what the cut model's attention sees
-    weights = PrunedWeights(opened.weights, opened.structure, plan)
+    weights = pruned_view(opened.weights, opened.structure, plan)
     form = pruned_form(
         opened.family, opened.raw_config, opened.config, opened.structure, plan, weights
     )

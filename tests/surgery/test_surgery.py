@@ -13,11 +13,11 @@ from secateur.export.proof import ragged_plan
 from secateur.models import OpenModel, filled, open_model
 from secateur.stats import Walk, collect
 from secateur.structure import Plan
-from secateur.surgery import PrunedWeights, bias
+from secateur.surgery import bias, pruned_view
 
 
 def cut(opened: OpenModel, plan: Plan, added: dict[str, Tensor] | None = None) -> Form:
-    weights = PrunedWeights(opened.weights, opened.structure, plan, added)
+    weights = pruned_view(opened.weights, opened.structure, plan, added)
     return pruned_form(
         opened.family, opened.raw_config, opened.config, opened.structure, plan, weights
     )
@@ -102,7 +102,7 @@ def test_the_bias_makes_the_mean_error_of_a_consumer_zero(variant: str, tokens: 
     axis = opened.structure.by_name["layers.0.mlp"]
     plan = Plan({axis.name: tuple(range(0, axis.units, 2))}, "", "")
     added = added_by_bias(opened, plan, tokens)
-    cut_weights = PrunedWeights(opened.weights, opened.structure, plan, added)
+    cut_weights = pruned_view(opened.weights, opened.structure, plan, added)
     inputs: list[Tensor] = []
     consumer = dense.model.layers[0].mlp.down_proj
     consumer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, -2)))
@@ -122,7 +122,7 @@ def test_the_compensation_joins_an_existing_bias() -> None:
     name = "model.layers.0.mlp.down_proj.bias"
     plan = Plan({}, "", "")
     added = {name: torch.full((48,), 0.25, dtype=torch.float64)}
-    new = PrunedWeights(opened.weights, opened.structure, plan, added).tensor(name)
+    new = pruned_view(opened.weights, opened.structure, plan, added).tensor(name)
     assert torch.allclose(new, opened.weights.tensor(name) + 0.25)
 
 
@@ -141,7 +141,7 @@ def test_kept_weights_are_bit_for_bit_those_of_the_checkpoint(
     folder: Path = tiny_folder("qwen3-biased", dtype=dtype)
     opened = open_model(folder)
     plan = ragged_plan(opened.structure, 0)
-    pruned = PrunedWeights(opened.weights, opened.structure, plan)
+    pruned = pruned_view(opened.weights, opened.structure, plan)
     for axis in opened.structure.axes:
         for member in axis.members:
             kept = member.blocks.indices(plan.kept_tensor(axis)).flatten()

@@ -6,22 +6,13 @@ from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_file, new_folder
 from .kept import Kept, checksum, damaged, header
 from .ours import companions_beside
-from .packed import PARTS, Packed, PackedWeights, packed, unpacked
+from .packed import PARTS, Packed, packed, unpacked, unpacked_view
 from .place import real_path, store_folder, training_file
 from .renaming import token
 from .shards import write_shards
 from .store import GIB, Pass, Store, code_version, digest
-from .weights import (
-    FolderWeights,
-    ModuleWeights,
-    NoWeights,
-    OnDemand,
-    TensorSpec,
-    Weights,
-    read_config,
-    read_json,
-    weight_files,
-)
+from .view import OnDemand, TensorSpec, View, held, only, renamed, together, zero_filled
+from .weights import folder_view, module_view, read_config, read_json, weight_files
 
 __all__ = [
     "GIB",
@@ -29,17 +20,13 @@ __all__ = [
     "LARGEST_COMPANION",
     "PARTS",
     "Companions",
-    "FolderWeights",
     "Kept",
-    "ModuleWeights",
-    "NoWeights",
     "OnDemand",
     "Packed",
-    "PackedWeights",
     "Pass",
     "Store",
     "TensorSpec",
-    "Weights",
+    "View",
     "belongs",
     "checksum",
     "chosen_file",
@@ -48,20 +35,28 @@ __all__ = [
     "companions_beside",
     "damaged",
     "digest",
+    "folder_view",
     "header",
+    "held",
     "listed_files",
+    "module_view",
     "new_file",
     "new_folder",
+    "only",
     "packed",
     "pickles",
     "read_config",
     "read_json",
     "real_path",
+    "renamed",
     "store_folder",
+    "together",
     "token",
     "training_file",
     "travelling",
     "unpacked",
+    "unpacked_view",
     "weight_files",
     "write_shards",
+    "zero_filled",
 ]

@@ -25,7 +25,8 @@ from ..errors import SecateurError
 from ..parsing import parse_json
 from ..progress import note
 from .renaming import token
-from .weights import DTYPES, OnDemand
+from .view import OnDemand
+from .weights import DTYPES
 
 STATES, END, _PARTIAL = "states.safetensors", "end.safetensors", "partial-"
 # Keeping states takes at most this share of the time, once it has taken a second in all.

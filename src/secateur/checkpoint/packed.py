@@ -8,7 +8,7 @@ many bits and how many columns a group has. `modeling_secateur.PackedLinear` run
 travels alone, and so it unpacks by code of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 
 from ..errors import SecateurError
-from .weights import TensorSpec, Weights
+from .view import TensorSpec, View, only, together
 
 PARTS = ("codes", "scales", "zeros")
 
@@ -84,78 +84,61 @@ def unpacked(
     return (ones.unflatten(-1, (width, bits)) * values).sum(dim=-1, dtype=torch.uint8)
 
 
-class PackedWeights:
-    """A checkpoint with packed linears, read as if it were a floating-point one.
+def unpacked_view(view: View, settings: Mapping[str, Any], dtype: torch.dtype) -> View:
+    """A checkpoint with packed linears, read as if it were a floating-point one of `dtype`.
 
     Raises:
-        SecateurError: a part of a packed linear is missing.
+        SecateurError: a part of a packed linear is missing, or is not what `settings` say.
     """
+    try:
+        bits, group = int(settings["bits"]), int(settings["group"])
+        widths = {f"{path}.weight": int(width) for path, width in settings["modules"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _incomplete(f"config.json has no sound table 'packed' ({error})") from error
+    parts = {name: _parts(name) for name in widths}
+    for name, width in widths.items():
+        _check(view, parts[name], bits, group, width)
 
-    def __init__(self, weights: Weights, settings: Mapping[str, Any], dtype: torch.dtype) -> None:
-        self._weights, self._dtype = weights, dtype
-        try:
-            self._bits, self._group = int(settings["bits"]), int(settings["group"])
-            self._widths = {
-                f"{path}.weight": int(width) for path, width in settings["modules"].items()
-            }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _incomplete(f"config.json has no sound table 'packed' ({error})") from error
-        for name in self._widths:
-            for part in PARTS:
-                if f"{name.removesuffix('.weight')}.{part}" not in weights.specs:
-                    raise _incomplete(f"{name.removesuffix('weight')}{part} is missing")
-            self._check(name.removesuffix(".weight"), self._widths[name])
+    def made(name: str, read: Callable[[str], Tensor]) -> Tensor:
+        stored = {part: read(whole) for part, whole in parts[name].items()}
+        return Packed(**stored, bits=bits, group=group, width=widths[name]).weight(dtype)
 
-    def _check(self, path: str, width: int) -> None:
-        """Make sure that the parts of a linear have the shapes that config.json says."""
-        if not (2 <= self._bits <= 8 and self._group >= 1 and width >= 1):
-            raise _incomplete(f"{self._bits} bits, groups of {self._group}, width {width}")
-        rows = self._weights.specs[f"{path}.codes"].shape[:1]
-        groups = -(-width // self._group)
-        wanted = {
-            "codes": ((*rows, -(-width * self._bits // 8)), torch.uint8),
-            "scales": ((*rows, groups), torch.int16),
-            "zeros": ((*rows, groups), torch.int16),
-        }
-        for part, (shape, dtype) in wanted.items():
-            spec = self._weights.specs[f"{path}.{part}"]
-            if (spec.shape, spec.dtype) != (shape, dtype):
-                raise _incomplete(
-                    f"{path}.{part} is {spec.dtype} {list(spec.shape)}, config.json says {dtype}"
-                    f" {list(shape)}"
-                )
+    codes = {parts[name]["codes"]: name for name in widths}
+    specs = {
+        name: TensorSpec((view.specs[code].shape[0], widths[name]), dtype)
+        for code, name in codes.items()
+    }
+    made_of = View(specs, lambda name: made(name, view.tensor), lambda name: made(name, view.head))
+    gone = {part for stored in parts.values() for part in stored.values()} - {*codes}
+    return only(together(view, made_of), (codes.get(n, n) for n in view.specs if n not in gone))
 
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Names, shapes and dtypes; a packed linear has one weight in the model's dtype."""
-        found: dict[str, TensorSpec] = {}
-        for name, spec in self._weights.specs.items():
-            path, _, part = name.rpartition(".")
-            weight = f"{path}.weight"
-            if weight not in self._widths or part not in PARTS:
-                found[name] = spec
-            elif part == PARTS[0]:
-                found[weight] = TensorSpec((spec.shape[0], self._widths[weight]), self._dtype)
-        return found
 
-    def tensor(self, name: str) -> Tensor:
-        """Read a tensor; the weight of a packed linear is made of its codes."""
-        if name not in self._widths:
-            return self._weights.tensor(name)
-        path = name.removesuffix(".weight")
-        parts = {part: self._weights.tensor(f"{path}.{part}") for part in PARTS}
-        return Packed(**parts, bits=self._bits, group=self._group, width=self._widths[name]).weight(
-            self._dtype
-        )
+def _parts(name: str) -> dict[str, str]:
+    """The names of the parts of a packed linear, by part; `name` is that of its weight."""
+    return {part: f"{name.removesuffix('weight')}{part}" for part in PARTS}
 
-    def head(self, name: str) -> Tensor:
-        """The first row of `name`."""
-        if name not in self._widths:
-            return self._weights.head(name)
-        path = name.removesuffix(".weight")
-        parts = {part: self._weights.head(f"{path}.{part}") for part in PARTS}
-        one = Packed(**parts, bits=self._bits, group=self._group, width=self._widths[name])
-        return one.weight(self._dtype)
+
+def _check(view: View, parts: Mapping[str, str], bits: int, group: int, width: int) -> None:
+    """Make sure that the parts of a linear are there, and have the shapes that config.json says."""
+    for part in parts.values():
+        if part not in view.specs:
+            raise _incomplete(f"{part} is missing")
+    if not (2 <= bits <= 8 and group >= 1 and width >= 1):
+        raise _incomplete(f"{bits} bits, groups of {group}, width {width}")
+    rows = view.specs[parts["codes"]].shape[:1]
+    groups = -(-width // group)
+    wanted = {
+        "codes": ((*rows, -(-width * bits // 8)), torch.uint8),
+        "scales": ((*rows, groups), torch.int16),
+        "zeros": ((*rows, groups), torch.int16),
+    }
+    for part, (shape, dtype) in wanted.items():
+        spec = view.specs[parts[part]]
+        if (spec.shape, spec.dtype) != (shape, dtype):
+            raise _incomplete(
+                f"{parts[part]} is {spec.dtype} {list(spec.shape)}, config.json says {dtype}"
+                f" {list(shape)}"
+            )
 
 
 def _incomplete(reason: str) -> SecateurError:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..memory import give_back
 from .files import INDEX, SINGLE
-from .weights import TensorSpec
+from .view import TensorSpec
 
 # Big enough that a 7B model has some fifty files, small enough that a shard in memory does not
 # count beside a decoder layer.

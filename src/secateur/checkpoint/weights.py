@@ -1,9 +1,8 @@
 """Where weights come from: a folder of safetensors, or a live module. One tensor at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,6 +12,7 @@ from ..errors import SecateurError
 from ..parsing import parse_json, read_text
 from .config_shape import check_shape
 from .files import INDEX, SINGLE, chosen_file, distributed_file, listed_files, pickles
+from .view import TensorSpec, View, held
 
 DTYPES = {
     "F64": torch.float64,
@@ -30,160 +30,52 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Shape and dtype of a tensor that is not in memory."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        """Size on disk."""
-        return self.elements * self.dtype.itemsize
-
-    @property
-    def elements(self) -> int:
-        """Number of values."""
-        size = 1
-        for length in self.shape:
-            size *= length
-        return size
-
-
-@runtime_checkable
-class Weights(Protocol):
-    """The weights of one model, by tensor name, in the order of the model."""
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """What there is, without reading it."""
-        ...
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor `name`; the caller must not change it in place."""
-        ...
-
-    def head(self, name: str) -> Tensor:
-        """The first row of `name` (all of it, if it has no dimension): for fingerprints."""
-        ...
-
-
-class OnDemand(Mapping[str, Tensor]):
-    """Tensors that are made when they are asked for, and not kept: `make` gives one by its name."""
-
-    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
-        self._names, self._make = dict.fromkeys(names), make
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._make(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-
-class FolderWeights:
+def folder_view(folder: Path) -> View:
     """The weights that transformers would read in a folder: see `weight_files`.
 
-    `notes` say what the user should know about the choice.
+    What is read lies in memory of its own (it is no view of the memory-mapped file).
 
     Raises:
         SecateurError: no safetensors, a shard missing or truncated, an unknown dtype.
     """
+    paths, chosen = weight_files(folder)
+    files: dict[str, Path] = {}
+    specs: dict[str, TensorSpec] = {}
+    twice: dict[str, list[str]] = {}
+    for path in paths:
+        with _open(path) as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                if name in files:
+                    twice.setdefault(name, [files[name].name]).append(path.name)
+                files[name] = path
+                dtype = _dtype(part.get_dtype(), name, path)
+                specs[name] = TensorSpec(tuple(part.get_shape()), dtype)
 
-    def __init__(self, folder: Path) -> None:
-        paths, chosen = weight_files(folder)
-        self._files: dict[str, Path] = {}
-        self._specs: dict[str, TensorSpec] = {}
-        twice: dict[str, list[str]] = {}
-        for path in paths:
-            with _open(path) as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    view = file.get_slice(name)
-                    if name in self._files:
-                        twice.setdefault(name, [self._files[name].name]).append(path.name)
-                    self._files[name] = path
-                    self._specs[name] = TensorSpec(
-                        tuple(view.get_shape()), _dtype(view.get_dtype(), name, path)
-                    )
-        self.notes = (*_unread(folder, chosen), *_twice_told(twice))
+    def read(name: str) -> Tensor:
+        with _open(files[name]) as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor.clone()
 
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Names, shapes and dtypes as the files give them."""
-        return self._specs
+    def rows(name: str, start: int, stop: int) -> Tensor:
+        with _open(files[name]) as file:
+            tensor: Tensor = file.get_slice(name)[start:stop]
+            return tensor.clone()
 
-    def tensor(self, name: str) -> Tensor:
-        """Read `name` into memory of its own (not a view of the memory-mapped file)."""
-        with _open(self._files[name]) as file:
-            return file.get_tensor(name).clone()
-
-    def head(self, name: str) -> Tensor:
-        """Read the first row of `name`."""
-        return self.rows(name, 0, 1) if self._specs[name].shape else self.tensor(name)
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Read the rows [start, stop) of `name`, and no others."""
-        with _open(self._files[name]) as file:
-            return file.get_slice(name)[start:stop].clone()
+    notes = (*_unread(folder, chosen), *_twice_told(twice))
+    return View(specs, read, read_rows=rows, notes=notes)
 
 
-class ModuleWeights:
+def module_view(module: nn.Module) -> View:
     """The weights of a module in memory; tied tensors appear under their first name only."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._tensors: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, tensor in module.state_dict().items():
-            if tensor.numel() and tensor.data_ptr() in seen:
-                continue
-            seen.add(tensor.data_ptr())
-            self._tensors[name] = tensor
-        self._specs = {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in self._tensors.items()}
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Names, shapes and dtypes of the module's state."""
-        return self._specs
-
-    def tensor(self, name: str) -> Tensor:
-        """The module's own tensor, not a copy."""
-        return self._tensors[name]
-
-    def head(self, name: str) -> Tensor:
-        """The first row of the module's own tensor."""
-        tensor = self._tensors[name]
-        return tensor[:1] if tensor.dim() else tensor
-
-
-class NoWeights:
-    """What a model would have, where only its config is there: names and shapes, no values."""
-
-    def __init__(self, specs: Mapping[str, TensorSpec]) -> None:
-        self._specs = specs
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Names, shapes and dtypes that the config gives."""
-        return self._specs
-
-    def tensor(self, name: str) -> Tensor:
-        """Refuse.
-
-        Raises:
-            SecateurError: always; there are no values.
-        """
-        raise SecateurError(f"The tensor {name} was not read: only config.json was opened.")
-
-    head = tensor
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict().items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        tensors[name] = tensor
+    return held(tensors)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -148,6 +148,7 @@ calibration text that the plan names or --calibration.
 @click.option("--seed", type=int, default=None, metavar="N", help="Seed; default: the plan's")
 @click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda  [auto]")
 @click.option("--dtype", default=None, metavar="NAME", help="Arithmetic of the passes  [auto]")
+@click.option("--format", default=None, metavar="NAME", help="How the folder is written")
 @reading
 @TEXT_ONLY
 @keeping
@@ -190,7 +191,7 @@ No pruned model is written: --out gets the table as comparison.json, .csv and .h
 @click.option("--ratios", default="0.2,0.5", metavar="X,Y", help="Shares to remove  [0.2,0.5]")
 @click.option("--repairs", default="", metavar="A,B", help="Repairs; default: each method's own")
 @OUT
-@settings_options(PruneConfig, "method", "ratio", "repair", "importance", "fusion")
+@settings_options(PruneConfig, "method", "ratio", "repair", "importance", "fusion", "format")
 @keeping
 @FORCE
 @JSON

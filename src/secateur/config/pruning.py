@@ -11,7 +11,7 @@ from ..methods import METHODS, use
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
 from .explain import explained, known_name
-from .reading import BosMode, Device, Evaluate, EvaluateTokens, Reading, TextField
+from .reading import BosMode, Device, Evaluate, EvaluateTokens, Format, Reading, TextField
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -122,6 +122,7 @@ class PruneConfig(Reading):
             ge=0, allow_inf_nan=False, description="GiB of hidden states in memory, then on disk"
         ),
     ] = 4.0
+    format: Format = "safetensors"
 
     @field_validator(
         "method", "importance", "fusion", "members", "search", "scale", "repair", "target", "dtype"

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ..data import Bos
 from .base import Settings
+from .explain import known_name
 
 # Settings as types, for each model to have in its own order.
 TextField = Annotated[
@@ -18,6 +19,17 @@ BosMode = Annotated[
 Evaluate = Annotated[str, Field(description="Text for perplexity: a source, 'spare' or 'none'")]
 EvaluateTokens = Annotated[int | None, Field(ge=2, description="Evaluate at most so many tokens")]
 Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1")]
+
+
+def _known_format(name: str) -> str | None:
+    from ..export import EXPORTERS  # brings transformers along, which takes seconds
+
+    return known_name(name, "format", {"format": EXPORTERS})
+
+
+Format = Annotated[
+    str, AfterValidator(_known_format), Field(description="How the folder is written")
+]
 
 
 class Reading(Settings):

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator
 from ..errors import SecateurError
 from ..recovery import GRIDS, Schedule
 from .explain import explained, known_name
-from .reading import BosMode, Device, Evaluate, EvaluateTokens, Reading, TextField
+from .reading import BosMode, Device, Evaluate, EvaluateTokens, Format, Reading, TextField
 
 RECOVERY_DTYPES = ("auto", "float32", "bfloat16")
 
@@ -159,6 +159,7 @@ class RecoverConfig(Reading):
             ge=0, allow_inf_nan=False, description="GiB of cached states in memory, then on disk"
         ),
     ] = 4.0
+    format: Format = "safetensors"
 
     @field_validator("recipe", "train", "loss", "grid", "dtype")
     @classmethod

@@ -52,6 +52,7 @@ class PruneSettings(TypedDict, total=False):
     device: str
     dtype: str
     hidden_gib: float
+    format: str
 
 
 class RecoverSettings(TypedDict, total=False):
@@ -90,3 +91,4 @@ class RecoverSettings(TypedDict, total=False):
     device: str
     dtype: str
     hidden_gib: float
+    format: str

@@ -3,6 +3,7 @@
 from .around import WholeForm, with_around
 from .card import conversion_card, model_card, recovery_card
 from .companions import copy_companions
+from .exporters import EXPORTERS, exporter
 from .few_bits import packed_form
 from .form import Form, pruned_form
 from .front_matter import earlier_card, licence_files
@@ -10,11 +11,13 @@ from .proof import prove, proved
 from .write import write_model
 
 __all__ = [
+    "EXPORTERS",
     "Form",
     "WholeForm",
     "conversion_card",
     "copy_companions",
     "earlier_card",
+    "exporter",
     "licence_files",
     "model_card",
     "packed_form",

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..checkpoint import TensorSpec, Weights
+from ..checkpoint import View, only, renamed, together
 from ..models import OpenModel, Outer, reverted
+from ..models.fitted import expected
 from ..progress import note
 from .form import Form
 
@@ -25,7 +25,7 @@ class WholeForm(Form):
     """
 
     together: Mapping[str, Any]
-    whole: Weights
+    whole: View
     skeleton: Any
 
     @property
@@ -34,7 +34,7 @@ class WholeForm(Form):
         return self.together
 
     @property
-    def stored(self) -> Weights:
+    def stored(self) -> View:
         """All tensors of the two, under the names that their family has on disk."""
         return reverted(self.whole, self.skeleton)
 
@@ -71,47 +71,24 @@ def whole_form(form: Form, outer: Outer) -> WholeForm | None:
     }
     raw = outer.with_text(changed)
     assert outer.weights is not None, "a form has weights"
-    whole = _Together(form.weights, outer.weights, outer.names)
+    whole = _inside(form.weights, outer.weights, outer.names)
     dtype = next(iter(form.weights.specs.values())).dtype
     try:
         skeleton = outer.empty(raw, dtype if dtype.is_floating_point else torch.float32)
     except Exception:  # its config or constructor does not take these sizes
         return None
-    tied = set(getattr(skeleton, "all_tied_weights_keys", None) or {})
-    built = {n: tuple(t.shape) for n, t in skeleton.state_dict().items() if n not in tied}
-    if built != {name: spec.shape for name, spec in whole.specs.items()}:
+    built, there = (
+        {name: spec.shape for name, spec in specs.items()}
+        for specs in (expected(skeleton), whole.specs)
+    )
+    if built != there:
         return None
     return WholeForm(form.config, form.weights, True, together=raw, whole=whole, skeleton=skeleton)
 
 
-class _Together:
-    """The tensors of the decoder in place of those in the model around it."""
-
-    def __init__(self, inner: Weights, around: Weights, names: Mapping[str, str]) -> None:
-        self._inner, self._around = inner, around
-        self._own = {names[name]: name for name in inner.specs if name in names}
-        unknown = {name: name for name in inner.specs if name not in names}
-        here = set(names.values())
-        kept = {n: spec for n, spec in around.specs.items() if n not in here}
-        # In the order of the model around: what is in the decoder's place has its own sizes.
-        order = [*dict.fromkeys([*around.specs, *self._own]), *unknown]
-        self._own |= unknown
-        self._specs = {
-            n: inner.specs[self._own[n]] if n in self._own else kept[n]
-            for n in order
-            if n in self._own or n in kept
-        }
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        return self._specs
-
-    def tensor(self, name: str) -> Tensor:
-        if name in self._own:
-            return self._inner.tensor(self._own[name])
-        return self._around.tensor(name)
-
-    def head(self, name: str) -> Tensor:
-        if name in self._own:
-            return self._inner.head(self._own[name])
-        return self._around.head(name)
+def _inside(inner: View, around: View, names: Mapping[str, str]) -> View:
+    """The tensors of the decoder in place of those in the model around it, in its order."""
+    own = renamed(inner, {names.get(name, name): name for name in inner.specs})
+    gone = set(names.values()).difference(own.specs)
+    both = together(around, own)
+    return only(both, (name for name in both.specs if name not in gone))

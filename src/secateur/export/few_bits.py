@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor
-
-from ..checkpoint import PARTS, Packed, TensorSpec, Weights
+from ..checkpoint import Packed, View, held, only, together
 from .form import Form
 
 
@@ -21,37 +19,15 @@ def packed_form(form: Form, packed: Mapping[str, Packed]) -> Form:
     return replace(
         form,
         config={**form.config, "packed": settings},
-        weights=_WithCodes(form.weights, packed),
+        weights=with_codes(form.weights, packed),
     )
 
 
-class _WithCodes:
-    """Weights in which packed linears have their three parts."""
-
-    def __init__(self, weights: Weights, packed: Mapping[str, Packed]) -> None:
-        self._weights, self._packed = weights, packed
-        self._specs: dict[str, TensorSpec] = {}
-        for name, spec in weights.specs.items():
-            path = name.removesuffix(".weight")
-            if path not in packed or path == name:
-                self._specs[name] = spec
-                continue
-            for part, tensor in packed[path].tensors.items():
-                self._specs[f"{path}.{part}"] = TensorSpec(tuple(tensor.shape), tensor.dtype)
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Names, shapes and dtypes."""
-        return self._specs
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor."""
-        path, _, part = name.rpartition(".")
-        if path in self._packed and part in PARTS:
-            return self._packed[path].tensors[part]
-        return self._weights.tensor(name)
-
-    def head(self, name: str) -> Tensor:
-        """The first row of one tensor."""
-        tensor = self.tensor(name)
-        return tensor[:1] if tensor.dim() else tensor
+def with_codes(view: View, packed: Mapping[str, Packed]) -> View:
+    """`view` with the three parts of each packed linear, by path, in place of its weight."""
+    parts = {
+        f"{path}.weight": {f"{path}.{part}": tensor for part, tensor in one.tensors.items()}
+        for path, one in packed.items()
+    }
+    codes = held({name: tensor for own in parts.values() for name, tensor in own.items()})
+    return only(together(view, codes), (n for name in view.specs for n in parts.get(name, [name])))

@@ -14,12 +14,13 @@ from typing import Any, cast
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
 from .. import modeling_secateur
-from ..checkpoint import TensorSpec, Weights
+from ..checkpoint import TensorSpec, View, zero_filled
 from ..modeling_secateur import OWN_KEYS, PREFIX
 from ..models import Family, auto_classes, empty_model, reverted
+from ..models.fitted import expected
 from ..structure import Axis, Blocks, Plan, Structure
 from .kinds import Attributes, carried, plain_values, size_attributes
 from .layers import renamed_axes, renumbered, without_layers
@@ -41,12 +42,12 @@ class Form:
     """config.json of a pruned model, and its tensors; `why` it is not `stock` (empty if it is)."""
 
     config: Mapping[str, Any]
-    weights: Weights
+    weights: View
     stock: bool
     why: str = ""
 
     @property
-    def stored(self) -> Weights:
+    def stored(self) -> View:
         """The tensors as they are written: a stock checkpoint has the names of its family."""
         return reverted(self.weights, self.empty()) if self.stock else self.weights
 
@@ -80,7 +81,7 @@ def pruned_form(
     config: Any,
     structure: Structure,
     plan: Plan,
-    weights: Weights,
+    weights: View,
     *,
     own: bool = False,
 ) -> Form:
@@ -143,7 +144,7 @@ def _stock_config(family: Family, raw: Mapping[str, Any], config: Any) -> dict[s
 
 
 def _stock(
-    family: Family, base: dict[str, Any], widths: dict[int, dict[str, int]], weights: Weights
+    family: Family, base: dict[str, Any], widths: dict[int, dict[str, int]], weights: View
 ) -> Form | str:
     """The checkpoint of the stock class, or why it holds no such weights."""
     shared: dict[str, int] = {}
@@ -157,13 +158,13 @@ def _stock(
     for flags in _bias_flags(base):
         candidate = base | shared | flags
         try:
-            expected = _specs(skeleton(family, candidate))
+            built = expected(skeleton(family, candidate))
         except Exception as error:  # the family's own checks
             why = f"transformers refuses it: {_reason(error)}"
             continue
-        why = _misfit(family, weights.specs, expected)
+        why = _misfit(family, weights.specs, built)
         if not why:
-            return Form(candidate, _ZeroFilled(weights, expected), stock=True)
+            return Form(candidate, zero_filled(weights, built), stock=True)
     return why
 
 
@@ -173,16 +174,14 @@ def _reason(error: Exception) -> str:
     return (lines or [type(error).__name__])[-1][:200].rstrip(".")
 
 
-def _misfit(
-    family: Family, held: Mapping[str, TensorSpec], expected: Mapping[str, TensorSpec]
-) -> str:
+def _misfit(family: Family, held: Mapping[str, TensorSpec], built: Mapping[str, TensorSpec]) -> str:
     """Why the class does not hold these tensors; biases that it has and they lack can be zeros."""
-    extra = [name for name in held if name not in expected]
+    extra = [name for name in held if name not in built]
     if extra and all(name.endswith(".bias") for name in extra):
         return f"{family.model} has no place for the biases that the repair adds ({extra[0]})"
     if extra:
         return f"{family.model} has no place for {extra[0]}"
-    for name, spec in expected.items():
+    for name, spec in built.items():
         if name not in held and not name.endswith(".bias"):
             return f"{family.model} asks for {name}, which is gone"
         if name in held and held[name].shape != spec.shape:
@@ -195,7 +194,7 @@ def _bounded(
     family: Family,
     base: dict[str, Any],
     widths: Mapping[int, Mapping[str, int]],
-    weights: Weights,
+    weights: View,
 ) -> tuple[dict[str, Any], nn.Module]:
     """The config with global widths that no layer exceeds, and the modules that it builds.
 
@@ -248,7 +247,7 @@ def _own(
     base: dict[str, Any],
     widths: dict[int, dict[str, int]],
     pruned_modules: dict[str, dict[str, Any]],
-    weights: Weights,
+    weights: View,
 ) -> Form:
     classes = auto_classes(family.config, family.model)
     config = base | {
@@ -444,15 +443,6 @@ def _keep_slopes(
             }
 
 
-def _specs(model: nn.Module) -> dict[str, TensorSpec]:
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    return {
-        name: TensorSpec(tuple(tensor.shape), tensor.dtype)
-        for name, tensor in model.state_dict().items()
-        if name not in tied
-    }
-
-
 def _bias_flags(base: Mapping[str, Any]) -> list[dict[str, bool]]:
     """The config as it is, then with more and more of the bias flags that it has set."""
     flags = [flag for flag in _BIAS_FLAGS if base.get(flag) is False]
@@ -461,27 +451,3 @@ def _bias_flags(base: Mapping[str, Any]) -> list[dict[str, bool]]:
         for count in range(len(flags) + 1)
         for chosen in itertools.combinations(flags, count)
     ]
-
-
-class _ZeroFilled:
-    """`weights` with zeros for the biases that only the stock class has."""
-
-    def __init__(self, weights: Weights, expected: Mapping[str, TensorSpec]) -> None:
-        self._weights = weights
-        dtype = next(iter(weights.specs.values())).dtype
-        self._specs = {
-            name: weights.specs.get(name, replace(spec, dtype=dtype))
-            for name, spec in expected.items()
-        }
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        return self._specs
-
-    def tensor(self, name: str) -> Tensor:
-        if name in self._weights.specs:
-            return self._weights.tensor(name)
-        return torch.zeros(self._specs[name].shape, dtype=self._specs[name].dtype)
-
-    def head(self, name: str) -> Tensor:
-        return self.tensor(name)[:1]

@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
-from ..checkpoint import TensorSpec, Weights
+from ..checkpoint import View, renamed
 from ..models import Family
 from ..structure import Structure
 from .kinds import kept_kinds, without_numbers
@@ -17,10 +15,10 @@ from .skeleton import lenient_config
 def without_layers(
     family: Family,
     gone: Sequence[int],
-    weights: Weights,
+    weights: View,
     base: Mapping[str, Any],
     earlier: Mapping[str, Any],
-) -> tuple[Weights, dict[str, Any], dict[str, Any]]:
+) -> tuple[View, dict[str, Any], dict[str, Any]]:
     """Weights, config and earlier `pruned_modules` with the layers counted anew.
 
     What a layer was by its number is in the config, or among the attributes in `pruned_modules`.
@@ -36,7 +34,8 @@ def without_layers(
     for path, attributes in kept_kinds(family, base, config, kept).items():
         sizes = modules.setdefault(path, {})
         sizes["attributes"] = {**attributes, **sizes.get("attributes", {})}
-    return _Renamed(weights, names), config, modules
+    old = {names.new(name): name for name in weights.specs if names.stays(name)}
+    return renamed(weights, old), config, modules
 
 
 def renumbered(family: Family, gone: Sequence[int], structure: Structure) -> Structure:
@@ -102,21 +101,3 @@ class _Names:
     def new(self, name: str) -> str:
         """What it is called now."""
         return self._pattern.sub(lambda m: f"{m[1]}{self._new[int(m[2])]}", name)
-
-
-class _Renamed:
-    """`weights` under the new names."""
-
-    def __init__(self, weights: Weights, names: _Names) -> None:
-        self._weights = weights
-        self._old = {names.new(name): name for name in weights.specs if names.stays(name)}
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        return {new: self._weights.specs[old] for new, old in self._old.items()}
-
-    def tensor(self, name: str) -> Tensor:
-        return self._weights.tensor(self._old[name])
-
-    def head(self, name: str) -> Tensor:
-        return self._weights.head(self._old[name])

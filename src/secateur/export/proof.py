@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import ModuleWeights
+from ..checkpoint import module_view
 from ..errors import SecateurError
 from ..models import OpenModel, empty_model, filled, structure_of
 from ..models.discovery import (
@@ -27,7 +27,7 @@ from ..models.discovery import (
 )
 from ..structure import Coupling, Member, Plan, Structure
 from ..structure.size import Size
-from ..surgery import PrunedWeights
+from ..surgery import pruned_view
 from .form import pruned_form
 
 Follow = tuple[tuple[str, str, Size], ...]
@@ -155,10 +155,10 @@ def _difference(
 ) -> tuple[float, torch.dtype]:
     """The difference that a plan makes, and the dtype in which the small models compute."""
     dense = running_model(_shallow(opened), seed)
-    weights = ModuleWeights(dense)
+    weights = module_view(dense)
     structure = structure_of(opened.family, dense, weights).select(granularities)
     plan = plan_of(structure, seed)
-    pruned = PrunedWeights(weights, structure, plan)
+    pruned = pruned_view(weights, structure, plan)
     raw = dense.config.to_dict() | {"architectures": [opened.family.model]}
     form = pruned_form(opened.family, raw, dense.config, structure, plan, pruned)
     small = filled(form.empty(dense.dtype), form.weights)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder."""
+"""A checkpoint folder of transformers: safetensors, config.json, the modelling file."""
 
 import json
 import shutil
@@ -6,9 +6,11 @@ from pathlib import Path
 
 from .. import modeling_secateur
 from ..checkpoint import write_shards
+from .exporters import exporter
 from .form import Form
 
 
+@exporter("safetensors")
 def write_model(folder: Path, form: Form) -> int:
     """Write weights, config.json and perhaps the modelling file; return the bytes of weights.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import FolderWeights, Weights
+from ..checkpoint import View
 from . import baichuan
 
 Raw = Mapping[str, Any]
@@ -20,11 +20,11 @@ class Adapter:
     """
 
     config: Callable[[Raw, str], dict[str, Any]]
-    weights: Callable[[FolderWeights, Raw, str], Weights]
+    weights: Callable[[View, Raw, str], View]
     tokenizer: Callable[[Path], Any]
 
 
 # By the model_type of config.json; none of these is a model_type of transformers.
 ADAPTERS: dict[str, Adapter] = {
-    "baichuan": Adapter(baichuan.llama_config, baichuan.LlamaWeights, baichuan.tokenizer),
+    "baichuan": Adapter(baichuan.llama_config, baichuan.llama_view, baichuan.tokenizer),
 }

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import FolderWeights, TensorSpec, read_json
+from ..checkpoint import TensorSpec, View, only, read_json, together
 from ..errors import SecateurError
 
 _PACKED = ".self_attn.W_pack.weight"
@@ -77,57 +77,51 @@ def llama_config(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     return config | {"dtype": dtype} if dtype else config
 
 
-class LlamaWeights:
+def llama_view(view: View, raw: Mapping[str, Any], source: str) -> View:
     """The weights of a Baichuan under a llama's names; q, k and v are read by their rows alone.
 
     Raises:
         SecateurError: a `W_pack` is not three times as high as wide.
     """
+    hidden = raw["hidden_size"]
+    places: dict[str, tuple[str, int]] = {}
+    specs: dict[str, TensorSpec] = {}
+    for name, spec in view.specs.items():
+        if not name.endswith(_PACKED):
+            continue
+        if spec.shape != (3 * hidden, hidden):
+            raise SecateurError(
+                f"{source}: tensor {name} has shape {list(spec.shape)}, expected"
+                f" {[3 * hidden, hidden]} (the rows of q, k and v). The config and the weights"
+                " do not belong together."
+            )
+        for number, part in enumerate(_PARTS):
+            own = name.removesuffix(_PACKED) + part
+            places[own] = (name, number * hidden)
+            specs[own] = TensorSpec((hidden, hidden), spec.dtype)
 
-    def __init__(self, weights: FolderWeights, raw: Mapping[str, Any], source: str) -> None:
-        self._weights = weights
-        self._normalises_head = _normalises_head(raw, source)
-        self._rows: dict[str, tuple[str, int, int]] = {}
-        self._specs: dict[str, TensorSpec] = {}
-        hidden = raw["hidden_size"]
-        for name, spec in weights.specs.items():
-            if not name.endswith(_PACKED):
-                self._specs[name] = spec
-                continue
-            if spec.shape != (3 * hidden, hidden):
-                raise SecateurError(
-                    f"{source}: tensor {name} has shape {list(spec.shape)}, expected"
-                    f" {[3 * hidden, hidden]} (the rows of q, k and v). The config and the weights"
-                    " do not belong together."
-                )
-            for number, part in enumerate(_PARTS):
-                own = name.removesuffix(_PACKED) + part
-                self._rows[own] = (name, number * hidden, (number + 1) * hidden)
-                self._specs[own] = TensorSpec((hidden, hidden), spec.dtype)
+    def rows(name: str, start: int, stop: int) -> Tensor:
+        packed, first = places[name]
+        return view.rows(packed, first + start, first + stop)
 
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """A llama's names; shapes, and dtypes as stored."""
-        return self._specs
+    parts = View(specs, lambda name: rows(name, 0, hidden), read_rows=rows)
+    both = together(view, parts)
+    plain = only(both, (name for name in both.specs if not name.endswith(_PACKED)))
+    if not _normalises_head(raw, source) or _HEAD not in plain.specs:
+        return plain
+    return together(
+        plain,
+        View(
+            {_HEAD: plain.specs[_HEAD]},
+            lambda name: _normalised(plain.tensor(name)),
+            lambda name: _normalised(plain.head(name)),
+        ),
+    )
 
-    def tensor(self, name: str) -> Tensor:
-        """Read one tensor: its part of the packed one, or rows of length one."""
-        if name not in self._rows:
-            return self._head_normalised(name, self._weights.tensor(name))
-        return self._weights.rows(*self._rows[name])
 
-    def head(self, name: str) -> Tensor:
-        """The first row of one tensor."""
-        if name not in self._rows:
-            return self._head_normalised(name, self._weights.head(name))
-        packed, start, _ = self._rows[name]
-        return self._weights.rows(packed, start, start + 1)
-
-    def _head_normalised(self, name: str, tensor: Tensor) -> Tensor:
-        if name != _HEAD or not self._normalises_head:
-            return tensor
-        exact = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-        return torch.nn.functional.normalize(exact, dim=1).to(tensor.dtype)
+def _normalised(tensor: Tensor) -> Tensor:
+    exact = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return torch.nn.functional.normalize(exact, dim=1).to(tensor.dtype)
 
 
 def tokenizer(folder: Path) -> Any:

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import TensorSpec, Weights
+from ..checkpoint import TensorSpec, View, renamed
 from ..errors import SecateurError
 
 _SHOWN = 3  # names in a note
@@ -28,7 +29,7 @@ def tied_names(skeleton: nn.Module) -> dict[str, str]:
     return dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
 
 
-def stored_apart(weights: Weights, skeleton: nn.Module) -> list[str]:
+def stored_apart(weights: View, skeleton: nn.Module) -> list[str]:
     """The tensors that are tied by the config, but stored with other values than their twin."""
     return [
         name
@@ -37,7 +38,7 @@ def stored_apart(weights: Weights, skeleton: nn.Module) -> list[str]:
     ]
 
 
-def _equal(weights: Weights, one: str, other: str) -> bool:
+def _equal(weights: View, one: str, other: str) -> bool:
     if weights.specs[one].shape != weights.specs[other].shape:
         return False
     # Mostly the first row tells; that of quantised weights is codes, and perhaps fewer of them.
@@ -48,72 +49,56 @@ def _equal(weights: Weights, one: str, other: str) -> bool:
     return bool((weights.tensor(one) == weights.tensor(other)).all())
 
 
-class Fitted:
-    """The weights that a model expects, found under its names in what a checkpoint holds.
+def fitted(view: View, skeleton: nn.Module, source: str, tied: Mapping[str, str]) -> View:
+    """The weights that a model expects, in its order, found under its names in what `view` holds.
 
     Tied tensors may be stored under either name (`tied`: by name, their twin). What the model does
-    not have is left out; `notes` say so, as transformers does.
+    not have is left out; `notes` say so, as transformers does. Reading one that holds NaN or
+    infinity is an error.
 
     Raises:
         SecateurError: a tensor is missing or has another shape.
     """
-
-    def __init__(
-        self, weights: Weights, skeleton: nn.Module, source: str, tied: Mapping[str, str]
-    ) -> None:
-        self._weights = weights
-        self._names: dict[str, str] = {}
-        self._specs: dict[str, TensorSpec] = {}
-        have = weights.specs
-        for name, spec in expected(skeleton).items():
-            twins = [alias for alias, target in tied.items() if target == name]
-            names = [name, *twins, *([tied[name]] if name in tied else [])]
-            found = next((other for other in names if other in have), None)
-            if found is None:
-                raise SecateurError(
-                    f"{source} lacks the tensor {name}: the weights are incomplete or of another"
-                    " model. Download it again."
-                )
-            if have[found].shape != spec.shape:
-                raise SecateurError(
-                    f"{source}: tensor {name} has shape {list(have[found].shape)}, config.json"
-                    f" says {list(spec.shape)}. The config and the weights do not belong together."
-                )
-            if not have[found].dtype.is_floating_point or have[found].dtype.itemsize < 2:
-                raise SecateurError(
-                    f"{source} is quantised ({name} is {have[found].dtype}); prune the"
-                    " floating-point model and quantise the result."
-                )
-            self._names[name] = found
-            self._specs[name] = have[found]
-        known = {*skeleton.state_dict(), *self._names.values()}
-        left = [name for name in have if name not in known and not _ignored(name, skeleton)]
-        self.notes = (_left_out(left, skeleton),) if left else ()
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Names in the model's order; shapes and dtypes as stored."""
-        return self._specs
-
-    def tensor(self, name: str) -> Tensor:
-        """Read one tensor.
-
-        Raises:
-            SecateurError: it holds NaN or infinity.
-        """
-        tensor = self._weights.tensor(self._names[name])
-        # The extremes are finite if and only if everything is, and need no mask as large as the
-        # tensor.
-        if tensor.numel() and not all(torch.isfinite(end) for end in torch.aminmax(tensor)):
+    names: dict[str, str] = {}
+    for name, spec in expected(skeleton).items():
+        twins = [alias for alias, target in tied.items() if target == name]
+        others = [name, *twins, *([tied[name]] if name in tied else [])]
+        found = next((other for other in others if other in view.specs), None)
+        if found is None:
             raise SecateurError(
-                f"The weights hold NaN or infinity, first in {name}. Pruning needs a sound"
-                " checkpoint: download or export the model again."
+                f"{source} lacks the tensor {name}: the weights are incomplete or of another"
+                " model. Download it again."
             )
-        return tensor
+        _check(view.specs[found], spec, name, source)
+        names[name] = found
+    stored = renamed(view, names)
+    known = {*skeleton.state_dict(), *names.values()}
+    left = [name for name in view.specs if name not in known and not _ignored(name, skeleton)]
+    notes = (*view.notes, *([_left_out(left, skeleton)] if left else []))
+    return replace(stored, read=lambda name: _finite(name, stored.tensor(name)), notes=notes)
 
-    def head(self, name: str) -> Tensor:
-        """The first row of one tensor."""
-        return self._weights.head(self._names[name])
+
+def _check(have: TensorSpec, spec: TensorSpec, name: str, source: str) -> None:
+    if have.shape != spec.shape:
+        raise SecateurError(
+            f"{source}: tensor {name} has shape {list(have.shape)}, config.json says"
+            f" {list(spec.shape)}. The config and the weights do not belong together."
+        )
+    if not have.dtype.is_floating_point or have.dtype.itemsize < 2:
+        raise SecateurError(
+            f"{source} is quantised ({name} is {have.dtype}); prune the floating-point model and"
+            " quantise the result."
+        )
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    # The extremes are finite if and only if everything is, and need no mask as large as the tensor.
+    if tensor.numel() and not all(torch.isfinite(end) for end in torch.aminmax(tensor)):
+        raise SecateurError(
+            f"The weights hold NaN or infinity, first in {name}. Pruning needs a sound checkpoint:"
+            " download or export the model again."
+        )
+    return tensor
 
 
 def _ignored(name: str, skeleton: Any) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..arguments import is_panic
-from ..checkpoint import Weights
+from ..checkpoint import View
 from ..errors import SecateurError
 from ..structure import Structure
 from .adapters import Adapter
@@ -38,14 +38,13 @@ class OpenModel:
     whose linears are `packed` in few bits is read as the floating-point one that it stands for.
     `made` says what else was done to the weights while they were read. A decoder inside a
     multimodal model has that one `around` it. `read` are other places that something came from.
-    `notes` are for the user: what of the checkpoint was read, and what was not.
     """
 
     source: str
     folder: Path | None
     raw_config: Mapping[str, Any]
     config: Any
-    weights: Weights
+    weights: View
     family: Family
     declared: bool = True
     adapter: Adapter | None = None
@@ -54,7 +53,11 @@ class OpenModel:
     around: Outer | None = None
     read: tuple[Path, ...] = ()
     own_tokenizer: Callable[[], Any] | None = None
-    notes: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """For the user: what of the checkpoint was read, and what was not."""
+        return self.weights.notes
 
     @property
     def hub_name(self) -> str | None:

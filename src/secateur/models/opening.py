@@ -1,7 +1,7 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from os import PathLike, fspath
@@ -12,26 +12,17 @@ import torch
 from torch import nn
 
 from ..arguments import a_flag, a_model, a_word, optional, public
-from ..checkpoint import (
-    FolderWeights,
-    ModuleWeights,
-    NoWeights,
-    PackedWeights,
-    Weights,
-    read_config,
-)
+from ..checkpoint import View, folder_view, module_view, read_config, renamed, unpacked_view
 from ..errors import SecateurError
 from .adapters import ADAPTERS, Adapter
 from .configs import adapted_config, check_causal, check_decoder, described, unpacked_config
 from .conversion import converted
 from .discovery import undeclared_family
 from .families import Family, layout_for
-from .fitted import Fitted, expected, stored_apart, tied_names
+from .fitted import expected, fitted, stored_apart, tied_names
 from .hub import local_folder
 from .inputs import (
     Gguf,
-    Inside,
-    Merged,
     adapter_in,
     base_of,
     check_live,
@@ -41,6 +32,7 @@ from .inputs import (
     has_tokenizer,
     holds_floats,
     is_multimodal,
+    merged_view,
     outer_of,
     scheme_of,
     tokenizer_of,
@@ -120,9 +112,9 @@ def _live(model: nn.Module) -> OpenModel:
             " quantise the result."
         )
     if is_multimodal(config):
-        return _opened_inside(LIVE, None, raw, config, ModuleWeights(model))
+        return _opened_inside(LIVE, None, raw, config, module_view(model))
     check_decoder(raw, LIVE)
-    return _opened(LIVE, None, raw, config, ModuleWeights(model), None)
+    return _opened(LIVE, None, raw, config, module_view(model), None)
 
 
 def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
@@ -130,18 +122,17 @@ def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
     adapter = ADAPTERS.get(str(raw.get("model_type")))
     if adapter is not None:
         check_decoder(raw, source)
-        stored = FolderWeights(folder)
-        if (scheme := scheme_of(raw, folder, stored.specs)) is not None:
+        weights = folder_view(folder)
+        if (scheme := scheme_of(raw, folder, weights.specs)) is not None:
             raise SecateurError(
                 f"{source} is quantised ({scheme.name}), and a {raw['model_type']} is not"
                 " dequantised.\nPrune the floating-point model and quantise the result."
             )
         own, config = adapted_config(adapter, folder, raw, source)
-        opened = _opened(source, folder, own, config, adapter.weights(stored, raw, source), adapter)
-        return replace(opened, notes=(*stored.notes, *opened.notes))
+        weights = adapter.weights(weights, raw, source)
+        return _opened(source, folder, own, config, weights, adapter)
     raw, config = described(folder, source)
-    stored = FolderWeights(folder)
-    weights: Weights = stored
+    weights = folder_view(folder)
     scheme = scheme_of(raw, folder, weights.specs)
     if scheme is not None:
         weights = dequantised(weights, scheme, raw, source, wanted=dequantise)
@@ -155,33 +146,28 @@ def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
     else:
         opened = _opened(source, folder, raw, config, weights, None)
     made = "" if scheme is None else f"dequantised from {scheme.name}"
-    notes = (*stored.notes, *opened.notes)
-    return replace(opened, packed=packed, made=made, notes=notes)
+    return replace(opened, packed=packed, made=made)
 
 
 def _opened_inside(
-    source: str, folder: Path | None, raw: Mapping[str, Any], config: Any, weights: Weights | None
+    source: str, folder: Path | None, raw: Mapping[str, Any], config: Any, weights: View
 ) -> OpenModel:
-    """The text decoder inside a multimodal model; without weights, what its config says."""
+    """The text decoder inside a multimodal model; of a view of nothing, what its config says."""
     from transformers import CONFIG_MAPPING
 
     outer = outer_of(raw, config, source)
-    inner: Weights = NoWeights({})
-    notes: tuple[str, ...] = ()
-    if weights is not None:
-        held = converted(weights, outer.skeleton)
-        tied, apart = tied_names(outer.skeleton), stored_apart(held, outer.skeleton)
+    if weights.read is not None:
+        held, tied, apart = _held(weights, outer.skeleton)
         if apart:
             raw = {**outer.with_text(_UNTIED), **_UNTIED}
             outer = outer_of(raw, type(config).from_dict(copy.deepcopy(raw)), source)
-        whole = Fitted(held, outer.skeleton, source, tied)
-        notes = (*_told(held, apart, tied), *whole.notes)
-        outer = replace(outer, weights=whole)
-        inner = Inside(whole, outer.names)
+        weights = fitted(held, outer.skeleton, source, tied)
+        outer = replace(outer, weights=weights)
+        inside = {name: there for name, there in outer.names.items() if there in weights.specs}
+        weights = renamed(weights, inside)
     own = dict(outer.text)
     text = CONFIG_MAPPING[own["model_type"]].from_dict(dict(own))
-    opened = _opened(source, folder, own, text, inner, None)
-    return replace(opened, around=outer, notes=(*notes, *opened.notes))
+    return replace(_opened(source, folder, own, text, weights, None), around=outer)
 
 
 def _from_gguf(file: Path, source: str) -> OpenModel:
@@ -214,7 +200,7 @@ def _with_adapter(place: Path, source: str, *, dequantise: bool) -> OpenModel:
     if has_tokenizer(place) and place != base.folder:
         own = partial(tokenizer_of, place)
     read = tuple(path for path in (place, *base.read) if path != base.folder)
-    merged = Merged(base.weights, base.skeleton, place)
+    merged = merged_view(base.weights, base.skeleton, place)
     made = f"{base.made}, merged with its adapter".lstrip(", ")
     return replace(base, source=source, weights=merged, made=made, read=read, own_tokenizer=own)
 
@@ -242,16 +228,16 @@ def open_config(model: str | PathLike[str], *, revision: str | None = None) -> O
     if raw.get("packed"):
         raw, config = unpacked_config(raw, config)
     if is_multimodal(config):
-        return _opened_inside(source, folder, raw, config, None)
-    return _opened(source, folder, raw, config, NoWeights({}), None)
+        return _opened_inside(source, folder, raw, config, View({}))
+    return _opened(source, folder, raw, config, View({}), None)
 
 
 def _floating(
-    raw: Mapping[str, Any], config: Any, weights: Weights
-) -> tuple[dict[str, Any], Any, Weights]:
+    raw: Mapping[str, Any], config: Any, weights: View
+) -> tuple[dict[str, Any], Any, View]:
     """A model with packed linears as the one with floating-point weights that it stands for."""
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return *unpacked_config(raw, config), PackedWeights(weights, raw["packed"], dtype)
+    return *unpacked_config(raw, config), unpacked_view(weights, raw["packed"], dtype)
 
 
 def _opened(
@@ -259,7 +245,7 @@ def _opened(
     folder: Path | None,
     raw: Mapping[str, Any],
     config: Any,
-    weights: Weights,
+    weights: View,
     adapter: Adapter | None,
 ) -> OpenModel:
     raw = both_spellings(raw, config)
@@ -276,31 +262,32 @@ def _opened(
     if declared is None:
         _register(family)
     opened = replace(opened, family=family, declared=declared is not None, adapter=adapter)
-    if isinstance(weights, NoWeights):
-        return replace(opened, weights=NoWeights(expected(skeleton)))
+    if weights.read is None:
+        return replace(opened, weights=View(expected(skeleton)))
     return _with_weights(opened, weights)
 
 
-def _with_weights(opened: OpenModel, weights: Weights) -> OpenModel:
+def _with_weights(opened: OpenModel, weights: View) -> OpenModel:
     """The model with what `weights` hold of it; what is stored apart is not tied."""
-    held = converted(weights, opened.skeleton)
-    tied, apart = tied_names(opened.skeleton), stored_apart(held, opened.skeleton)
+    held, tied, apart = _held(weights, opened.skeleton)
     if apart:
         config = copy.deepcopy(opened.config)
         config.tie_word_embeddings = False
         opened = replace(opened, config=config, raw_config={**opened.raw_config, **_UNTIED})
-    fitted = Fitted(held, opened.skeleton, opened.source, tied)
-    return replace(opened, weights=fitted, notes=(*_told(held, apart, tied), *fitted.notes))
+    return replace(opened, weights=fitted(held, opened.skeleton, opened.source, tied))
 
 
-def _told(held: Weights, apart: Sequence[str], tied: Mapping[str, str]) -> Iterator[str]:
-    """What the user should know about tensors with several names."""
-    yield from getattr(held, "doubled", ())
-    if apart:
-        yield (
-            f"config.json ties {apart[0]} to {tied[apart[0]]}, but both are stored, with different"
-            " values: they are not tied, as in transformers"
-        )
+def _held(weights: View, skeleton: nn.Module) -> tuple[View, Mapping[str, str], bool]:
+    """What there is under the model's names, what it ties, and whether that is stored apart."""
+    held, tied = converted(weights, skeleton), tied_names(skeleton)
+    apart = stored_apart(held, skeleton)
+    if not apart:
+        return held, tied, False
+    said = (
+        f"config.json ties {apart[0]} to {tied[apart[0]]}, but both are stored, with different"
+        " values: they are not tied, as in transformers"
+    )
+    return replace(held, notes=(*held.notes, said)), tied, True
 
 
 def _register(family: Family) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..checkpoint import Weights
+from ..checkpoint import View
 from ..memory import give_back
 from .families import Family
 
@@ -90,7 +90,7 @@ def _constructed(kind: Any, config: Any, dtype: torch.dtype, *, masks: bool) -> 
         return make(config, dtype=dtype).eval()
 
 
-def filled(model: Any, weights: Weights, dtype: torch.dtype | None = None) -> Any:
+def filled(model: Any, weights: View, dtype: torch.dtype | None = None) -> Any:
     """Give an empty model all its weights at once, in `dtype` (None: their own)."""
     # copies: the weights of a live module are its own
     state = {name: weights.tensor(name).to(dtype=dtype, copy=True) for name in weights.specs}
@@ -106,7 +106,7 @@ class StreamedModel:
         self,
         model: Any,
         family: Family,
-        weights: Weights,
+        weights: View,
         device: torch.device,
         identity: Callable[[], str] = str,
     ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import NoWeights, Weights
+from ..checkpoint import View
 from ..errors import SecateurError
 from ..structure import Axis, Coupling, Member, Structure
 from .coarse import FINE, coarse_axes
@@ -19,7 +19,7 @@ from .families import Family
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def structure_of(family: Family, model: Any, weights: Weights) -> Structure:
+def structure_of(family: Family, model: Any, weights: View) -> Structure:
     """All axes, of every granularity, of `model` (a transformers causal LM, on meta or not).
 
     Raises:
@@ -40,7 +40,7 @@ def structure_of(family: Family, model: Any, weights: Weights) -> Structure:
         parameters=sum(spec.elements for spec in weights.specs.values()),
         prunable=sum(a.units * a.cost for a in axes if a.granularity in FINE),
         architecture=_architecture(config.model_type, weights),
-        weights="" if isinstance(weights, NoWeights) else _weights(weights),
+        weights="" if weights.read is None else _weights(weights),
     )
 
 
@@ -144,12 +144,12 @@ def _lies_within(member: Member, units: int, size: int) -> bool:
     return bool(indices.min() >= 0 and indices.max() < size)
 
 
-def _architecture(model_type: str, weights: Weights) -> str:
+def _architecture(model_type: str, weights: View) -> str:
     shapes = sorted((name, list(spec.shape)) for name, spec in weights.specs.items())
     return hashlib.sha256(json.dumps([model_type, shapes]).encode()).hexdigest()
 
 
-def _weights(weights: Weights) -> str:
+def _weights(weights: View) -> str:
     """Hash of the first row of every tensor, dtype included: cheap, and no two models share it."""
     digest = hashlib.sha256()
     for name, spec in sorted(weights.specs.items(), key=lambda item: item[0]):

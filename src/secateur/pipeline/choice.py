@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from ..checkpoint import Weights
+from ..checkpoint import View
 from ..config import PruneConfig
 from ..errors import SecateurError
 from ..methods import METHODS
@@ -23,7 +23,7 @@ def kept_units(
     found: Mapping[str, Tensor],
     config: PruneConfig,
     samples: Mapping[str, Tensor] | None = None,
-    weights: Weights | None = None,
+    weights: View | None = None,
 ) -> Kept:
     """Which units of the axes that may lose some stay.
 

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ..checkpoint import Weights, digest
+from ..checkpoint import View, digest
 from ..errors import SecateurError
 from ..export import Form, pruned_form, with_around
 from ..progress import note, timed
 from ..report import engine_notes
 from ..stats import Statistics
 from ..structure import Plan, Structure
-from ..surgery import REPAIRS, PrunedWeights, Repaired, sequential_repair, with_consumers
+from ..surgery import REPAIRS, Repaired, pruned_view, sequential_repair, with_consumers
 from .passes import walk
 from .stock import form_facts, form_of
 from .subject import Subject
@@ -55,7 +55,7 @@ def cut(
             note(f"experts are cut as they are: --repair {config.repair_name} mends the rest")
         added = added_biases(structure, plan, config.repair_name, opened.weights, statistics)
         repaired = _fitted(subject, plan, tokens)
-        pruned = PrunedWeights(opened.weights, structure, plan, added, repaired.tensors)
+        pruned = pruned_view(opened.weights, structure, plan, added, repaired.tensors)
         # all granularities: what an earlier cut of others left is written down again
         form = pruned_form(
             opened.family, opened.raw_config, opened.config, opened.structures, plan, pruned
@@ -98,7 +98,7 @@ def form_numbers(subject: Subject, form: Form, removed_share: float) -> dict[str
 
 
 def added_biases(
-    structure: Structure, plan: Plan, repair: str, weights: Weights, statistics: Statistics
+    structure: Structure, plan: Plan, repair: str, weights: View, statistics: Statistics
 ) -> dict[str, Tensor]:
     """What a repair that is made of statistics adds to the consumers' biases, by tensor name."""
     biases: dict[str, Tensor] = {}

@@ -7,7 +7,7 @@ from ..evaluation import Perplexity
 from ..export import Form
 from ..progress import timed
 from ..structure import Plan
-from ..surgery import PrunedWeights
+from ..surgery import pruned_view
 from .cutting import Cut, form_numbers
 from .estimate import Estimate
 from .held_out import compared, streamed
@@ -22,7 +22,7 @@ def numbers_of(
     """Numbers that no pass is needed for: what goes, and which class loads what stays."""
     structure, weights = subject.structure, subject.opened.weights
     total, prunable = structure.parameters, structure.prunable
-    left = PrunedWeights(weights, structure, plan).specs
+    left = pruned_view(weights, structure, plan).specs
     lost = {
         name: spec.elements - (left[name].elements if name in left else 0)
         for name, spec in weights.specs.items()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..export import Form, copy_companions, write_model
+from ..export import EXPORTERS, Form, copy_companions
 from ..models import OpenModel
 from ..progress import timed
 from ..structure import Plan
@@ -26,7 +26,14 @@ def publish(
     """Write the folder; give the numbers with the bytes of the weight files."""
     opened = subject.opened
     with timed("write"):
-        size = write_folder(folder, form, opened, tokenizer=subject.tokenizer, model=subject.given)
+        size = write_folder(
+            folder,
+            form,
+            opened,
+            format=subject.config.format,
+            tokenizer=subject.tokenizer,
+            model=subject.given,
+        )
     numbers = {**numbers, "bytes": {"before": bytes_before(opened), "after": size}}
     write_record(
         folder, opened, subject.structure, subject.config, plan, numbers, texts.windows, form=form
@@ -35,17 +42,24 @@ def publish(
 
 
 def write_folder(
-    folder: Path, form: Form, opened: OpenModel, *, tokenizer: Any = None, model: Any = None
+    folder: Path,
+    form: Form,
+    opened: OpenModel,
+    *,
+    format: str = "safetensors",
+    tokenizer: Any = None,
+    model: Any = None,
 ) -> int:
     """Write weights and config, and bring along what belongs to the model; bytes of the weights.
 
+    `format` is the name of an exporter.
     `tokenizer` takes the place of the folder's; a live `model` writes its own generation settings.
 
     Raises:
         SecateurError: there is no space for the weights.
     """
     check_space(folder, form)
-    size = write_model(folder, form)
+    size = EXPORTERS[format](folder, form)
     copy_companions(
         folder,
         opened.companions,

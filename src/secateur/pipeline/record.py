@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Weights, companions_beside
+from ..checkpoint import View, companions_beside
 from ..config import PruneConfig, to_toml
 from ..data import Windows
 from ..export import Form, licence_files, model_card
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def write_plan(folder: Path, weights: Weights, structure: Structure, plan: Plan) -> None:
+def write_plan(folder: Path, weights: View, structure: Structure, plan: Plan) -> None:
     """Write plan.json."""
     removed = removed_parameters(weights, structure, plan)
     (folder / "plan.json").write_text(plan.to_json(structure, removed), encoding="utf-8")

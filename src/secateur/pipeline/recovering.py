@@ -49,6 +49,7 @@ _SHARED = (
     "hidden_gib",
     "field",
     "bos",
+    "format",
 )
 
 
@@ -201,9 +202,9 @@ def prune_and_recover(
             keeping(store, folder, out, fresh=fresh) as kept,
             tempfile.TemporaryDirectory(dir=folder) as place,
         ):
-            pruned = prune(
-                model, out=Path(place) / "pruned", store=kept, progress=progress, **settings
-            )
+            # what is trained is read again, whatever the outcome is written as
+            own: PruneSettings = {**settings, "format": "safetensors"}
+            pruned = prune(model, out=Path(place) / "pruned", store=kept, progress=progress, **own)
             update: dict[str, Any] = {
                 "model": str(Path(place) / "pruned"),
                 "data": pruned.config.calibration or DEFAULT_CALIBRATION,

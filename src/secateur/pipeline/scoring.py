@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..checkpoint import Weights, digest
+from ..checkpoint import View, digest
 from ..errors import SecateurError
 from ..importance import IMPORTANCE, Importance, score, source_of, statistics_needed
 from ..progress import track
@@ -28,7 +28,7 @@ def fine_axes(structure: Structure, whole: Structure, layers: Limits) -> list[Ax
 def scores(
     axes: Sequence[Axis],
     importance: str,
-    weights: Weights,
+    weights: View,
     statistics: Statistics,
     *,
     seed: int,
@@ -61,7 +61,7 @@ def too_large(importance: str) -> bool:
     return any(name in _LARGE for name in IMPORTANCE[importance].needs)
 
 
-def reduction(importance: str, weights: Weights, seed: int) -> tuple[str, Reduction]:
+def reduction(importance: str, weights: View, seed: int) -> tuple[str, Reduction]:
     """Such a score for the pass: a name that says what it depends on, and how it is made."""
     chosen = IMPORTANCE[importance]
 
@@ -78,7 +78,7 @@ def _made_in_pass(importance: Importance, seed: int) -> str:
 
 
 def _score(
-    chosen: Importance, axis: Axis, weights: Weights, tally: Tally, seed: int, members: str
+    chosen: Importance, axis: Axis, weights: View, tally: Tally, seed: int, members: str
 ) -> Tensor:
     if len(axis.consumers) == 1:
         weight = weights.tensor(axis.consumer.tensor) if "weight" in chosen.needs else None

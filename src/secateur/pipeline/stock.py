@@ -18,7 +18,7 @@ from ..models import OpenModel
 from ..progress import note
 from ..search import Limits
 from ..structure import Axis, Plan, Structure
-from ..surgery import COARSE, REPAIRS, PrunedWeights, with_consumers
+from ..surgery import COARSE, REPAIRS, pruned_view, with_consumers
 from .choice import budget_of, limits_of
 
 # The searches that take the same number of units from each layer, and can be told how many.
@@ -31,7 +31,7 @@ def form_of(opened: OpenModel, structure: Structure, plan: Plan, repair: str = "
         f"{axis.consumer.module}.bias": torch.zeros(_outputs(opened, axis))
         for axis in _mended(opened, structure, plan, repair)
     }
-    weights = PrunedWeights(opened.weights, structure, plan, biases)
+    weights = pruned_view(opened.weights, structure, plan, biases)
     return pruned_form(
         opened.family, opened.raw_config, opened.config, opened.structures, plan, weights
     )

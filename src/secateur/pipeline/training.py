@@ -30,7 +30,7 @@ from ..recovery import (
 )
 from ..stats import Walk
 from ..structure import Plan
-from ..surgery import PrunedWeights
+from ..surgery import pruned_view
 from .checks import vocabulary
 from .passes import hidden_bytes
 from .student import Student
@@ -43,6 +43,7 @@ _NOT_IN_WEIGHTS = (
     "device",
     "evaluate",
     "evaluate_tokens",
+    "format",
     "hidden_gib",
     "model",
     "teacher",
@@ -165,7 +166,7 @@ def _form(student: Student, tensors: Mapping[str, Tensor], *, own: bool) -> Form
     structure = opened.structures
     plan = Plan({}, structure.architecture, structure.weights)
     known = OnDemand((n for n in tensors if n in opened.weights.specs), tensors.__getitem__)
-    weights = PrunedWeights(opened.weights, structure, plan, replaced=known)
+    weights = pruned_view(opened.weights, structure, plan, replaced=known)
     form = pruned_form(
         opened.family, opened.raw_config, opened.config, structure, plan, weights, own=own
     )

@@ -29,7 +29,8 @@ def publish_recovery(
     """Write the folder; give the numbers with the bytes of the weight files and their form."""
     opened = student.opened
     form = trained.form if trained.packed is None else packed_form(trained.form, trained.packed)
-    sizes = {"before": bytes_before(opened), "after": write_folder(folder, form, opened)}
+    size = write_folder(folder, form, opened, format=student.config.format)
+    sizes = {"before": bytes_before(opened), "after": size}
     numbers = {**numbers, "bytes": sizes, "form": form_facts(form)}
     copy_history(folder, opened)
     config = student.config.model_copy(update={"model": student.name})

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..checkpoint import OnDemand, Packed, Weights, packed, unpacked
+from ..checkpoint import OnDemand, Packed, View, packed, unpacked
 from ..errors import SecateurError
 from ..memory import give_back
 from .grid import Quantised, quantised
@@ -101,7 +101,7 @@ class Groupwise:
         self,
         model: nn.Module,
         linears: Sequence[str],
-        stored: Weights | None = None,
+        stored: View | None = None,
         *,
         bits: int,
         group: int,

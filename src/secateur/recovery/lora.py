@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import OnDemand, Weights
+from ..checkpoint import OnDemand, View
 
 
 class Lora:
@@ -58,7 +58,7 @@ class Lora:
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()
 
-    def tensors(self, weights: Weights) -> Mapping[str, Tensor]:
+    def tensors(self, weights: View) -> Mapping[str, Tensor]:
         """The merged weights by tensor name, fp32: the changes added to `weights` as stored.
 
         Each is made when it is asked for, of the two factors: the model is no longer needed.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Weights
+from ..checkpoint import View
 
 # Root mean square below which a tensor counts as this large: biases may begin at nothing.
 _LEAST = 1e-3
@@ -19,7 +19,7 @@ class Plain:
     They start from `stored`, where it has them: `model` may hold them rounded.
     """
 
-    def __init__(self, model: Any, names: Iterable[str], stored: Weights | None = None) -> None:
+    def __init__(self, model: Any, names: Iterable[str], stored: View | None = None) -> None:
         model.requires_grad_(False)
         self.parameters: dict[str, nn.Parameter] = {}
         for name in names:

@@ -19,13 +19,11 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-
-from ..errors import SecateurError
 
 FORMAT = "secateur-structure-2"
 
@@ -215,28 +213,5 @@ class Structure:
         return {axis.name: axis for axis in self.axes}
 
     def to_json(self) -> str:
-        """The structure as JSON text; `from_json` gives an equal value back."""
+        """The structure as JSON text, all of it."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "Structure":
-        """Read what `to_json` wrote.
-
-        Raises:
-            SecateurError: not such a file, or one of another version.
-        """
-        try:
-            raw = json.loads(text)
-            if raw.pop("format", None) != FORMAT:
-                raise SecateurError(f"Not a structure file of format {FORMAT!r}.")
-            return cls(**{**raw, "axes": tuple(_axis(axis) for axis in raw["axes"])})
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise SecateurError(f"Not a structure file: {error}.") from error
-
-
-def _axis(raw: dict[str, Any]) -> Axis:
-    members = tuple(
-        Member(**{**member, "dims": tuple(member["dims"]), "blocks": Blocks(**member["blocks"])})
-        for member in raw["members"]
-    )
-    return Axis(**{**raw, "members": members, "of": tuple(raw["of"])})

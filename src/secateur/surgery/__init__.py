@@ -2,7 +2,7 @@
 
 from .bias import bias
 from .depth import COARSE, with_consumers
-from .knife import PrunedWeights, removed_parameters
+from .knife import pruned_view, removed_parameters
 from .mask_tuning import mask_tuning
 from .normal import Normal
 from .refit import Fit, refit, refit_on_held_out
@@ -16,11 +16,11 @@ __all__ = [
     "ConsumerReport",
     "Fit",
     "Normal",
-    "PrunedWeights",
     "Repair",
     "Repaired",
     "bias",
     "mask_tuning",
+    "pruned_view",
     "refit",
     "refit_on_held_out",
     "removed_parameters",

@@ -6,70 +6,75 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..checkpoint import TensorSpec, Weights
+from ..checkpoint import TensorSpec, View
 from ..structure import Plan, Structure
 
 
-class PrunedWeights:
-    """`weights` without the units that `plan` removes, plus `added` biases by tensor name.
+def pruned_view(
+    view: View,
+    structure: Structure,
+    plan: Plan,
+    added: Mapping[str, Tensor] | None = None,
+    replaced: Mapping[str, Tensor] | None = None,
+) -> View:
+    """`view` without the units that `plan` removes, plus `added` biases by tensor name.
 
-    Nothing is cut before it is asked for, and nothing is kept: one tensor at a time is in memory.
     A tensor of which nothing stays is left out. An added bias joins an existing one, or becomes a
     new tensor after its weight. Tensors that are `replaced` come as they are, without the removed
-    units.
+    units. Dtypes stay those of the checkpoint.
     """
+    added, replaced = added or {}, replaced or {}
+    left = cut(view, kept_indices(view.specs, structure, plan))
 
-    def __init__(
-        self,
-        weights: Weights,
-        structure: Structure,
-        plan: Plan,
-        added: Mapping[str, Tensor] | None = None,
-        replaced: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self._weights = weights
-        self._added, self._replaced = added or {}, replaced or {}
-        self._kept = _kept_indices(weights.specs, structure, plan)
-        self._specs: dict[str, TensorSpec] = {}
-        for name, spec in weights.specs.items():
-            if any(not len(indices) for indices in self._kept.get(name, {}).values()):
-                continue
-            self._specs[name] = TensorSpec(_shape(spec, self._kept.get(name, {})), spec.dtype)
-            bias = name.removesuffix("weight") + "bias"
-            if bias not in weights.specs and (bias in self._replaced or bias in self._added):
-                self._specs[bias] = TensorSpec(tuple(self._given(bias).shape), spec.dtype)
+    def given(name: str) -> Tensor:
+        return replaced[name] if name in replaced else added[name]
 
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Names, shapes and dtypes after the cut."""
-        return self._specs
+    specs: dict[str, TensorSpec] = {}
+    for name, spec in left.specs.items():
+        specs[name] = spec
+        bias = name.removesuffix("weight") + "bias"
+        if bias not in view.specs and (bias in replaced or bias in added):
+            specs[bias] = TensorSpec(tuple(given(bias).shape), spec.dtype)
 
-    def tensor(self, name: str) -> Tensor:
-        """Cut one tensor; the dtype stays that of the checkpoint."""
-        spec = self._specs[name]
-        if name in self._replaced or name not in self._weights.specs:
-            return self._given(name).to(spec.dtype)
-        tensor = self._weights.tensor(name)
-        for dims, indices in self._kept.get(name, {}).items():
-            tensor = _selected(tensor, dims, indices)
-        if name in self._added:
-            added = self._added[name].to(tensor.device)
-            tensor = (tensor.to(added.dtype) + added).to(spec.dtype)
+    def read(name: str) -> Tensor:
+        if name in replaced or name not in view.specs:
+            return given(name).to(specs[name].dtype)
+        tensor = left.tensor(name)
+        if name in added:
+            bias = added[name].to(tensor.device)
+            tensor = (tensor.to(bias.dtype) + bias).to(specs[name].dtype)
         return tensor
 
-    def _given(self, name: str) -> Tensor:
-        return self._replaced[name] if name in self._replaced else self._added[name]
-
-    def head(self, name: str) -> Tensor:
-        """The first row of one tensor."""
-        tensor = self.tensor(name)
-        return tensor[:1] if tensor.dim() else tensor
+    return View(specs, read, notes=view.notes)
 
 
-def removed_parameters(weights: Weights, structure: Structure, plan: Plan) -> int:
-    """Parameters that leave `weights` with the units that `plan` removes, each counted once."""
-    left = PrunedWeights(weights, structure, plan).specs.values()
-    return sum(spec.elements for spec in weights.specs.values()) - sum(s.elements for s in left)
+def removed_parameters(view: View, structure: Structure, plan: Plan) -> int:
+    """Parameters that leave `view` with the units that `plan` removes, each counted once."""
+    left = pruned_view(view, structure, plan).specs.values()
+    return sum(spec.elements for spec in view.specs.values()) - sum(s.elements for s in left)
+
+
+Kept = Mapping[str, Mapping[tuple[int, ...], Tensor]]
+
+
+def cut(view: View, kept: Kept) -> View:
+    """Of each tensor the indices that are `kept` along some of its dimensions, in that order.
+
+    Two dimensions count as one, flattened. A tensor of which nothing stays is left out.
+    """
+    specs = {
+        name: TensorSpec(_shape(spec, kept.get(name, {})), spec.dtype)
+        for name, spec in view.specs.items()
+        if all(map(len, kept.get(name, {}).values()))
+    }
+
+    def read(name: str) -> Tensor:
+        tensor = view.tensor(name)
+        for dims, indices in kept.get(name, {}).items():
+            tensor = _selected(tensor, dims, indices)
+        return tensor
+
+    return View(specs, read, notes=view.notes)
 
 
 def _selected(tensor: Tensor, dims: tuple[int, ...], indices: Tensor) -> Tensor:
@@ -90,16 +95,13 @@ def _shape(spec: TensorSpec, kept: Mapping[tuple[int, ...], Tensor]) -> tuple[in
     return tuple(shape)
 
 
-Kept = dict[str, dict[tuple[int, ...], Tensor]]
-
-
-def _kept_indices(specs: Mapping[str, TensorSpec], structure: Structure, plan: Plan) -> Kept:
+def kept_indices(specs: Mapping[str, TensorSpec], structure: Structure, plan: Plan) -> Kept:
     """By tensor and dimensions, the indices that no removed unit owns.
 
     Two dimensions (the experts and their channels) come first: whole experts go afterwards, and
     take their channels along.
     """
-    keep: Kept = {}
+    keep: dict[str, dict[tuple[int, ...], Tensor]] = {}
     for axis in structure.axes:
         removed = plan.removed_tensor(axis)
         if not len(removed):

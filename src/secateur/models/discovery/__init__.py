@@ -10,7 +10,7 @@ from .tiny import (
     tiny_model,
     tokens,
 )
-from .trace import Traced, traced, traced_couplings
+from .trace import Traced, traced
 from .undeclared import undeclared_family
 
 __all__ = [
@@ -26,6 +26,5 @@ __all__ = [
     "tiny_model",
     "tokens",
     "traced",
-    "traced_couplings",
     "undeclared_family",
 ]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...checkpoint import ModuleWeights
+from ...checkpoint import module_view
 from ...errors import SecateurError
 from ...structure import Coupling, Role, Slice
 from ...structure.size import ONE, ZERO, E
@@ -50,11 +50,6 @@ class Traced:
 
 # So many choices of sizes that run are tried, where each leaves something whole.
 _RUNS = 3
-
-
-def traced_couplings(config: Any, layer: int, family: Family) -> tuple[Coupling, ...]:
-    """The couplings of layer `layer` of the model that `config` describes: see `traced`."""
-    return traced(config, layer, family).couplings
 
 
 def traced(config: Any, layer: int, family: Family) -> Traced:
@@ -218,7 +213,7 @@ def _met(read: Read, parameter: Tensor) -> list[Tensor] | None:
 
 def _call(model: Any, family: Family, layer: int, seed: int) -> tuple[Tensor, Any]:
     """Hidden states [1, token, hidden] and the other arguments that the layer gets."""
-    source = StreamedModel(model, family, ModuleWeights(model), torch.device("cpu"))
+    source = StreamedModel(model, family, module_view(model), torch.device("cpu"))
     with source.front() as front:
         hidden, calls = front(tokens(seed))
     generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...checkpoint import ModuleWeights
+from ...checkpoint import module_view
 from ...errors import SecateurError
 from ...structure import Coupling
 from ...structure.size import E, I, K, Size, d, r
@@ -148,7 +148,7 @@ def _one_by_one(model: Any, place: Family) -> Tensor:
 
     The model's own forward goes through its layers; what it hands to them is exchanged.
     """
-    source = StreamedModel(model, place, ModuleWeights(model), torch.device("cpu"))
+    source = StreamedModel(model, place, module_view(model), torch.device("cpu"))
     with source.front() as front:
         hidden, calls = front(tokens(0))
     layers, states = list(model.get_submodule(place.layers)), [hidden]

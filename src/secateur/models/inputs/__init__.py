@@ -1,16 +1,14 @@
 """What kind of thing a MODEL is besides a plain checkpoint, and how each kind is read as one."""
 
-from .adapter import Merged, adapter_in, base_of
+from .adapter import adapter_in, base_of, merged_view
 from .gguf import Gguf, gguf_file
 from .live import check_folder, check_live, check_named, holds_floats
-from .multimodal import Inside, Outer, is_multimodal, outer_of
+from .multimodal import Outer, is_multimodal, outer_of
 from .quantised import dequantised, scheme_of, without_quantisation
 from .tokenizers import has_tokenizer, tokenizer_of
 
 __all__ = [
     "Gguf",
-    "Inside",
-    "Merged",
     "Outer",
     "adapter_in",
     "base_of",
@@ -22,6 +20,7 @@ __all__ = [
     "has_tokenizer",
     "holds_floats",
     "is_multimodal",
+    "merged_view",
     "outer_of",
     "scheme_of",
     "tokenizer_of",

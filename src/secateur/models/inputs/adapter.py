@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...checkpoint import TensorSpec, Weights, read_json
+from ...checkpoint import View, read_json
 from ...errors import SecateurError
+from ..fitted import tied_names
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -77,56 +78,53 @@ def base_of(folder: Path) -> str:
     return base
 
 
-class Merged:
+def merged_view(base: View, skeleton: Any, folder: Path) -> View:
     """The weights of `base` with the adapter in `folder` merged; `skeleton` is the empty base.
+
+    What stands for a tensor in a fingerprint is the first row of the base and what the adapter has.
 
     Raises:
         SecateurError: the adapter does not fit the base, or cannot be merged.
     """
+    layers, saved = _parts(_adapted(copy.deepcopy(skeleton), folder))
+    _check(layers, saved, skeleton, folder)
 
-    def __init__(self, base: Weights, skeleton: Any, folder: Path) -> None:
-        self._base = base
-        model = _adapted(copy.deepcopy(skeleton), folder)
-        self._layers, self._saved = _parts(model)
-        known = dict(skeleton.named_modules())
-        unknown = next((path for path in self._layers if path not in known), None)
-        if unknown is not None:
-            raise _unfit(folder, f"it trains {unknown}, which the base does not have")
-        tied = dict(getattr(skeleton, "all_tied_weights_keys", None) or {})
-        both = {name for pair in tied.items() for name in pair}
-        changed = (n for n in sorted(both) if n in self._saved or _owner(n) in self._layers)
-        touched = next(changed, None)
-        if touched is not None:
-            raise SecateurError(
-                f"The adapter in {folder} changes {touched}, which is tied to another tensor.\n"
-                "Merge it with peft (merge_and_unload), save that, and give the folder."
-            )
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Those of the base."""
-        return self._base.specs
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor of the base, with what the adapter changes of it."""
-        if name in self._saved:
-            changed = self._saved[name]
-        elif (path := _owner(name)) in self._layers:
+    def read(name: str) -> Tensor:
+        if name in saved:
+            changed = saved[name]
+        elif (path := _owner(name)) in layers:
             with torch.no_grad():
-                changed = _merged(self._layers[path], path, self._base, name)
+                changed = _merged(layers[path], path, base, name)
         else:
-            return self._base.tensor(name)
-        return changed.detach().to(self._base.specs[name].dtype)
+            return base.tensor(name)
+        return changed.detach().to(base.specs[name].dtype)
 
-    def head(self, name: str) -> Tensor:
-        """The first row of the base and what the adapter has for it: for fingerprints."""
-        if name in self._saved:
-            return self._saved[name][:1].detach()
-        layer = self._layers.get(_owner(name))
-        if layer is None:
-            return self._base.head(name)
-        own = [p.detach() for p in layer.parameters() if not _is_nothing(p)]
-        return torch.cat([part.flatten().float() for part in (self._base.head(name), *own)])
+    def head(name: str) -> Tensor:
+        if name in saved:
+            return saved[name][:1].detach()
+        if _owner(name) not in layers:
+            return base.head(name)
+        own = [p.detach() for p in layers[_owner(name)].parameters() if not _is_nothing(p)]
+        return torch.cat([part.flatten().float() for part in (base.head(name), *own)])
+
+    return View(base.specs, read, head, notes=base.notes)
+
+
+def _check(
+    layers: Mapping[str, Any], saved: Mapping[str, Tensor], skeleton: Any, folder: Path
+) -> None:
+    """What the adapter changes is there, and tied to nothing."""
+    known = dict(skeleton.named_modules())
+    unknown = next((path for path in layers if path not in known), None)
+    if unknown is not None:
+        raise _unfit(folder, f"it trains {unknown}, which the base does not have")
+    both = {name for pair in tied_names(skeleton).items() for name in pair}
+    touched = next((n for n in sorted(both) if n in saved or _owner(n) in layers), None)
+    if touched is not None:
+        raise SecateurError(
+            f"The adapter in {folder} changes {touched}, which is tied to another tensor.\n"
+            "Merge it with peft (merge_and_unload), save that, and give the folder."
+        )
 
 
 def _owner(name: str) -> str:
@@ -188,7 +186,7 @@ def _is_nothing(parameter: Tensor) -> bool:
     return parameter.untyped_storage().nbytes() <= parameter.itemsize
 
 
-def _merged(layer: Any, path: str, base: Weights, name: str) -> Tensor:
+def _merged(layer: Any, path: str, base: View, name: str) -> Tensor:
     """The parameter `name` after the layer at `path` was merged."""
     # What the file of the adapter has of the base's own (a bias that was trained) stays.
     own = layer.get_base_layer()._parameters

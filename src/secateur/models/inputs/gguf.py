@@ -4,7 +4,6 @@ The reader's table says which tensors of the file make a tensor of the model, it
 what llama.cpp's conversion did to them (rows of q and k in another order, norms plus one).
 """
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoint import TensorSpec
+from ...checkpoint import TensorSpec, View
 from ...errors import SecateurError
 
 # Weights in few bits are not exact in any floating-point type; this one has their range.
@@ -56,9 +55,9 @@ class Gguf:
         self._reader = _reader(file)
         self.raw, self.config = self._config()
 
-    def weights(self, skeleton: Any) -> "GgufWeights":
+    def weights(self, skeleton: Any) -> View:
         """What the file holds, under the names of `skeleton`, the empty model of its config."""
-        return GgufWeights(self._reader, skeleton)
+        return _view(self._reader, skeleton)
 
     def tokenizer(self) -> Any:
         """The tokenizer in the file."""
@@ -88,55 +87,45 @@ class Gguf:
         return raw, config
 
 
-class GgufWeights:
-    """The tensors of a GGUF file under the model's names, in the dtype of its config."""
+def _view(reader: Any, skeleton: Any) -> View:
+    """The tensors of a GGUF file under the model's names, in the dtype of its config.
 
-    def __init__(self, reader: Any, skeleton: Any) -> None:
-        from transformers import modeling_gguf_pytorch_utils as own
+    The first row of a tensor is the one that lies in the file.
+    """
+    from gguf import dequantize
+    from transformers import modeling_gguf_pytorch_utils as own
 
-        architecture = own.read_field(reader, "general.architecture")[0]
-        config = skeleton.config.to_dict()
-        self._dtype: torch.dtype = skeleton.dtype
-        self._processor = own.TENSOR_PROCESSORS.get(architecture, own.TensorProcessor)(
-            config=config
-        )
-        self._names = own.get_gguf_hf_weights_map(skeleton, self._processor)
-        shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-        self._sources: dict[str, list[Any]] = {}
-        for tensor in reader.tensors:
-            target = self._target(tensor.name)
-            if target in shapes:
-                self._sources.setdefault(target, []).append(tensor)
-        self._specs = {name: TensorSpec(shapes[name], self._dtype) for name in self._sources}
+    architecture = own.read_field(reader, "general.architecture")[0]
+    kind = own.TENSOR_PROCESSORS.get(architecture, own.TensorProcessor)
+    processor = kind(config=skeleton.config.to_dict())
+    names = own.get_gguf_hf_weights_map(skeleton, processor)
+    dtype: torch.dtype = skeleton.dtype
+    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    sources: dict[str, list[Any]] = {}
+    for tensor in reader.tensors:
+        # the experts of a layer have a part of a name
+        target = names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"))
+        if (target or tensor.name) in shapes:
+            sources.setdefault(target or tensor.name, []).append(tensor)
 
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """The model's names and shapes, and the dtype that the weights are given."""
-        return self._specs
-
-    def tensor(self, name: str) -> Tensor:
-        """Dequantise one tensor."""
-        from gguf import dequantize
-
+    def read(name: str) -> Tensor:
         merged: dict[str, Tensor] = {}
-        for source in self._sources[name]:
-            found = self._processor.process(
+        for source in sources[name]:
+            found = processor.process(
                 weights=dequantize(source.data, source.tensor_type),
                 name=source.name,
-                tensor_key_mapping=self._names,
+                tensor_key_mapping=names,
                 parsed_parameters={"tensors": merged},
             )
             if found.name is not None:
                 merged[name] = torch.from_numpy(found.weights.copy())
-        return merged[name].to(self._dtype)
+        return merged[name].to(dtype)
 
-    def head(self, name: str) -> Tensor:
-        """The first row as it lies in the file: for fingerprints."""
-        return torch.from_numpy(self._sources[name][0].data[:1].copy())
-
-    def _target(self, name: str) -> str:
-        """The model's name for a tensor; the experts of a layer have a part of one."""
-        return str(self._names.get(name) or self._names.get(name.removesuffix(".weight")) or name)
+    return View(
+        {name: TensorSpec(shapes[name], dtype) for name in sources},
+        read,
+        lambda name: torch.from_numpy(sources[name][0].data[:1].copy()),
+    )
 
 
 def _reader(file: Path) -> Any:

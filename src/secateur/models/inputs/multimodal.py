@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ...checkpoint import TensorSpec, Weights
+from ...checkpoint import View
 from ...errors import SecateurError
 from ..streamed import empty
 
@@ -46,7 +45,7 @@ class Outer:
     skeleton: Any
     text: Mapping[str, Any]
     names: Mapping[str, str]
-    weights: Weights | None = None
+    weights: View | None = None
 
     @property
     def kind(self) -> Any:
@@ -65,27 +64,6 @@ class Outer:
     def empty(self, raw: Mapping[str, Any], dtype: torch.dtype) -> Any:
         """The model of another config.json, without weights."""
         return empty(self.kind, type(self.config).from_dict(dict(raw)), dtype)
-
-
-class Inside:
-    """The tensors of the text decoder, by its own names."""
-
-    def __init__(self, weights: Weights, names: Mapping[str, str]) -> None:
-        self._weights = weights
-        self._names = {name: outer for name, outer in names.items() if outer in weights.specs}
-
-    @property
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Names of the decoder; shapes and dtypes as stored."""
-        return {name: self._weights.specs[outer] for name, outer in self._names.items()}
-
-    def tensor(self, name: str) -> Tensor:
-        """Read one tensor."""
-        return self._weights.tensor(self._names[name])
-
-    def head(self, name: str) -> Tensor:
-        """The first row of one tensor."""
-        return self._weights.head(self._names[name])
 
 
 def is_multimodal(config: Any) -> bool:

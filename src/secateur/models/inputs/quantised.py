@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ...checkpoint import Weights
+from ...checkpoint import View
 from ...errors import SecateurError
-from .dequantised import BitsAndBytes4, Blocks, CompressedTensors, Mxfp4, RowsOfInt8
+from .dequantised import bits_and_bytes_4, blocks, compressed_tensors, mxfp4, rows_of_int8
 
 Settings = Mapping[str, Any]
-Reader = Callable[[Weights, Settings, torch.dtype], Weights]
+Reader = Callable[[View, Settings, torch.dtype], View]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ _GPTQ = (
 _SCHEMES = {
     "gptq": Scheme("GPTQ", cure=_GPTQ),
     "awq": Scheme("AWQ"),
-    "bitsandbytes_4bit": Scheme("bitsandbytes, 4 bits", BitsAndBytes4, "bitsandbytes"),
-    "bitsandbytes_8bit": Scheme("bitsandbytes, 8 bits", RowsOfInt8),
-    "fp8": Scheme("fp8", Blocks),
-    "mxfp8": Scheme("mxfp8", Blocks),
-    "mxfp4": Scheme("mxfp4", Mxfp4),
-    "compressed-tensors": Scheme("compressed-tensors", CompressedTensors, "compressed_tensors"),
+    "bitsandbytes_4bit": Scheme("bitsandbytes, 4 bits", bits_and_bytes_4, "bitsandbytes"),
+    "bitsandbytes_8bit": Scheme("bitsandbytes, 8 bits", rows_of_int8),
+    "fp8": Scheme("fp8", blocks),
+    "mxfp8": Scheme("mxfp8", blocks),
+    "mxfp4": Scheme("mxfp4", mxfp4),
+    "compressed-tensors": Scheme("compressed-tensors", compressed_tensors, "compressed_tensors"),
     "modelopt": Scheme("NVIDIA ModelOpt"),
 }
 # What the tools leave beside the weights, whatever config.json says.
@@ -84,9 +84,9 @@ def scheme_of(raw: Mapping[str, Any], folder: Path, names: Iterable[str]) -> Sch
 
 
 def dequantised(
-    weights: Weights, scheme: Scheme, raw: Mapping[str, Any], source: str, *, wanted: bool
-) -> Weights:
-    """`weights` read as the floating-point ones that they stand for, if that is `wanted`.
+    view: View, scheme: Scheme, raw: Mapping[str, Any], source: str, *, wanted: bool
+) -> View:
+    """`view` read as the floating-point ones that they stand for, if that is `wanted`.
 
     Raises:
         SecateurError: it is not, or there is no way to.
@@ -105,7 +105,7 @@ def dequantised(
             f"{what}, and reading that needs the package {package}.\nType: pip install {package}"
         )
     settings = raw.get("quantization_config") or raw.get("compression_config") or {}
-    return scheme.reader(weights, settings, dtype_of(raw))
+    return scheme.reader(view, settings, dtype_of(raw))
 
 
 def dtype_of(raw: Mapping[str, Any]) -> torch.dtype:
@@ -123,11 +123,6 @@ def without_quantisation(raw: Mapping[str, Any]) -> dict[str, Any]:
     """config.json without a word of quantisation."""
     words = ("quantization_config", "compression_config")
     return {key: value for key, value in raw.items() if key not in words}
-
-
-def left_behind() -> tuple[str, ...]:
-    """The files beside a quantised model that are not true of a floating-point one."""
-    return tuple(_FILES)
 
 
 def _stated(settings: Mapping[str, Any]) -> Scheme:
