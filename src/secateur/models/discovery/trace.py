@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from ...checkpoint import ModuleWeights
 from ...errors import SecateurError
 from ...structure import Coupling, Role, Slice
-from ...structure.size import ONE, ZERO, E
 from ..families import Family
 from ..streamed import StreamedModel
 from .couplings import NoLayoutError, Place, Row, row_couplings
@@ -127,7 +126,7 @@ def _whole_experts(
 ) -> list[Coupling]:
     """Experts as units: whatever has one row an expert, the router's included.
 
-    None if the router holds a buffer with a value for each: a buffer is no weight to be cut.
+    None are, if the router holds a buffer with a value for each: a buffer is no weight to be cut.
     """
     models = [tiny_model(config, choice, 0) for choice in sizes]
     layers: list[Any] = [list(model.get_submodule(family.layers))[layer] for model in models]
@@ -143,8 +142,8 @@ def _whole_experts(
         if all(some[name][0] == choice.E for some, choice in zip(shapes, sizes, strict=True)):
             module, _, parameter = name.rpartition(".")
             role: Role = "consumer" if name == consumer else "producer"
-            slices.append(Slice(module, parameter, (0,), role, ZERO, ONE, ONE))
-    return [Coupling("whole_experts", "mlp", "expert", "E", E, tuple(slices))]
+            slices.append(Slice(module, parameter, (0,), role))
+    return [Coupling("whole_experts", "expert", tuple(slices))]
 
 
 def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> dict[str, Row]:

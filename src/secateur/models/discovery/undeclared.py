@@ -92,11 +92,10 @@ def _joined(couplings: Iterable[Coupling]) -> tuple[Coupling, ...]:
     """Those of all kinds of layers. One coupling may own a tensor more in another kind of layer."""
     joined: dict[tuple[str, str], Coupling] = {}
     for coupling in couplings:
-        reader = next(piece for piece in coupling.slices if piece.role == "consumer")
-        key = (coupling.name, f"{reader.module}.{reader.parameter}")
+        key = (coupling.name, coupling.reader.tensor(""))
         known = joined.setdefault(key, coupling)
-        own = {(piece.module, piece.parameter) for piece in known.slices}
-        more = [p for p in coupling.slices if (p.module, p.parameter) not in own]
+        own = {piece.tensor("") for piece in known.slices}
+        more = [piece for piece in coupling.slices if piece.tensor("") not in own]
         joined[key] = replace(known, slices=(*known.slices, *more))
     return tuple(joined.values())
 

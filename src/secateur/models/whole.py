@@ -1,8 +1,8 @@
-"""Coarse units: whole blocks, whole layers, and channels of the residual stream.
+"""Units that are whole blocks, whole layers, or channels of the residual stream.
 
 They follow from the fine ones. A block is the module that its KV groups or channels lie in; the
 residual stream runs along the dimension of a linear that its own units do not. The score of a
-coarse unit is the sum of the scores of the fine ones in it.
+whole unit is the sum of the scores of the fine ones in it.
 
 The first layer stays, and so does the first attention of each kind (full, sliding): caches count
 positions there.
@@ -21,7 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 FINE = ("kv_group", "channel", "expert_channel")
 
 
-def coarse_axes(
+def whole_units(
     family: Family, shapes: Shapes, config: Any, axes: Sequence[Axis]
 ) -> Iterator[Axis]:
     """Blocks and layers where `axes` (the fine ones of all layers) are, then the hidden width."""
