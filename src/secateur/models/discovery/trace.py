@@ -46,6 +46,11 @@ class Traced:
     sizes: tuple[Sizes, Sizes]
     left: Mapping[str, str]
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether attention has units."""
+        return any(coupling.kind == "attention" for coupling in self.couplings)
+
 
 # So many choices of sizes that run are tried, where each leaves something whole.
 _RUNS = 3
@@ -78,16 +83,12 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
             failures.append(_does_not_run(config, error))
     if not found:
         raise failures[0]
-    return min(found, key=lambda some: (not _has_heads(some), len(some.left)))
+    return min(found, key=lambda some: (not some.has_heads, len(some.left)))
 
 
 def _differ(some: tuple[Sizes, Sizes], others: tuple[Sizes, Sizes]) -> bool:
     """Whether they are of different dtypes: what runs in fp64 need not run in fp32."""
     return some[0].dtype != others[0].dtype
-
-
-def _has_heads(found: Traced) -> bool:
-    return any(coupling.kind == "attention" for coupling in found.couplings)
 
 
 def _does_not_run(config: Any, error: Exception) -> SecateurError:
