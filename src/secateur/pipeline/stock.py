@@ -18,7 +18,7 @@ from ..models import OpenModel
 from ..progress import note
 from ..search import Limits
 from ..structure import Axis, Plan, Structure
-from ..surgery import COARSE, PrunedWeights, with_consumers
+from ..surgery import WHOLE, PrunedWeights, with_consumers
 from .choice import budget_of, limits_of
 
 # Repairs that give every linear that they mend a bias.
@@ -46,7 +46,7 @@ def _mended(opened: OpenModel, structure: Structure, plan: Plan, repair: str) ->
     """
     if repair not in _BIASED:
         return
-    deep = any(axis.granularity in COARSE and plan.removed(axis) for axis in structure.axes)
+    deep = any(axis.granularity in WHOLE and plan.removed(axis) for axis in structure.axes)
     whole = with_consumers(structure, opened.structures) if deep else structure
     for axis in whole.axes:
         if _is_linear(axis) and (deep or plan.removed(axis)):

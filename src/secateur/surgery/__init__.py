@@ -1,7 +1,7 @@
 """The only code that cuts weights: slices by a plan, and repairs what a cut leaves behind."""
 
 from .bias import bias
-from .depth import COARSE, with_consumers
+from .depth import WHOLE, with_consumers
 from .knife import PrunedWeights, removed_parameters
 from .mask_tuning import mask_tuning
 from .normal import Normal, residual_normal
@@ -10,10 +10,10 @@ from .repair import REPAIRS, Repair
 from .sequential import FITS, TARGETS, ConsumerReport, Repaired, sequential_repair
 
 __all__ = [
-    "COARSE",
     "FITS",
     "REPAIRS",
     "TARGETS",
+    "WHOLE",
     "ConsumerReport",
     "Fit",
     "Normal",

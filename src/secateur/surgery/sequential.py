@@ -37,7 +37,7 @@ from ..stats.collect import find
 from ..stats.stream import not_finite
 from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan, Structure
-from .depth import COARSE, Depth, Place, streams_after
+from .depth import WHOLE, Depth, Place, streams_after
 from .mask_tuning import DAMPING as MASK_DAMPING
 from .mask_tuning import mask_tuning, sane
 from .normal import Normal
@@ -113,7 +113,7 @@ def sequential_repair(
     """
     choose("fit", fit, FITS)
     choose("target", target, TARGETS)
-    fine = [axis for axis in structure.axes if axis.granularity not in COARSE]
+    fine = [axis for axis in structure.axes if axis.granularity not in WHOLE]
     depth = Depth.of(structure.axes, plan)
     walk = walk.sharing(2 + len(depth.gaps))
     ahead = streams_after(walk, fine, depth) if target == "residual" else {}
