@@ -1,6 +1,6 @@
 """Declared families: where each keeps its layers, how they are laid out, what follows from it.
 
-`models.layouts` has the words. A family that is laid out as llama is takes a line of `FAMILIES`.
+`models.layouts` has the words; a family that is laid out as llama is takes a line of `FAMILIES`.
 """
 
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ _LLAMA_HEADS = separate("self_attn.o_proj")
 _LLAMA_MLP = between("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 
-def _family(
+def declared(
     name: str,
     heads: Slices = _LLAMA_HEADS,
     mlp: Slices = _LLAMA_MLP,
@@ -124,7 +124,7 @@ _FALCON_QKV = ("self_attention.query_key_value", "self_attention.dense")
 
 
 def _falcon(heads: Slices, **more: Any) -> Family:
-    return _family(
+    return declared(
         "Falcon",
         heads,
         _FALCON_MLP,
@@ -138,33 +138,33 @@ def _falcon(heads: Slices, **more: Any) -> Family:
 
 # By `model_type` of the config; of several layouts, the first whose `when` the config meets.
 FAMILIES: dict[str, tuple[Family, ...]] = {
-    "llama": (_family("Llama"),),
-    "mistral": (_family("Mistral"),),
-    "qwen2": (_family("Qwen2"),),
-    "qwen3": (_family("Qwen3"),),
-    "gemma": (_family("Gemma", scales_by_width=True),),
-    "gemma2": (_family("Gemma2", scales_by_width=True),),
-    "gemma3_text": (_family("Gemma3Text", model="Gemma3ForCausalLM", scales_by_width=True),),
-    "granite": (_family("Granite"),),
-    "olmo": (_family("Olmo"),),
-    "smollm3": (_family("SmolLM3"),),
+    "llama": (declared("Llama"),),
+    "mistral": (declared("Mistral"),),
+    "qwen2": (declared("Qwen2"),),
+    "qwen3": (declared("Qwen3"),),
+    "gemma": (declared("Gemma", scales_by_width=True),),
+    "gemma2": (declared("Gemma2", scales_by_width=True),),
+    "gemma3_text": (declared("Gemma3Text", model="Gemma3ForCausalLM", scales_by_width=True),),
+    "granite": (declared("Granite"),),
+    "olmo": (declared("Olmo"),),
+    "smollm3": (declared("SmolLM3"),),
     "stablelm": (
-        _family(
+        declared(
             "StableLm",
             # hidden_size: the width of its heads together, what transformers 4 gives o_proj
             follow=(*_GROUPS, *_HEADS, *_counts("self_attn", hidden_size=K * r * d)),
             when={"qk_layernorm": False},
         ),
     ),
-    "cohere": (_family("Cohere", (*_LLAMA_HEADS, *norms(ONE))),),
-    "olmo2": (_family("Olmo2", (*_LLAMA_HEADS, *norms(d))),),
+    "cohere": (declared("Cohere", (*_LLAMA_HEADS, *norms(ONE))),),
+    "olmo2": (declared("Olmo2", (*_LLAMA_HEADS, *norms(d))),),
     "nemotron": (
-        _family("Nemotron", mlp=between("mlp.up_proj", "mlp.down_proj"), follow=_GROUPS + _HEADS),
+        declared("Nemotron", mlp=between("mlp.up_proj", "mlp.down_proj"), follow=_GROUPS + _HEADS),
     ),
-    "starcoder2": (_family("Starcoder2", mlp=between("mlp.c_fc", "mlp.c_proj")),),
-    "phi": (_family("Phi", separate("self_attn.dense"), between("mlp.fc1", "mlp.fc2")),),
+    "starcoder2": (declared("Starcoder2", mlp=between("mlp.c_fc", "mlp.c_proj")),),
+    "phi": (declared("Phi", separate("self_attn.dense"), between("mlp.fc1", "mlp.fc2")),),
     "phi3": (
-        _family(
+        declared(
             "Phi3",
             stacked("self_attn.qkv_proj", "self_attn.o_proj"),
             (*between("mlp.gate_up_proj", "mlp.down_proj"), *rows("mlp.gate_up_proj", ONE, I)),
@@ -176,7 +176,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         ),
     ),
     "gpt_neox": (
-        _family(
+        declared(
             "GPTNeoX",
             interleaved("attention.query_key_value", "attention.dense"),
             _FALCON_MLP,
@@ -186,7 +186,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         ),
     ),
     "bloom": (
-        _family(
+        declared(
             "Bloom",
             interleaved(*_FALCON_QKV),
             _FALCON_MLP,
@@ -207,7 +207,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         _falcon(interleaved(*_FALCON_QKV), kv_heads=None),
     ),
     "mpt": (
-        _family(
+        declared(
             "Mpt",
             stacked("attn.Wqkv", "attn.out_proj"),
             between("ffn.up_proj", "ffn.down_proj"),
@@ -219,7 +219,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         ),
     ),
     "opt": (
-        _family(
+        declared(
             "OPT",
             separate("self_attn.out_proj"),
             between("fc1", "fc2"),
@@ -229,7 +229,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         ),
     ),
     "gpt2": (
-        _family(
+        declared(
             "GPT2",
             stacked("attn.c_attn", "attn.c_proj", dims=(1, 0)),
             between("mlp.c_fc", "mlp.c_proj", dims=(1, 0)),
@@ -240,7 +240,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         ),
     ),
     "gptj": (
-        _family(
+        declared(
             "GPTJ",
             separate("attn.out_proj"),
             between("mlp.fc_in", "mlp.fc_out"),
@@ -250,10 +250,10 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
             tuples=True,
         ),
     ),
-    "mixtral": (_family("Mixtral", mlp=(), mixture=_MIXTURE, follow=_EXPERT_COUNTS),),
-    "qwen3_moe": (_family("Qwen3Moe", mixture=_MIXTURE, follow=_EXPERT_COUNTS),),
+    "mixtral": (declared("Mixtral", mlp=(), mixture=_MIXTURE, follow=_EXPERT_COUNTS),),
+    "qwen3_moe": (declared("Qwen3Moe", mixture=_MIXTURE, follow=_EXPERT_COUNTS),),
     "olmoe": (
-        _family(
+        declared(
             "Olmoe",
             (*_LLAMA_HEADS, *norms(d)),
             mlp=(),
@@ -262,7 +262,7 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         ),
     ),
     "gpt_oss": (
-        _family(
+        declared(
             "GptOss",
             (*_LLAMA_HEADS, Slice("self_attn", "sinks", (0,), "producer", r)),
             mlp=(),

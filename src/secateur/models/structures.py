@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..checkpoint import NoWeights, Weights
 from ..errors import SecateurError
-from ..structure import Axis, Coupling, Structure
+from ..structure import Axis, Coupling, Shapes, Structure
 from .families import Family
-from .whole import FINE, Shapes, whole_units
+from .whole import FINE, whole_units
 
 # What configs call the number of experts that a token goes to.
 ROUTED = (

@@ -10,13 +10,11 @@ positions there.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..structure import Axis, Blocks, Kind, Member, Role
+from ..structure import Axis, Blocks, Kind, Member, Role, Shapes
 from .families import Family
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 FINE = ("kv_group", "channel", "expert_channel")
 
@@ -31,7 +29,7 @@ def whole_units(
         fine = [axis for axis in axes if axis.layer == layer and axis.granularity in FINE]
         for kind in ("attention", "mlp"):
             own = [axis for axis in fine if axis.kind == kind]
-            path = block_path(family, own, layer)
+            path = _block_path(family, own, layer)
             stays = kind == "attention" and layer in counting
             if path is not None and kind in family.blocks and not stays:
                 yield _whole(f"{kind}_block", kind, layer, path, shapes, own)
@@ -41,7 +39,7 @@ def whole_units(
         yield from _hidden(family, shapes, axes)
 
 
-def block_path(family: Family, axes: Sequence[Axis], layer: int) -> str | None:
+def _block_path(family: Family, axes: Sequence[Axis], layer: int) -> str | None:
     """The module that `axes` of one kind lie in; None if it is the layer itself."""
     path = f"{family.layers}.{layer}."
     inside = [axis.consumer.module.removeprefix(path) for axis in axes]

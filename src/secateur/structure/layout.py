@@ -13,6 +13,7 @@ from .axis import Axis, Blocks, Kind, Member, Role
 from .size import ONE, ZERO, E, K, Size, letter
 
 Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
 # By granularity: of what kind its units are, the letter that one less of them makes smaller by one,
 # and how many groups they fall into, from each of which the same number has to go.
@@ -90,9 +91,7 @@ class Coupling:
         """What reads the units' activations."""
         return next(piece for piece in self.slices if piece.role == "consumer")
 
-    def axis(
-        self, layer: int, path: str, values: Mapping[str, int], shapes: Mapping[str, Shape]
-    ) -> Axis:
+    def axis(self, layer: int, path: str, values: Mapping[str, int], shapes: Shapes) -> Axis:
         """The axis of layer `layer`, for a model whose tensors have these shapes, in its order.
 
         Slices of tensors that the model does not have (optional biases and norms) are left out.
@@ -102,7 +101,7 @@ class Coupling:
         """
         kind, size, groups = _COUNTED[self.granularity]
         units = (groups * letter(size)).at(values)
-        members = merged(
+        members = _merged(
             piece.member(path, values, shapes[name], units, values[size])
             for piece in self.slices
             if (name := piece.tensor(path)) in shapes
@@ -129,7 +128,7 @@ def _fan(member: Member, shape: Shape) -> int:
     return math.prod(size for dim, size in enumerate(shape) if dim not in member.dims)
 
 
-def _check_cover(members: Iterable[Member], units: int, shapes: Mapping[str, Shape]) -> None:
+def _check_cover(members: Iterable[Member], units: int, shapes: Shapes) -> None:
     """Units own all of every tensor that they own a part of."""
     owned: dict[tuple[str, tuple[int, ...]], int] = {}
     for member in members:
@@ -144,7 +143,7 @@ def _check_cover(members: Iterable[Member], units: int, shapes: Mapping[str, Sha
             )
 
 
-def merged(members: Iterable[Member]) -> tuple[Member, ...]:
+def _merged(members: Iterable[Member]) -> tuple[Member, ...]:
     """Members that lie side by side in a tensor in every unit become one (fused q, k and v)."""
     result: list[Member] = []
     for member in members:
