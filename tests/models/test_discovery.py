@@ -14,8 +14,9 @@ from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, tiny_model
 from secateur.cli.main import run
 from secateur.errors import SecateurError
 from secateur.export import prove, proved
-from secateur.models import Family, OpenModel, open_model, opening
-from secateur.models.discovery import layer_kinds, traced
+from secateur.models import FAMILIES, Family, OpenModel, open_model, opening
+from secateur.models.discovery import layer_kinds
+from secateur.models.families import declared
 from secateur.models.structures import layer_axes
 from secateur.structure import Axis, Coupling
 from secateur.structure.size import ONE, E, I, K, Size, d, r
@@ -122,6 +123,24 @@ def test_norms_that_are_a_module_a_head_leave_attention_whole() -> None:
     kept, _ = proved(found)
     assert {axis.kind for axis in kept.structure.axes} == {"mlp"}
     assert {some.module for some in kept.left} == {"self_attn"}
+
+
+def test_a_line_declares_a_family_that_is_laid_out_as_llama_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Helium, which nobody declared: the line of CONTRIBUTING.md says what tracing finds."""
+    config = transformers.HeliumConfig(
+        hidden_size=48, intermediate_size=56, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=3, head_dim=8, vocab_size=128, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.HeliumForCausalLM(config)
+    traced = open_model(model)
+    monkeypatch.setitem(FAMILIES, "helium", (declared("Helium"),))
+    opened = open_model(model)
+    assert opened.declared
+    assert not traced.declared
+    assert opened.structures == traced.structures
+    assert prove(opened) < 1e-6
 
 
 UNDECLARED: dict[str, tuple[str, dict[str, Any]]] = {

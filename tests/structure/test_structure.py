@@ -6,10 +6,21 @@ import re
 import pytest
 import torch
 
-from conftest import ALL, tiny_model
+from conftest import ALL, EVERY_FAMILY, tiny_model
 from secateur.errors import SecateurError
 from secateur.models import open_model
-from secateur.structure import Blocks, Member, Plan, Structure, format_ranges, parse_ranges
+from secateur.structure import (
+    Axis,
+    Blocks,
+    Coupling,
+    Member,
+    Plan,
+    Slice,
+    Structure,
+    format_ranges,
+    parse_ranges,
+)
+from secateur.structure.size import ONE
 
 
 def structure_of(variant: str) -> Structure:
@@ -114,3 +125,50 @@ def test_plan_survives_json_and_editing() -> None:
     assert edited.removed(structure.axes[0]) == (1,)
     removed = sum(len(plan.removed(axis)) * axis.cost for axis in structure.axes)
     assert json.loads(text)["removed_parameters"] == removed
+
+
+@pytest.mark.parametrize("variant", EVERY_FAMILY)
+def test_query_heads_are_what_their_kv_group_owns_but_for_k_and_v(variant: str) -> None:
+    """Of what reads, the heads of a group own all of it; of the rest a part of the group's."""
+    by_name = open_model(tiny_model(variant)).structures.by_name
+    for heads in by_name.values():
+        if heads.granularity != "query_head":
+            continue
+        groups = by_name[f"layers.{heads.layer}.attention"]
+        assert heads.units == groups.units * groups.per_unit
+        assert heads.consumer.tensor == groups.consumer.tensor
+        own, all_of = (indices_by_group(axis, groups.units) for axis in (heads, groups))
+        for tensor, parts in own.items():
+            for part, whole in zip(parts, all_of[tensor], strict=True):
+                assert part == whole if tensor == heads.consumer.tensor else part <= whole
+        assert sum(len(part) for parts in own.values() for part in parts) < sum(
+            len(part) for parts in all_of.values() for part in parts
+        )
+
+
+def indices_by_group(axis: Axis, groups: int) -> dict[str, list[set[int]]]:
+    found: dict[str, list[set[int]]] = {}
+    for member in axis.members:
+        rows = member.blocks.indices(torch.arange(axis.units)).reshape(groups, -1).tolist()
+        known = found.setdefault(member.tensor, [set() for _ in rows])
+        found[member.tensor] = [one | set(row) for one, row in zip(known, rows, strict=True)]
+    return found
+
+
+def test_a_slice_without_a_width_is_an_equal_share() -> None:
+    shapes = {"l.up.weight": (12, 5), "l.down.weight": (5, 12)}
+    reader = Slice("down", "weight", (1,), "consumer", ONE)
+    stated, shared = (
+        Coupling("mlp", "channel", (Slice("up", "weight", (0,), "producer", width), reader)).axis(
+            0, "l", {"I": 12}, shapes
+        )
+        for width in (ONE, None)
+    )
+    assert stated == shared
+    assert stated.cost == 10
+
+
+def test_a_share_of_less_than_one_is_refused() -> None:
+    coupling = Coupling("mlp", "channel", (Slice("down", "weight", (1,), "consumer"),))
+    with pytest.raises(SecateurError, match="the layout needs 12 for 12 units"):
+        coupling.axis(0, "l", {"I": 12}, {"l.down.weight": (5, 7)})

@@ -2,7 +2,7 @@
 
 from .conversion import converted, reverted
 from .devices import resolve_device, resolve_dtype
-from .families import FAMILIES, Family, Part, layout_for
+from .families import FAMILIES, Family, layout_for
 from .hub import hub_name
 from .inputs import Outer
 from .left import LeftWhole, left_whole
@@ -11,7 +11,7 @@ from .opened import OpenModel
 from .opening import LIVE, open_config, open_model
 from .registration import auto_classes, register
 from .streamed import StreamedModel, empty_model, filled
-from .structures import layer_sizes, structure_of
+from .structures import structure_of
 
 __all__ = [
     "FAMILIES",
@@ -20,14 +20,12 @@ __all__ = [
     "LeftWhole",
     "OpenModel",
     "Outer",
-    "Part",
     "StreamedModel",
     "auto_classes",
     "converted",
     "empty_model",
     "filled",
     "hub_name",
-    "layer_sizes",
     "layout_for",
     "left_whole",
     "load",

@@ -1,114 +1,30 @@
-"""Declared layouts: a model family is data.
+"""Declared families: where each keeps its layers, how they are laid out, what follows from it.
 
-The letters of sizes are those of `secateur.structure.size`: K KV heads, r query heads a KV head,
-d head_dim, I MLP channels, E experts. Biases are not declared: a member has one where the model
-has one; so with norms and sinks, whose `Part` is left out where the model has no such tensor.
+`models.layouts` has the words; a family that is laid out as llama is takes a line of `FAMILIES`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from ..structure import Coupling, Role, Slice
+from ..structure import Coupling, Slice
 from ..structure.size import ONE, ZERO, D, E, I, K, Size, d, r
+from .layouts import (
+    Couplings,
+    Slices,
+    between,
+    channels,
+    expert,
+    experts,
+    groups,
+    interleaved,
+    norms,
+    rows,
+    separate,
+    stacked,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One linear of a layer (or norm, or plain tensor), and how much of it belongs to one unit.
-
-    `per` says which unit owns `width` indices of it: a query head (default d), a KV head (d), an
-    MLP channel (1), an expert (1). `stride` leads from one KV group (or channel) to the next; by
-    default they lie without gaps. Rows (dim 0, and the bias) are a producer's, columns (dim 1) a
-    consumer's; `dims` says otherwise for other tensors, `jump` leads from one expert to the next.
-    """
-
-    module: str
-    per: Literal["query", "kv", "channel", "expert"]
-    role: Role = "producer"
-    offset: Size = ZERO
-    stride: Size | None = None
-    width: Size | None = None
-    parameters: tuple[str, ...] = ("weight", "bias")
-    dims: tuple[int, ...] | None = None
-    jump: Size | None = None
-
-    def slices(self, granularity: str) -> tuple[Slice, ...]:
-        """What one unit of `granularity` owns."""
-        one = self.width or (d if self.per in ("query", "kv") else ONE)
-        width = r * one if self.per == "query" and granularity == "kv_group" else one
-        stride = self.stride or (r * one if self.per == "query" else one)
-        group, jump = None, ZERO
-        if granularity == "query_head":
-            group, jump, stride = r, stride, one
-        elif self.jump is not None:
-            group, jump = I, self.jump
-        return tuple(
-            Slice(self.module, name, dims, self.role, self.offset, stride, width, group, jump)
-            for name, dims in self._dims().items()
-        )
-
-    def _dims(self) -> dict[str, tuple[int, ...]]:
-        if self.role == "consumer":
-            return {name: self.dims or (1,) for name in self.parameters if name != "bias"}
-        return {
-            name: (0,) if name == "bias" or self.dims is None else self.dims
-            for name in self.parameters
-        }
-
-
-def attention(*parts: Part) -> tuple[Coupling, ...]:
-    """KV groups, and query heads inside them."""
-    return (
-        Coupling(
-            name="attention",
-            kind="attention",
-            granularity="kv_group",
-            letter="K",
-            units=K,
-            slices=tuple(piece for part in parts for piece in part.slices("kv_group")),
-            per_unit=r,
-        ),
-        Coupling(
-            name="query_heads",
-            kind="attention",
-            granularity="query_head",
-            letter="r",
-            units=K * r,
-            slices=tuple(
-                piece
-                for part in parts
-                if part.per == "query"
-                for piece in part.slices("query_head")
-            ),
-            groups=K,
-        ),
-    )
-
-
-def mlp(*parts: Part) -> tuple[Coupling, ...]:
-    """MLP channels."""
-    slices = tuple(piece for part in parts for piece in part.slices("channel"))
-    return (Coupling("mlp", "mlp", "channel", "I", I, slices),)
-
-
-def experts(*parts: Part) -> tuple[Coupling, ...]:
-    """Channels inside experts, and whole experts."""
-    channels = tuple(
-        piece for part in parts if part.per == "channel" for piece in part.slices("channel")
-    )
-    whole = tuple(
-        Slice(piece.module, piece.parameter, (0,), piece.role, ZERO, ONE, ONE)
-        for piece in {piece.parameter: piece for piece in channels}.values()
-    )
-    router = tuple(
-        piece for part in parts if part.per == "expert" for piece in part.slices("expert")
-    )
-    return (
-        Coupling("experts", "mlp", "expert_channel", "I", E * I, channels, groups=E),
-        Coupling("whole_experts", "mlp", "expert", "E", E, (*router, *whole)),
-    )
-
+Follow = tuple[tuple[str, str, Size], ...]
 
 _BLOCKS = {"attention": "tuple", "mlp": "tensor"}
 
@@ -131,14 +47,14 @@ class Family:
     model: str
     layers: str
     couplings: tuple[Coupling, ...]
-    follow: tuple[tuple[str, str, Size], ...] = ()
+    follow: Follow = ()
     slopes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     kv_heads: str | int | None = "num_key_value_heads"
     tuples: bool = False
     blocks: Mapping[str, str] = field(default_factory=lambda: _BLOCKS)
     scales_by_width: bool = False
     when: Mapping[str, Any] = field(default_factory=dict)
-    widths: tuple[tuple[str, str, Size], ...] = ()
+    widths: Follow = ()
     left: tuple[tuple[str, str], ...] = ()
 
     def head_dim(self, config: Any) -> int:
@@ -155,163 +71,114 @@ class Family:
         return int(groups or query), query // int(groups or query)
 
 
-CONSUMER: Literal["consumer"] = "consumer"
+def _counts(module: str, **attributes: Size) -> Follow:
+    return tuple((module, name, size) for name, size in attributes.items())
 
-_QKVO = (
-    Part("self_attn.q_proj", "query"),
-    Part("self_attn.k_proj", "kv"),
-    Part("self_attn.v_proj", "kv"),
-    Part("self_attn.o_proj", "query", CONSUMER),
-)
-_GATED = (
-    Part("mlp.gate_proj", "channel"),
-    Part("mlp.up_proj", "channel"),
-    Part("mlp.down_proj", "channel", CONSUMER),
-)
-_GROUPS = (("self_attn", "num_key_value_groups", r),)
+
+_GROUPS = _counts("self_attn", num_key_value_groups=r)
+_HEADS = _counts("self_attn", num_heads=K * r, num_key_value_heads=K)
+
+_LLAMA_HEADS = separate("self_attn.o_proj")
+_LLAMA_MLP = between("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def declared(
+    name: str,
+    heads: Slices = _LLAMA_HEADS,
+    mlp: Slices = _LLAMA_MLP,
+    mixture: Couplings = (),
+    **more: Any,
+) -> Family:
+    """Laid out as llama is, but for what is named."""
+    return Family(
+        config=f"{name}Config",
+        couplings=(*groups(heads), *channels(mlp), *mixture),
+        **{"model": f"{name}ForCausalLM", "layers": "model.layers", "follow": _GROUPS, **more},
+    )
+
+
 # [gate; up] rows of every expert, in one tensor of three dimensions
-_EXPERTS = (
-    Part("mlp.experts", "channel", parameters=("gate_up_proj",), dims=(0, 1), jump=2 * I),
-    Part("mlp.experts", "channel", offset=I, parameters=("gate_up_proj",), dims=(0, 1), jump=2 * I),
-    Part("mlp.experts", "channel", CONSUMER, parameters=("down_proj",), dims=(0, 2), jump=I),
-    Part("mlp.gate", "expert"),
+_MIXTURE = experts(
+    rows("mlp.gate", ONE),
+    expert("gate_up_proj", 1),
+    expert("gate_up_proj", 1, offset=I),
+    expert("down_proj", 2, "consumer", jump=I),
 )
 _EXPERT_COUNTS = (
-    ("mlp.experts", "num_experts", E),
-    ("mlp.experts", "intermediate_dim", I),
-    ("mlp.experts", "hidden_dim", D),
-    ("mlp.gate", "num_experts", E),
-    ("mlp.gate", "hidden_dim", D),
+    *_GROUPS,
+    *_counts("mlp.experts", num_experts=E, intermediate_dim=I, hidden_dim=D),
+    *_counts("mlp.gate", num_experts=E, hidden_dim=D),
 )
-
-
-def _family(name: str, *couplings: tuple[Coupling, ...], **more: Any) -> Family:
-    model = more.pop("model", f"{name}ForCausalLM")
-    more = {"layers": "model.layers", "follow": _GROUPS, **more}
-    joined = tuple(coupling for some in couplings for coupling in some)
-    return Family(f"{name}Config", model, couplings=joined, **more)
-
-
-def _llama_like(name: str, **more: Any) -> Family:
-    return _family(name, attention(*_QKVO), mlp(*_GATED), **more)
-
-
-def _fused(module: str, group: Size, queries: Size) -> tuple[Part, ...]:
-    """q, k and v of one KV group side by side, `group` rows in all, `queries` of them q's."""
-    return (
-        Part(module, "query", stride=group),
-        Part(module, "kv", offset=queries, stride=group),
-        Part(module, "kv", offset=queries + d, stride=group),
-    )
-
-
-def _stacked(module: str, **more: Any) -> tuple[Part, ...]:
-    """All of q, then all of k, then all of v, in one linear."""
-    return (
-        Part(module, "query", **more),
-        Part(module, "kv", offset=K * r * d, **more),
-        Part(module, "kv", offset=K * r * d + K * d, **more),
-    )
-
-
-def _norms(width: Size | None = None) -> tuple[Part, ...]:
-    """Weights of norms over all of q and all of k: each unit owns its part."""
-    return (
-        Part("self_attn.q_norm", "query", width=width),
-        Part("self_attn.k_norm", "kv", width=width),
-    )
-
-
-_FALCON_MLP = mlp(
-    Part("mlp.dense_h_to_4h", "channel"), Part("mlp.dense_4h_to_h", "channel", CONSUMER)
-)
-_FALCON: dict[str, Any] = {
-    "layers": "transformer.h",
-    "tuples": True,
-    "slopes": (("self_attention", ("alibi", "attention_mask")),),
-    "follow": (
-        ("self_attention", "num_heads", K * r),
-        ("self_attention", "num_kv_heads", K),
+# gate and up in turns, along the last dimension
+_GPT_OSS_MIXTURE = experts(
+    (*rows("mlp.router", ONE), Slice("mlp.experts", "down_proj_bias", (0,), "producer")),
+    *(
+        expert(name, dim, offset=offset, stride=2 * ONE)
+        for name, dim in (("gate_up_proj", 2), ("gate_up_proj_bias", 1))
+        for offset in (ZERO, ONE)
     ),
-}
-_FALCON_OUT = Part("self_attention.dense", "query", CONSUMER)
+    expert("down_proj", 1, "consumer", jump=I),
+)
+_FALCON_MLP = between("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+_FALCON_QKV = ("self_attention.query_key_value", "self_attention.dense")
+
+
+def _falcon(heads: Slices, **more: Any) -> Family:
+    return declared(
+        "Falcon",
+        heads,
+        _FALCON_MLP,
+        layers="transformer.h",
+        tuples=True,
+        slopes=(("self_attention", ("alibi", "attention_mask")),),
+        follow=_counts("self_attention", num_heads=K * r, num_kv_heads=K),
+        **more,
+    )
+
 
 # By `model_type` of the config; of several layouts, the first whose `when` the config meets.
 FAMILIES: dict[str, tuple[Family, ...]] = {
-    "llama": (_llama_like("Llama"),),
-    "mistral": (_llama_like("Mistral"),),
-    "qwen2": (_llama_like("Qwen2"),),
-    "qwen3": (_llama_like("Qwen3"),),
-    "gemma": (_llama_like("Gemma", scales_by_width=True),),
-    "gemma2": (_llama_like("Gemma2", scales_by_width=True),),
-    "gemma3_text": (_llama_like("Gemma3Text", model="Gemma3ForCausalLM", scales_by_width=True),),
-    "granite": (_llama_like("Granite"),),
-    "olmo": (_llama_like("Olmo"),),
-    "smollm3": (_llama_like("SmolLM3"),),
+    "llama": (declared("Llama"),),
+    "mistral": (declared("Mistral"),),
+    "qwen2": (declared("Qwen2"),),
+    "qwen3": (declared("Qwen3"),),
+    "gemma": (declared("Gemma", scales_by_width=True),),
+    "gemma2": (declared("Gemma2", scales_by_width=True),),
+    "gemma3_text": (declared("Gemma3Text", model="Gemma3ForCausalLM", scales_by_width=True),),
+    "granite": (declared("Granite"),),
+    "olmo": (declared("Olmo"),),
+    "smollm3": (declared("SmolLM3"),),
     "stablelm": (
-        _llama_like(
+        declared(
             "StableLm",
-            follow=(
-                *_GROUPS,
-                ("self_attn", "num_heads", K * r),
-                ("self_attn", "num_key_value_heads", K),
-                # the width of its heads together: what transformers 4 gives o_proj
-                ("self_attn", "hidden_size", K * r * d),
-            ),
+            # hidden_size: the width of its heads together, what transformers 4 gives o_proj
+            follow=(*_GROUPS, *_HEADS, *_counts("self_attn", hidden_size=K * r * d)),
             when={"qk_layernorm": False},
         ),
     ),
-    "cohere": (_family("Cohere", attention(*_QKVO, *_norms(ONE)), mlp(*_GATED)),),
-    "olmo2": (_family("Olmo2", attention(*_QKVO, *_norms()), mlp(*_GATED)),),
+    "cohere": (declared("Cohere", (*_LLAMA_HEADS, *norms(ONE))),),
+    "olmo2": (declared("Olmo2", (*_LLAMA_HEADS, *norms(d))),),
     "nemotron": (
-        _family(
-            "Nemotron",
-            attention(*_QKVO),
-            mlp(Part("mlp.up_proj", "channel"), Part("mlp.down_proj", "channel", CONSUMER)),
-            follow=(
-                *_GROUPS,
-                ("self_attn", "num_heads", K * r),
-                ("self_attn", "num_key_value_heads", K),
-            ),
-        ),
+        declared("Nemotron", mlp=between("mlp.up_proj", "mlp.down_proj"), follow=_GROUPS + _HEADS),
     ),
-    "starcoder2": (
-        _family(
-            "Starcoder2",
-            attention(*_QKVO),
-            mlp(Part("mlp.c_fc", "channel"), Part("mlp.c_proj", "channel", CONSUMER)),
-        ),
-    ),
-    "phi": (
-        _family(
-            "Phi",
-            attention(*_QKVO[:3], Part("self_attn.dense", "query", CONSUMER)),
-            mlp(Part("mlp.fc1", "channel"), Part("mlp.fc2", "channel", CONSUMER)),
-        ),
-    ),
+    "starcoder2": (declared("Starcoder2", mlp=between("mlp.c_fc", "mlp.c_proj")),),
+    "phi": (declared("Phi", separate("self_attn.dense"), between("mlp.fc1", "mlp.fc2")),),
     "phi3": (
-        _family(
+        declared(
             "Phi3",
-            attention(_QKVO[3], *_stacked("self_attn.qkv_proj")),
-            mlp(
-                Part("mlp.gate_up_proj", "channel"),
-                Part("mlp.gate_up_proj", "channel", offset=I),
-                Part("mlp.down_proj", "channel", CONSUMER),
-            ),
+            stacked("self_attn.qkv_proj", "self_attn.o_proj"),
+            (*between("mlp.gate_up_proj", "mlp.down_proj"), *rows("mlp.gate_up_proj", ONE, I)),
             follow=(
                 *_GROUPS,
-                ("self_attn", "num_key_value_heads", K),
+                *_counts("self_attn", num_key_value_heads=K),
                 ("self_attn", "config.num_attention_heads", K * r),
             ),
         ),
     ),
     "gpt_neox": (
-        _family(
+        declared(
             "GPTNeoX",
-            attention(
-                *_fused("attention.query_key_value", 3 * d, d),
-                Part("attention.dense", "query", CONSUMER),
-            ),
+            interleaved("attention.query_key_value", "attention.dense"),
             _FALCON_MLP,
             layers="gpt_neox.layers",
             follow=(),
@@ -319,158 +186,91 @@ FAMILIES: dict[str, tuple[Family, ...]] = {
         ),
     ),
     "bloom": (
-        _family(
+        declared(
             "Bloom",
-            attention(
-                *_fused("self_attention.query_key_value", 3 * d, d),
-                _FALCON_OUT,
-            ),
+            interleaved(*_FALCON_QKV),
             _FALCON_MLP,
             layers="transformer.h",
-            follow=(("self_attention", "num_heads", K * r),),
+            follow=_counts("self_attention", num_heads=K * r),
             slopes=(("self_attention", ("alibi",)),),
             kv_heads=None,
             tuples=True,
         ),
     ),
     "falcon": (
-        _family(
-            "Falcon",
-            attention(*_fused("self_attention.query_key_value", r * d + 2 * d, r * d), _FALCON_OUT),
-            _FALCON_MLP,
+        _falcon(
+            interleaved(*_FALCON_QKV),
             kv_heads="num_kv_heads",
             when={"new_decoder_architecture": True},
-            **_FALCON,
         ),
-        _family(
-            "Falcon",
-            attention(*_stacked("self_attention.query_key_value"), _FALCON_OUT),
-            _FALCON_MLP,
-            kv_heads=1,
-            when={"multi_query": True},
-            **_FALCON,
-        ),
-        _family(
-            "Falcon",
-            attention(*_fused("self_attention.query_key_value", 3 * d, d), _FALCON_OUT),
-            _FALCON_MLP,
-            kv_heads=None,
-            **_FALCON,
-        ),
+        _falcon(stacked(*_FALCON_QKV), kv_heads=1, when={"multi_query": True}),
+        _falcon(interleaved(*_FALCON_QKV), kv_heads=None),
     ),
     "mpt": (
-        _family(
+        declared(
             "Mpt",
-            attention(*_stacked("attn.Wqkv"), Part("attn.out_proj", "query", CONSUMER)),
-            mlp(Part("ffn.up_proj", "channel"), Part("ffn.down_proj", "channel", CONSUMER)),
+            stacked("attn.Wqkv", "attn.out_proj"),
+            between("ffn.up_proj", "ffn.down_proj"),
             layers="transformer.blocks",
-            follow=(("attn", "n_heads", K * r),),
+            follow=_counts("attn", n_heads=K * r),
             slopes=(("attn", ("position_bias",)),),
             kv_heads=None,
             tuples=True,
         ),
     ),
     "opt": (
-        _family(
+        declared(
             "OPT",
-            attention(_QKVO[1], _QKVO[2], _QKVO[0], Part("self_attn.out_proj", "query", CONSUMER)),
-            mlp(Part("fc1", "channel"), Part("fc2", "channel", CONSUMER)),
+            separate("self_attn.out_proj"),
+            between("fc1", "fc2"),
             layers="model.decoder.layers",
-            follow=(("self_attn", "num_heads", K * r),),
+            follow=_counts("self_attn", num_heads=K * r),
             kv_heads=None,
         ),
     ),
     "gpt2": (
-        _family(
+        declared(
             "GPT2",
-            attention(
-                *_stacked("attn.c_attn", dims=(1,)),
-                Part("attn.c_proj", "query", CONSUMER, dims=(0,)),
-            ),
-            mlp(
-                Part("mlp.c_fc", "channel", dims=(1,)),
-                Part("mlp.c_proj", "channel", CONSUMER, dims=(0,)),
-            ),
+            stacked("attn.c_attn", "attn.c_proj", dims=(1, 0)),
+            between("mlp.c_fc", "mlp.c_proj", dims=(1, 0)),
             model="GPT2LMHeadModel",
             layers="transformer.h",
-            follow=(("attn", "num_heads", K * r), ("attn", "split_size", K * r * d)),
+            follow=_counts("attn", num_heads=K * r, split_size=K * r * d),
             kv_heads=None,
         ),
     ),
     "gptj": (
-        _family(
+        declared(
             "GPTJ",
-            attention(
-                Part("attn.k_proj", "kv"),
-                Part("attn.v_proj", "kv"),
-                Part("attn.q_proj", "query"),
-                Part("attn.out_proj", "query", CONSUMER),
-            ),
-            mlp(Part("mlp.fc_in", "channel"), Part("mlp.fc_out", "channel", CONSUMER)),
+            separate("attn.out_proj"),
+            between("mlp.fc_in", "mlp.fc_out"),
             layers="transformer.h",
-            follow=(("attn", "num_attention_heads", K * r),),
+            follow=_counts("attn", num_attention_heads=K * r),
             kv_heads=None,
             tuples=True,
         ),
     ),
-    "mixtral": (
-        _family(
-            "Mixtral", attention(*_QKVO), experts(*_EXPERTS), follow=(*_GROUPS, *_EXPERT_COUNTS)
-        ),
-    ),
-    "qwen3_moe": (
-        _family(
-            "Qwen3Moe",
-            attention(*_QKVO),
-            mlp(*_GATED),
-            experts(*_EXPERTS),
-            follow=(*_GROUPS, *_EXPERT_COUNTS),
-        ),
-    ),
+    "mixtral": (declared("Mixtral", mlp=(), mixture=_MIXTURE, follow=_EXPERT_COUNTS),),
+    "qwen3_moe": (declared("Qwen3Moe", mixture=_MIXTURE, follow=_EXPERT_COUNTS),),
     "olmoe": (
-        _family(
+        declared(
             "Olmoe",
-            attention(*_QKVO, *_norms()),
-            experts(*_EXPERTS),
-            follow=(*_GROUPS, *_EXPERT_COUNTS),
+            (*_LLAMA_HEADS, *norms(d)),
+            mlp=(),
+            mixture=_MIXTURE,
+            follow=_EXPERT_COUNTS,
         ),
     ),
     "gpt_oss": (
-        _family(
+        declared(
             "GptOss",
-            attention(*_QKVO, Part("self_attn", "query", width=ONE, parameters=("sinks",))),
-            experts(
-                *(
-                    Part(
-                        "mlp.experts",
-                        "channel",
-                        offset=offset,
-                        stride=2 * ONE,
-                        parameters=(name,),
-                        dims=dims,
-                        jump=2 * I,
-                    )
-                    for name, dims in (("gate_up_proj", (0, 2)), ("gate_up_proj_bias", (0, 1)))
-                    for offset in (ZERO, ONE)
-                ),
-                Part(
-                    "mlp.experts",
-                    "channel",
-                    CONSUMER,
-                    parameters=("down_proj",),
-                    dims=(0, 1),
-                    jump=I,
-                ),
-                Part("mlp.router", "expert"),
-                Part("mlp.experts", "expert", parameters=("down_proj_bias",)),
-            ),
+            (*_LLAMA_HEADS, Slice("self_attn", "sinks", (0,), "producer", r)),
+            mlp=(),
+            mixture=_GPT_OSS_MIXTURE,
             follow=(
                 *_GROUPS,
-                ("mlp.experts", "num_experts", E),
-                ("mlp.experts", "intermediate_size", I),
-                ("mlp.experts", "hidden_size", D),
-                ("mlp.router", "num_experts", E),
-                ("mlp.router", "hidden_dim", D),
+                *_counts("mlp.experts", num_experts=E, intermediate_size=I, hidden_size=D),
+                *_counts("mlp.router", num_experts=E, hidden_dim=D),
             ),
             blocks={"attention": "tuple", "mlp": "tuple"},
         ),

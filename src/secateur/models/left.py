@@ -1,9 +1,8 @@
 """What of a model's layers no unit owns, and why."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..structure import Structure
+from ..structure import Shapes, Structure
 from .families import Family
 
 _SHARED = "every unit uses all of it"
@@ -18,9 +17,7 @@ class LeftWhole:
     reason: str
 
 
-def left_whole(
-    family: Family, structure: Structure, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[LeftWhole, ...]:
+def left_whole(family: Family, structure: Structure, shapes: Shapes) -> tuple[LeftWhole, ...]:
     """The modules in the layers whose matrices have no units; of a declared family, none.
 
     `shapes` are those of the model's tensors by name.

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +11,18 @@ from torch import Tensor
 
 from ..checkpoint import View
 from ..errors import SecateurError
-from ..structure import Axis, Coupling, Member, Structure
-from .coarse import FINE, coarse_axes
+from ..structure import Axis, Coupling, Shapes, Structure
 from .families import Family
+from .whole import FINE, whole_units
 
-Shapes = Mapping[str, tuple[int, ...]]
+# What configs call the number of experts that a token goes to.
+ROUTED = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+)
 
 
 def structure_of(family: Family, model: Any, weights: View) -> Structure:
@@ -33,7 +39,7 @@ def structure_of(family: Family, model: Any, weights: View) -> Structure:
         for axis in layer_axes(family, shapes, config, layer)
     ]
     stored = {name: shape for name, shape in shapes.items() if name in weights.specs}
-    axes += list(coarse_axes(family, stored, config, axes))
+    axes += list(whole_units(family, stored, config, axes))
     return Structure(
         family=config.model_type.removeprefix("secateur_"),
         axes=tuple(axes),
@@ -51,44 +57,32 @@ def layer_axes(family: Family, shapes: Shapes, config: Any, layer: int) -> Itera
     """
     path = f"{family.layers}.{layer}"
     for coupling in family.couplings:
-        values = layer_sizes(family, coupling, shapes, config, layer)
-        if values is None or (coupling.letter == "r" and values["r"] == 1):
+        values = _sizes(family, coupling, shapes, config, layer)
+        if values is None or (coupling.granularity == "query_head" and values["r"] == 1):
             continue
         if min(values.values()) < 1:
             raise SecateurError(
                 f"config.json gives sizes below 1 for {path} ({values}): it describes no model.\n"
                 "Download or export the model again."
             )
-        axis = coupling.axis(layer, path, values, shapes.get)
-        axis = replace(axis, members=_in_model_order(axis.members, shapes))
-        if coupling.letter != "r":
-            _check_cover(axis, shapes)
-        if coupling.letter == "E":
-            # The router picks so many experts for each token.
-            finer = (f"layers.{layer}.experts",)
-            asked = routed_experts(config)
+        axis = coupling.axis(layer, path, values, shapes)
+        if coupling.granularity == "expert":
+            asked = _routed(config)
             if asked > axis.units:
                 raise SecateurError(
                     f"config.json sends each token to {asked} experts (num_experts_per_tok), and"
                     f" {path} has {axis.units}: it describes no model."
                 )
-            axis = replace(axis, floor=asked, of=finer)
+            axis = replace(axis, floor=asked, of=(f"layers.{layer}.experts",))
         yield axis
 
 
-def routed_experts(config: Any) -> int:
+def _routed(config: Any) -> int:
     """How many experts a token goes to."""
-    names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
-    return int(next((n for name in names if (n := getattr(config, name, None))), 1))
+    return int(next((n for name in ROUTED if (n := getattr(config, name, None))), 1))
 
 
-def _in_model_order(members: Sequence[Member], shapes: Shapes) -> tuple[Member, ...]:
-    """However a layout came about, its members come as the model has them."""
-    position = {name: number for number, name in enumerate(shapes)}
-    return tuple(sorted(members, key=lambda m: (position[m.tensor], m.blocks.offset)))
-
-
-def layer_sizes(
+def _sizes(
     family: Family, coupling: Coupling, shapes: Shapes, config: Any, layer: int
 ) -> dict[str, int] | None:
     """The letters' values for `coupling` in one layer; None if the layer has no such thing."""
@@ -96,52 +90,14 @@ def layer_sizes(
     groups, per_group = family.heads(here)
     # The global config has a head count that no layer exceeds, that of a layer perhaps fewer.
     values = {"K": groups, "r": per_group, "d": family.head_dim(config), "D": config.hidden_size}
-    reader = next(piece for piece in coupling.slices if piece.role == "consumer")
-    shape = shapes.get(f"{family.layers}.{layer}.{reader.module}.{reader.parameter}")
+    shape = shapes.get(coupling.reader.tensor(f"{family.layers}.{layer}"))
     if shape is None:
         return None
     if coupling.kind == "attention":
         return values
-    other = next(
-        (c for c in family.couplings if c.letter == "I" and _reads(c, reader.module)), coupling
-    )
-    channels = next(piece for piece in other.slices if piece.role == "consumer")
-    return values | {"I": shape[channels.dims[-1]], "E": shape[0] if len(shape) == 3 else 1}
-
-
-def _reads(coupling: Coupling, module: str) -> bool:
-    return any(piece.role == "consumer" and piece.module == module for piece in coupling.slices)
-
-
-def _check_cover(axis: Axis, shapes: Shapes) -> None:
-    """Units own all of every tensor that they own a part of."""
-    owned: dict[tuple[str, tuple[int, ...]], int] = {}
-    for member in axis.members:
-        key = (member.tensor, member.dims)
-        owned[key] = owned.get(key, 0) + member.blocks.width * axis.units
-    for (tensor, dims), count in owned.items():
-        size = 1
-        for dim in dims:
-            size *= shapes[tensor][dim]
-        if count != size:
-            raise SecateurError(
-                f"{tensor} has size {size} where config.json gives {axis.units} x"
-                f" {count // max(axis.units, 1)}: the config does not describe this model."
-            )
-    for member in axis.members:
-        size = math.prod(shapes[member.tensor][dim] for dim in member.dims)
-        if not _lies_within(member, axis.units, size):
-            raise SecateurError(
-                f"{member.tensor} has size {size}, and config.json puts units outside of it: the"
-                " config does not describe this model."
-            )
-
-
-def _lies_within(member: Member, units: int, size: int) -> bool:
-    if units < 1 or member.blocks.width < 1:
-        return False
-    indices = member.blocks.indices(torch.arange(units))
-    return bool(indices.min() >= 0 and indices.max() < size)
+    same = (c for c in family.couplings if c.reader.module == coupling.reader.module)
+    channels = next((c for c in same if c.granularity.endswith("channel")), coupling)
+    return values | {"I": shape[channels.reader.dims[-1]], "E": shape[0] if len(shape) == 3 else 1}
 
 
 def _architecture(model_type: str, weights: View) -> str:

@@ -19,7 +19,7 @@ from ..progress import note
 from ..registry import choose
 from ..search import SEARCHES, check_division
 from ..structure import GRANULARITIES, Structure, parse_ranges
-from ..surgery import COARSE, REPAIRS
+from ..surgery import REPAIRS, WHOLE
 from ..units import size_text
 
 
@@ -286,7 +286,7 @@ def _check_repair_of_coarse(structure: Structure, config: PruneConfig) -> None:
     repair = config.repair_name
     if not coarse or repair == "none":
         return
-    whole = all(axis.granularity in COARSE for axis in coarse)
+    whole = all(axis.granularity in WHOLE for axis in coarse)
     if whole and repair == "refit" and config.target == "residual":
         return
     if whole:

@@ -18,7 +18,7 @@ from ..models import OpenModel
 from ..progress import note
 from ..search import Limits
 from ..structure import Axis, Plan, Structure
-from ..surgery import COARSE, REPAIRS, pruned_view, with_consumers
+from ..surgery import REPAIRS, WHOLE, pruned_view, with_consumers
 from .choice import budget_of, limits_of
 
 # The searches that take the same number of units from each layer, and can be told how many.
@@ -44,7 +44,7 @@ def _mended(opened: OpenModel, structure: Structure, plan: Plan, repair: str) ->
     """
     if not REPAIRS[repair].biased:
         return
-    deep = any(axis.granularity in COARSE and plan.removed(axis) for axis in structure.axes)
+    deep = any(axis.granularity in WHOLE and plan.removed(axis) for axis in structure.axes)
     whole = with_consumers(structure, opened.structures) if deep else structure
     for axis in whole.axes:
         if _is_linear(axis) and (deep or plan.removed(axis)):

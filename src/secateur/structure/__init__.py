@@ -1,7 +1,7 @@
 """Which slices of which weights belong together, and which of them stay."""
 
 from .axis import GRANULARITIES, Axis, Blocks, Kind, Member, Role, Structure
-from .layout import Coupling, Slice
+from .layout import Coupling, Shapes, Slice
 from .plan import Plan, format_ranges, parse_ranges
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Member",
     "Plan",
     "Role",
+    "Shapes",
     "Slice",
     "Structure",
     "format_ranges",

@@ -4,122 +4,146 @@ Both routes end here: a family's layout is declared as data, or traced from the 
 `Coupling.axis` turns it into an axis of a real model.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from ..errors import SecateurError
 from .axis import Axis, Blocks, Kind, Member, Role
-from .size import ONE, ZERO, Size
+from .size import ONE, ZERO, E, K, Size, letter
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+# By granularity: of what kind its units are, the letter that one less of them makes smaller by one,
+# and how many groups they fall into, from each of which the same number has to go.
+_COUNTED: dict[str, tuple[Kind, str, Size]] = {
+    "kv_group": ("attention", "K", ONE),
+    "query_head": ("attention", "r", K),
+    "channel": ("mlp", "I", ONE),
+    "expert_channel": ("mlp", "I", E),
+    "expert": ("mlp", "E", ONE),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The slices of one tensor that a unit owns, with letters for sizes.
+    """The slices of one tensor that a unit owns, with letters for sizes: a `Member` to be.
 
-    `module` is the path within the layer. Unit `g*group + j` owns, along `dims` (flattened in
-    that order), the indices `offset + g*jump + j*stride + [0, width)`; `group` is None where units
-    are not grouped (`offset + u*stride`). With `share` each unit owns an equal share of the tensor,
-    one after the other, and the numbers say nothing.
+    `module` is the path within the layer. Unit j of group g owns, along `dims` (flattened in that
+    order), the indices `offset + g*jump + j*stride + [0, width)`; where `jump` is zero, units are
+    counted through all groups. By default they lie without gaps, and without a `width` each owns an
+    equal share of the tensor.
     """
 
     module: str
     parameter: str
     dims: tuple[int, ...]
     role: Role
-    offset: Size
-    stride: Size
-    width: Size
-    group: Size | None = None
+    width: Size | None = None
+    offset: Size = ZERO
+    stride: Size | None = None
     jump: Size = ZERO
-    share: bool = False
 
-    def member(self, path: str, values: Mapping[str, int], units: int) -> Member:
-        """The slices in a model whose layer is at `path` and whose letters have `values`."""
-        blocks = Blocks(
-            offset=self.offset.at(values),
-            stride=self.stride.at(values),
-            width=self.width.at(values),
-            group=0 if self.group is None else self.group.at(values),
-            jump=self.jump.at(values),
-        )
+    def tensor(self, path: str) -> str:
+        """Name of the tensor in a model whose layer is at `path`."""
+        return ".".join(part for part in (path, self.module, self.parameter) if part)
+
+    def member(
+        self, path: str, values: Mapping[str, int], shape: Shape, units: int, group: int
+    ) -> Member:
+        """The slices of a tensor with this shape, where the letters have `values`.
+
+        Raises:
+            SecateurError: the tensor is too small for what the layout says.
+        """
+        size = math.prod(shape[dim] for dim in self.dims)
+        width = max(size // units, 1) if self.width is None else self.width.at(values)
+        stride = width if self.stride is None else self.stride.at(values)
+        jump = self.jump.at(values)
+        blocks = Blocks(self.offset.at(values), stride, width, group if jump else 0, jump).plain()
         if units == 1:
-            blocks = Blocks(blocks.offset, 0, blocks.width)
-        module = f"{path}.{self.module}" if self.module else path
-        return Member(module, self.parameter, self.dims, blocks.plain(), self.role)
+            blocks = Blocks(blocks.offset, 0, width)
+        name = self.tensor(path)
+        if blocks.end(units) > size:
+            raise SecateurError(
+                f"{name} has size {size} where the layout needs {blocks.end(units)} for {units}"
+                " units: config.json does not describe this model."
+            )
+        return Member(name.rpartition(".")[0], self.parameter, self.dims, blocks, self.role)
 
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """One row of like units in a layer, with letters for sizes.
-
-    `letter` is the size that shrinks by one when a unit goes (from each of `groups`, where the
-    same number has to go from each).
-    """
+    """One row of like units in a layer, with letters for sizes: an `Axis` to be."""
 
     name: str
-    kind: Kind
     granularity: str
-    letter: str
-    units: Size
     slices: tuple[Slice, ...]
-    groups: Size = ONE
-    per_unit: Size = ONE
 
-    def axis(
-        self,
-        layer: int,
-        path: str,
-        values: Mapping[str, int],
-        shape_of: Callable[[str], tuple[int, ...] | None],
-    ) -> Axis:
-        """The axis of layer `layer`, for tensors with the shapes that `shape_of` gives.
+    @property
+    def kind(self) -> Kind:
+        """Of what kind the units are."""
+        return _COUNTED[self.granularity][0]
+
+    @property
+    def reader(self) -> Slice:
+        """What reads the units' activations."""
+        return next(piece for piece in self.slices if piece.role == "consumer")
+
+    def axis(self, layer: int, path: str, values: Mapping[str, int], shapes: Shapes) -> Axis:
+        """The axis of layer `layer`, for a model whose tensors have these shapes, in its order.
 
         Slices of tensors that the model does not have (optional biases and norms) are left out.
 
         Raises:
-            SecateurError: a tensor is too small for what the layout says.
+            SecateurError: a tensor has not the size that the layout says.
         """
-        units = self.units.at(values)
-        members: list[Member] = []
-        cost = 0
-        for piece in self.slices:
-            member = piece.member(path, values, units)
-            shape = shape_of(member.tensor)
-            if shape is None:
-                continue
-            along = 1
-            for dim in member.dims:
-                along *= shape[dim]
-            if piece.share:
-                width = along // units
-                blocks = Blocks(0, width if units > 1 else 0, width)
-                member = replace(member, blocks=blocks)
-            if member.blocks.end(units) > along:
-                raise SecateurError(
-                    f"{member.tensor} has size {along} where the layout needs"
-                    f" {member.blocks.end(units)} for {units} units: config.json does not"
-                    " describe this model."
-                )
-            total = 1
-            for size in shape:
-                total *= size
-            members.append(member)
-            cost += member.blocks.width * (total // along)
+        kind, size, groups = _COUNTED[self.granularity]
+        units = (groups * letter(size)).at(values)
+        members = _merged(
+            piece.member(path, values, shapes[name], units, values[size])
+            for piece in self.slices
+            if (name := piece.tensor(path)) in shapes
+        )
+        if self.granularity != "query_head":  # of fused tensors a head has no share of k and v
+            _check_cover(members, units, shapes)
+        order = {name: number for number, name in enumerate(shapes)}
         return Axis(
             name=f"layers.{layer}.{self.name}",
             layer=layer,
-            kind=self.kind,
+            kind=kind,
             granularity=self.granularity,
             units=units,
-            cost=cost,
-            size=self.letter,
-            members=merged(members),
-            groups=self.groups.at(values),
-            per_unit=self.per_unit.at(values),
+            cost=sum(m.blocks.width * _fan(m, shapes[m.tensor]) for m in members),
+            size=size,
+            members=tuple(sorted(members, key=lambda m: (order[m.tensor], m.blocks.offset))),
+            groups=groups.at(values),
+            per_unit=values["r"] if self.granularity == "kv_group" else 1,
         )
 
 
-def merged(members: list[Member]) -> tuple[Member, ...]:
+def _fan(member: Member, shape: Shape) -> int:
+    """How many parameters there are at one index of a member."""
+    return math.prod(size for dim, size in enumerate(shape) if dim not in member.dims)
+
+
+def _check_cover(members: Iterable[Member], units: int, shapes: Shapes) -> None:
+    """Units own all of every tensor that they own a part of."""
+    owned: dict[tuple[str, tuple[int, ...]], int] = {}
+    for member in members:
+        key = (member.tensor, member.dims)
+        owned[key] = owned.get(key, 0) + member.blocks.width
+    for (tensor, dims), width in owned.items():
+        size = math.prod(shapes[tensor][dim] for dim in dims)
+        if width * units != size:
+            raise SecateurError(
+                f"{tensor} has size {size} where config.json gives {units} x {width}: the config"
+                " does not describe this model."
+            )
+
+
+def _merged(members: Iterable[Member]) -> tuple[Member, ...]:
     """Members that lie side by side in a tensor in every unit become one (fused q, k and v)."""
     result: list[Member] = []
     for member in members:

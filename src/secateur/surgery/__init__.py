@@ -1,7 +1,7 @@
 """The only code that cuts weights: slices by a plan, and repairs what a cut leaves behind."""
 
 from .bias import bias
-from .depth import COARSE, with_consumers
+from .depth import WHOLE, with_consumers
 from .knife import pruned_view, removed_parameters
 from .mask_tuning import mask_tuning
 from .normal import Normal
@@ -10,9 +10,9 @@ from .repair import REPAIRS, Repair, repair
 from .sequential import TARGETS, ConsumerReport, Repaired, sequential_repair
 
 __all__ = [
-    "COARSE",
     "REPAIRS",
     "TARGETS",
+    "WHOLE",
     "ConsumerReport",
     "Fit",
     "Normal",

@@ -32,7 +32,7 @@ from ..structure import Axis, Kind, Plan, Structure
 from .observe import Consumer, residual_multiplier, see, stream_multipliers
 
 BLOCKS = ("attention_block", "mlp_block")
-COARSE = ("layer", *BLOCKS)
+WHOLE = ("layer", *BLOCKS)
 # A sub-block of the stream: its layer, and which of the two it is.
 Place = tuple[int, Kind]
 
@@ -55,7 +55,7 @@ class Depth:
     @classmethod
     def of(cls, axes: Sequence[Axis], plan: Plan) -> "Depth":
         """Those that `plan` removes whole; `axes` are the fine ones and the coarse ones."""
-        gone = [a for a in axes if a.granularity in COARSE and plan.removed(a)]
+        gone = [a for a in axes if a.granularity in WHOLE and plan.removed(a)]
         layers = frozenset(a.layer for a in gone if a.granularity == "layer")
         blocks = {(a.layer, a.kind): a for a in gone if a.granularity in BLOCKS}
         fine = {(a.layer, a.kind) for a in axes if not a.of and a.layer >= 0}

@@ -39,7 +39,7 @@ from ..stats.collect import find
 from ..stats.stream import not_finite
 from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan, Structure
-from .depth import COARSE, Depth, Place, streams_after
+from .depth import WHOLE, Depth, Place, streams_after
 from .normal import Normal
 from .observe import Consumer, Seen, see, stream_multipliers
 from .refit import Fit
@@ -135,7 +135,7 @@ def sequential_repair(
         every=every,
     )
     if not kept.whole:
-        fine = [axis for axis in structure.axes if axis.granularity not in COARSE]
+        fine = [axis for axis in structure.axes if axis.granularity not in WHOLE]
         ahead = streams_after(walk, fine, depth) if target == "residual" else {}
         windows = len(walk.tokens)
         held = "held_out" in chosen.asks and damping is None and windows > 1

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...structure import Coupling, Role, Slice
-from ...structure.size import ZERO, E, I, K, Size, r
 from .fit import fitted
 from .sizes import Sizes
 
@@ -51,16 +50,16 @@ def row_couplings(rows: Sequence[Row], sizes: Sequence[Sizes], name: str) -> lis
         experts = [v["E"] if rows[0].expert else 1 for v in values]
         values = [{"E": n, "I": count // n} for count, n in zip(counts, experts, strict=True)]
     if alone and rows[0].expert:
-        slices = _slices(rows, units, values, [v["I"] for v in values], I)
-        return [Coupling("experts", "mlp", "expert_channel", "I", E * I, slices, groups=E)]
+        slices = _slices(rows, units, values, [v["I"] for v in values])
+        return [Coupling("experts", "expert_channel", slices)]
     if alone:
-        return [Coupling(name, "mlp", "channel", "I", I, _slices(rows, units, values))]
+        return [Coupling(name, "channel", _slices(rows, units, values))]
     if not rows[0].expert and counts == [v["K"] for v in values]:
         values = [{name: v[name] for name in ("K", "r", "d")} for v in values]
         slices = _slices(rows, units, values)
         heads = _query_heads(rows, values)
         return [
-            Coupling("attention", "attention", "kv_group", "K", K, slices, per_unit=r),
+            Coupling("attention", "kv_group", slices),
             *([] if heads is None else [heads]),
         ]
     if all(count == 1 for count in counts):
@@ -97,12 +96,12 @@ def _query_heads(rows: Sequence[Row], values: Sequence[Mapping[str, int]]) -> Co
             ]
         )
     try:
-        slices = _slices(rows, heads, values, [v["r"] for v in values], r)
+        slices = _slices(rows, heads, values, [v["r"] for v in values])
     except NoLayoutError:
         return None
-    if any(piece.share for piece in slices):
+    if any(piece.width is None for piece in slices):
         return None
-    return Coupling("query_heads", "attention", "query_head", "r", K * r, slices, groups=K)
+    return Coupling("query_heads", "query_head", slices)
 
 
 def _slices(
@@ -110,7 +109,6 @@ def _slices(
     units: Sequence[Sequence[frozenset[Place]]],
     values: Sequence[Mapping[str, int]],
     groups: Sequence[int] | None = None,
-    group: Size | None = None,
 ) -> tuple[Slice, ...]:
     """Index maps with letters for what the units own of each tensor, in both tiny models."""
     slices: list[Slice] = []
@@ -130,8 +128,7 @@ def _slices(
                 slices.append(_share(rows, units, (parameter, dims), role, numbers))
                 continue
             offset, stride, width, jump = (size for size in sizes_of if size is not None)
-            grouped = group if group is not None and any(n[3] for n in numbers) else None
-            slices.append(Slice(module, name, dims, role, offset, stride, width, grouped, jump))
+            slices.append(Slice(module, name, dims, role, width, offset, stride, jump))
     if not any(piece.role == "consumer" for piece in slices):
         raise NoLayoutError("its units own nothing of what reads them")
     return tuple(slices)
@@ -154,7 +151,7 @@ def _share(
         if offset or jump or width != stride or width * len(some) != row.lengths[key]:
             raise NoLayoutError(f"units own parts of {parameter} that follow no simple layout")
     module, _, name = parameter.rpartition(".")
-    return Slice(module, name, dims, role, ZERO, ZERO, ZERO, share=True)
+    return Slice(module, name, dims, role)
 
 
 def _index_maps(units: Sequence[list[int]], group: int) -> list[tuple[int, int, int, int]]:

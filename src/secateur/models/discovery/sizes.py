@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from ...errors import SecateurError
+from ..structures import ROUTED
 
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 # What attention reads of the rotary parameters, whatever its frequencies are.
@@ -58,14 +59,8 @@ def _small_encoder(raw: Mapping[str, Any]) -> dict[str, Any]:
     return dict(raw) | {name: value for name, value in small.items() if raw.get(name) is not None}
 
 
-# How many experts a token goes to.
-_ROUTED = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "moe_topk",
-    "moe_k",
-    "top_k_experts",
-)
+# What configs call the number of KV heads.
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
 
 # By size, under which names configs keep it. The first three every decoder config has
 # (transformers maps them to the family's own).
@@ -73,7 +68,7 @@ _NAMES: tuple[tuple[Callable[[Sizes], int], tuple[str, ...]], ...] = (
     (lambda s: s.D, ("hidden_size", "word_embed_proj_dim", "lru_width")),
     (lambda s: s.K * s.r, ("num_attention_heads",)),
     (lambda s: 64, ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size")),
-    (lambda s: s.K, ("num_key_value_heads", "num_kv_heads", "num_query_groups")),
+    (lambda s: s.K, (*_KV_HEADS, "num_query_groups")),
     (lambda s: s.d, ("head_dim", "kv_channels", "dim_head", "d_head", "query_pre_attn_scalar")),
     (lambda s: s.d // 2, ("rotary_dim",)),
     (
@@ -100,7 +95,7 @@ _NAMES: tuple[tuple[Callable[[Sizes], int], tuple[str, ...]], ...] = (
     ),
     (lambda s: s.E, ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")),
     # every expert gets every token: one that gets none shows nothing
-    (lambda s: s.E, _ROUTED),
+    (lambda s: s.E, ROUTED),
     (lambda s: 1, ("n_group", "num_expert_group", "topk_group")),
     # latent attention: a rank for all heads, and parts of a head that are rotated or not
     (lambda s: 14, ("q_lora_rank",)),
@@ -166,9 +161,14 @@ def small_values(config: Any, sizes: Sizes) -> dict[str, Any]:
         known = raw.get(own)
         if isinstance(known, list) and known and type(known[0]) in (int, str):
             found[own] = [value] * len(known)
-        elif known is not None or (own in raw and name in _ROUTED):
+        elif known is not None or (own in raw and name in ROUTED):
             found[own] = value
     return found
+
+
+def stated_kv_heads(config: Any) -> str | None:
+    """Where the config says how many KV heads there are; None if it does not."""
+    return next((name for name in _KV_HEADS if getattr(config, name, None)), None)
 
 
 def sharings(config: Any) -> tuple[Sharing, ...]:
@@ -176,8 +176,7 @@ def sharings(config: Any) -> tuple[Sharing, ...]:
 
     Some families have a flag of their own for it, and some configs a number that is not used.
     """
-    names = ("num_key_value_heads", "num_kv_heads")
-    stated = next((n for name in names if (n := getattr(config, name, None))), 0)
+    stated = getattr(config, stated_kv_heads(config) or "", 0)
     if stated == 1:
         return ("multi-query", "grouped", "multi-head")
     if stated and stated < getattr(config, "num_attention_heads", 1):

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from ...checkpoint import module_view
 from ...errors import SecateurError
 from ...structure import Coupling, Role, Slice
-from ...structure.size import ONE, ZERO, E
 from ..families import Family
 from ..streamed import StreamedModel
 from .couplings import NoLayoutError, Place, Row, row_couplings
@@ -46,6 +45,11 @@ class Traced:
     couplings: tuple[Coupling, ...]
     sizes: tuple[Sizes, Sizes]
     left: Mapping[str, str]
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether attention has units."""
+        return any(coupling.kind == "attention" for coupling in self.couplings)
 
 
 # So many choices of sizes that run are tried, where each leaves something whole.
@@ -74,16 +78,12 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
             failures.append(_does_not_run(config, error))
     if not found:
         raise failures[0]
-    return min(found, key=lambda some: (not _has_heads(some), len(some.left)))
+    return min(found, key=lambda some: (not some.has_heads, len(some.left)))
 
 
 def _differ(some: tuple[Sizes, Sizes], others: tuple[Sizes, Sizes]) -> bool:
     """Whether they are of different dtypes: what runs in fp64 need not run in fp32."""
     return some[0].dtype != others[0].dtype
-
-
-def _has_heads(found: Traced) -> bool:
-    return any(coupling.kind == "attention" for coupling in found.couplings)
 
 
 def _does_not_run(config: Any, error: Exception) -> SecateurError:
@@ -122,7 +122,7 @@ def _whole_experts(
 ) -> list[Coupling]:
     """Experts as units: whatever has one row an expert, the router's included.
 
-    None if the router holds a buffer with a value for each: a buffer is no weight to be cut.
+    None are, if the router holds a buffer with a value for each: a buffer is no weight to be cut.
     """
     models = [tiny_model(config, choice, 0) for choice in sizes]
     layers: list[Any] = [list(model.get_submodule(family.layers))[layer] for model in models]
@@ -138,8 +138,8 @@ def _whole_experts(
         if all(some[name][0] == choice.E for some, choice in zip(shapes, sizes, strict=True)):
             module, _, parameter = name.rpartition(".")
             role: Role = "consumer" if name == consumer else "producer"
-            slices.append(Slice(module, parameter, (0,), role, ZERO, ONE, ONE))
-    return [Coupling("whole_experts", "mlp", "expert", "E", E, tuple(slices))]
+            slices.append(Slice(module, parameter, (0,), role))
+    return [Coupling("whole_experts", "expert", tuple(slices))]
 
 
 def _rows(config: Any, layer: int, family: Family, sizes: Sizes) -> dict[str, Row]:

@@ -1,32 +1,24 @@
 """A family that nobody declared: where its layers are, and what counts its units, found too."""
 
-import inspect
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...checkpoint import module_view
 from ...errors import SecateurError
 from ...structure import Coupling
-from ...structure.size import E, I, K, Size, d, r
+from ...structure.size import Size
 from ..families import Family
 from ..streamed import StreamedModel, empty_model
 from .depth import layer_kinds, layers_path, shallow_config
-from .sizes import TOLERANCES, Sizes, check_counts
-from .tiny import dense_config, running_model, tiny_model, tokens
+from .following import COUNTS, WIDTHS, followers
+from .sizes import TOLERANCES, check_counts, stated_kv_heads
+from .tiny import dense_config, running_model, tokens
 from .trace import Traced, traced
-
-_COUNTS: tuple[Size, ...] = (K * r, K, r, I, E)
-# The width of all heads, where it may as well be that of the stream: the proof finds out.
-_WIDTHS: tuple[Size, ...] = (K * r * d, K * d)
-# How many experts a token goes to is no count of units, though in a small model it is all.
-_NO_COUNTS = ("layer_idx", "top_k")
-_HEAD_COUNTS: dict[str, Size] = {"num_attention_heads": K * r, "num_key_value_heads": K}
 
 
 def undeclared_family(config: Any, model: Any) -> Family:
@@ -58,22 +50,17 @@ def undeclared_family(config: Any, model: Any) -> Family:
     left = {module: reason for some in found for module, reason in some.left.items()}
     if not any(some.couplings for some in found):
         raise _nothing(config, left)
-    follow = {
-        item
-        for some, layer in zip(found, kinds, strict=True)
-        for item in _followers(config, some.sizes, path, layer)
-    }
-    widths = {
-        item
-        for some, layer in zip(found, kinds, strict=True)
-        if any(c.kind == "attention" for c in some.couplings)
-        for item in _followers(config, some.sizes, path, layer, _WIDTHS)
-    } - follow
+    follow: set[tuple[str, str, Size]] = set()
+    widths: set[tuple[str, str, Size]] = set()
+    for some, layer in zip(found, kinds, strict=True):
+        follow |= set(followers(config, some.sizes, path, layer, COUNTS))
+        if some.has_heads:
+            widths |= set(followers(config, some.sizes, path, layer, WIDTHS))
     return replace(
         place,
         couplings=_joined(coupling for some in found for coupling in some.couplings),
         follow=tuple(sorted(follow, key=str)),
-        widths=tuple(sorted(widths, key=str)),
+        widths=tuple(sorted(widths - follow, key=str)),
         kv_heads=_kv_heads(config, found),
         left=tuple(sorted(left.items())),
     )
@@ -92,11 +79,10 @@ def _joined(couplings: Iterable[Coupling]) -> tuple[Coupling, ...]:
     """Those of all kinds of layers. One coupling may own a tensor more in another kind of layer."""
     joined: dict[tuple[str, str], Coupling] = {}
     for coupling in couplings:
-        reader = next(piece for piece in coupling.slices if piece.role == "consumer")
-        key = (coupling.name, f"{reader.module}.{reader.parameter}")
+        key = (coupling.name, coupling.reader.tensor(""))
         known = joined.setdefault(key, coupling)
-        own = {(piece.module, piece.parameter) for piece in known.slices}
-        more = [p for p in coupling.slices if (p.module, p.parameter) not in own]
+        own = {piece.tensor("") for piece in known.slices}
+        more = [piece for piece in coupling.slices if piece.tensor("") not in own]
         joined[key] = replace(known, slices=(*known.slices, *more))
     return tuple(joined.values())
 
@@ -184,63 +170,11 @@ def _gives_tuples(model: Any, path: str) -> bool:
 
 
 def _kv_heads(config: Any, found: Sequence[Traced]) -> str | int | None:
-    heads = [some for some in found if any(c.kind == "attention" for c in some.couplings)]
+    heads = [some for some in found if some.has_heads]
     sizes = (heads or found)[0].sizes[0]
     if sizes.K == 1:
         return 1
-    names = ("num_key_value_heads", "num_kv_heads")
-    stated = next((name for name in names if getattr(config, name, None)), None)
+    stated = stated_kv_heads(config)
     if sizes.r == 1 and stated and getattr(config, stated) != config.num_attention_heads:
         return None  # a number that the code does not use
     return stated
-
-
-def _followers(
-    config: Any,
-    sizes: tuple[Sizes, Sizes],
-    path: str,
-    layer: int,
-    among: tuple[Size, ...] = _COUNTS,
-) -> Iterator[tuple[str, str, Size]]:
-    """Attributes of the layer's modules that are a count of units in both tiny models."""
-    models = [tiny_model(config, choice, 0) for choice in sizes]
-    modules = [dict(m.get_submodule(path)[layer].named_modules()) for m in models]
-    for name, module in modules[0].items():
-        for attribute, number in vars(module).items():
-            other = getattr(modules[1].get(name), attribute, None)
-            if attribute in _NO_COUNTS or type(number) is not int or type(other) is not int:
-                continue
-            size = _count((number, other), sizes, among)
-            if size is not None and not _says_shape(module, attribute):
-                yield name, attribute, size
-        for attribute in _read_from_config(module):
-            yield name, f"config.{attribute}", _HEAD_COUNTS[attribute]
-
-
-def _count(
-    numbers: tuple[int, int], sizes: tuple[Sizes, Sizes], among: tuple[Size, ...]
-) -> Size | None:
-    for size in among:
-        if tuple(size.at(choice.values) for choice in sizes) == numbers and numbers[0] > 1:
-            return size
-    return None
-
-
-def _says_shape(module: nn.Module, attribute: str) -> bool:
-    """in_features and the like: they are set from the shapes themselves."""
-    weight: Mapping[str, Tensor | None] = module._parameters
-    return weight.get("weight") is not None and attribute in (
-        "in_features",
-        "out_features",
-        "nf",
-        "nx",
-    )
-
-
-def _read_from_config(module: nn.Module) -> set[str]:
-    """Head counts that a module's forward reads from its config, not from itself."""
-    try:
-        source = inspect.getsource(type(module).forward)
-    except (OSError, TypeError):
-        return set()
-    return {name for name in _HEAD_COUNTS if re.search(rf"self\.config\.{name}\b", source)}

@@ -1,8 +1,8 @@
-"""Coarse units: whole blocks, whole layers, and channels of the residual stream.
+"""Units that are whole blocks, whole layers, or channels of the residual stream.
 
 They follow from the fine ones. A block is the module that its KV groups or channels lie in; the
 residual stream runs along the dimension of a linear that its own units do not. The score of a
-coarse unit is the sum of the scores of the fine ones in it.
+whole unit is the sum of the scores of the fine ones in it.
 
 The first layer stays, and so does the first attention of each kind (full, sliding): caches count
 positions there.
@@ -10,18 +10,16 @@ positions there.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..structure import Axis, Blocks, Kind, Member, Role
+from ..structure import Axis, Blocks, Kind, Member, Role, Shapes
 from .families import Family
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 FINE = ("kv_group", "channel", "expert_channel")
 
 
-def coarse_axes(
+def whole_units(
     family: Family, shapes: Shapes, config: Any, axes: Sequence[Axis]
 ) -> Iterator[Axis]:
     """Blocks and layers where `axes` (the fine ones of all layers) are, then the hidden width."""
@@ -31,7 +29,7 @@ def coarse_axes(
         fine = [axis for axis in axes if axis.layer == layer and axis.granularity in FINE]
         for kind in ("attention", "mlp"):
             own = [axis for axis in fine if axis.kind == kind]
-            path = block_path(family, own, layer)
+            path = _block_path(family, own, layer)
             stays = kind == "attention" and layer in counting
             if path is not None and kind in family.blocks and not stays:
                 yield _whole(f"{kind}_block", kind, layer, path, shapes, own)
@@ -41,7 +39,7 @@ def coarse_axes(
         yield from _hidden(family, shapes, axes)
 
 
-def block_path(family: Family, axes: Sequence[Axis], layer: int) -> str | None:
+def _block_path(family: Family, axes: Sequence[Axis], layer: int) -> str | None:
     """The module that `axes` of one kind lie in; None if it is the layer itself."""
     path = f"{family.layers}.{layer}."
     inside = [axis.consumer.module.removeprefix(path) for axis in axes]
