@@ -25,30 +25,41 @@ from .subject import Subject
 
 @dataclass(frozen=True)
 class Needs:
-    """Statistics of inputs and gradient terms by name; `fusion` is the one that asks."""
+    """Statistics of inputs and gradient terms by name; `fusion` is the one that asks.
+
+    `search` is one that asks what the loss is, if it does.
+    """
 
     inputs: frozenset[str] = frozenset()
     terms: frozenset[str] = frozenset()
     fusion: str | None = None
+    search: str | None = None
 
     @property
     def asks_loss(self) -> bool:
         """Whether windows are kept from the gradients, to ask what the loss is."""
-        return self.fusion is not None and "probe" in FUSIONS[self.fusion].asks
+        probes = self.fusion is not None and "probe" in FUSIONS[self.fusion].asks
+        return probes or self.search is not None
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
-            self.inputs | other.inputs, self.terms | other.terms, self.fusion or other.fusion
+            self.inputs | other.inputs,
+            self.terms | other.terms,
+            self.fusion or other.fusion,
+            self.search or other.search,
         )
 
 
 def needs_of_scores(config: PruneConfig) -> Needs:
-    """What the score or the fusion in force asks for."""
+    """What the score or the fusion in force asks for, and the search."""
+    search = config.search_name if config.asks_loss else None
     if config.fusion_name is not None:
-        return Needs(terms=frozenset(fused_terms(config.fine)), fusion=config.fusion_name)
+        terms = frozenset(fused_terms(config.fine))
+        return Needs(terms=terms, fusion=config.fusion_name, search=search)
     assert config.importance_name is not None, "there is a score or a fusion"
     score = IMPORTANCE[config.importance_name]
-    return Needs(frozenset(statistics_needed(score)), frozenset(gradients_needed(score)))
+    inputs, terms = frozenset(statistics_needed(score)), frozenset(gradients_needed(score))
+    return Needs(inputs, terms, search=search)
 
 
 def needs_of_repair(config: PruneConfig) -> Needs:
@@ -58,7 +69,7 @@ def needs_of_repair(config: PruneConfig) -> Needs:
 
 def sees_tokens(needs: Needs, config: PruneConfig) -> bool:
     """Whether anything in the method looks at calibration tokens."""
-    return bool(needs.inputs or needs.terms or REPAIRS[config.repair_name].fit)
+    return bool(needs.inputs or needs.terms or needs.asks_loss or REPAIRS[config.repair_name].fit)
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def look(
         alike = [needs for needs in wanted if needs.terms and needs.asks_loss is asks]
         terms = {name for needs in alike for name in needs.terms}
         if terms:
-            scored, _ = split_windows(tokens, alike[0].fusion)
+            scored, _ = split_windows(tokens, alike[0].fusion, alike[0].search)
             with timed("gradients"):
                 way = walk(subject, scored, without)
                 seen.terms[asks] = collect_gradients(way, axes, terms)
