@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ..registry import Registered, choose, parameters_of
@@ -28,19 +29,10 @@ from ..registry import Registered, choose, parameters_of
 Units = Mapping[str, tuple[int, ...]]
 Choice = Mapping[str, int] | Units
 Loss = Callable[[Sequence[Choice]], Tensor]
+Scores = Mapping[str, Float[Tensor, "unit width"]]
+BySample = Mapping[str, Float[Tensor, "sample _"]]
 
-INGREDIENTS = (
-    "axes",
-    "removals",
-    "budget",
-    "loss",
-    "generator",
-    "scores",
-    "by_sample",
-    "ranked",
-    "share",
-    "request",
-)
+INGREDIENTS = "axes removals budget loss generator scores by_sample ranked share request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +104,7 @@ def register_search(
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         needs = parameters_of("search", name, function)
         for need in needs:
-            choose(f"parameter of the search {name!r}:", need, dict.fromkeys(INGREDIENTS))
+            choose(f"parameter of the search {name!r}:", need, dict.fromkeys(INGREDIENTS.split()))
         SEARCHES[name] = Search(name, function, paper, needs, scale, floors)
         return function
 

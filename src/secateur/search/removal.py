@@ -146,13 +146,13 @@ def _units(gone: object, removal: Removal, who: str) -> tuple[int, ...]:
 
 
 def _given_units(gone: object, removal: Removal, who: str) -> tuple[int, ...]:
-    if not isinstance(gone, tuple | list | set) or not all(isinstance(one, int) for one in gone):
-        raise SecateurError(f"{who} {type(gone).__name__}; expected a number of steps, or units.")
-    units, each = set(gone), len(removal.order) // removal.groups
-    of_groups = Counter(unit // each for unit in units)
-    fit = units <= set(range(len(removal.order))) and len(units) == len(gone)
-    even = of_groups == dict.fromkeys(range(removal.groups), len(units) // removal.groups)
-    if not fit or (units and not even) or len(units) not in (0, *removal.ends.tolist()):
+    if not isinstance(gone, tuple):
+        raise SecateurError(f"{who} {type(gone).__name__}; expected a number of steps.")
+    count = len(removal.order)
+    units = {unit for unit in gone if isinstance(unit, int) and 0 <= unit < count}
+    counts = Counter(unit // (count // removal.groups) for unit in units)
+    even = len(counts) in (0, removal.groups) and len(set(counts.values())) < 2
+    if not even or len(gone) != len(units) or len(gone) not in (0, *removal.ends.tolist()):
         raise SecateurError(
             f"{who} units that are no steps; expected as many different ones of each of the"
             f" {removal.groups} groups as some of its {len(removal.ends)} steps take."

@@ -10,12 +10,10 @@ from torch import Tensor
 from ..errors import SecateurError
 from ..structure import Axis
 from .budget import Limits, check_budget
-from .registry import SEARCHES, Request, Search, Units
+from .registry import SEARCHES, BySample, Request, Scores, Search, Units
 from .removal import Removal, cost_of, units_of
 from .standardise import rescaled
 
-Scores = Mapping[str, Float[Tensor, "unit width"]]
-BySample = Mapping[str, Float[Tensor, "sample _"]]
 LossOfUnits = Callable[[Sequence[Units]], Float[Tensor, " choice"]]
 
 
@@ -97,19 +95,9 @@ def _check_given(entry: Search, by_sample: BySample | None, loss: LossOfUnits | 
 
 
 def _losses(
-    name: str, choices: object, removals: Mapping[str, Removal], loss: LossOfUnits | None
+    name: str, choices: Any, removals: Mapping[str, Removal], loss: LossOfUnits | None
 ) -> Float[Tensor, " choice"]:
-    """The losses of several choices.
-
-    Raises:
-        SecateurError: they are none, or not one finite loss comes back for each.
-    """
     assert loss is not None, "its absence was told"
-    if not isinstance(choices, Sequence) or isinstance(choices, str):
-        raise SecateurError(
-            f"The search {name!r} asks the loss of {type(choices).__name__}; expected a list of"
-            " choices, each a dict of steps by axis name."
-        )
     asked = f"The search {name!r} asks the loss of"
     losses = loss([units_of(choice, removals, asked) for choice in choices])
     if not torch.isfinite(losses).all():

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import SecateurError, SecateurWarning
-from .registry import register_search
+from .registry import BySample, Scores, register_search
 from .removal import Removal, remove_lowest
 from .standardise import standardised
 
@@ -58,31 +58,23 @@ def instability(by_sample: Float[Tensor, "sample unit"]) -> Float[Tensor, " unit
 
 
 @register_search("two_stage", paper=SAAP, scale=None)
-def two_stage(
-    by_sample: Mapping[str, Float[Tensor, "sample _"]], ranked: Ranked, budget: float
-) -> dict[str, int]:
+def two_stage(by_sample: BySample, ranked: Ranked, budget: float) -> dict[str, int]:
     """One ranking by ASI says how many units of an axis go, importance which."""
     return remove_lowest(ranked(_minus_asi(by_sample)), budget, nearest=True)
 
 
 @register_search("joint", paper=SAAP, scale=None)
 def joint(
-    scores: Mapping[str, Float[Tensor, "unit width"]],
-    by_sample: Mapping[str, Float[Tensor, "sample _"]],
-    ranked: Ranked,
-    budget: float,
+    scores: Scores, by_sample: BySample, ranked: Ranked, budget: float
 ) -> dict[str, tuple[int, ...]]:
     """One ranking by K = z(I) - lambda ASI."""
-    return _lowest(
-        ranked({n: standardised(scores[n]) - LAMBDA * instability(by_sample[n]) for n in scores}),
-        budget,
-    )
+    steady = _minus_asi(by_sample)
+    values = {name: standardised(own) + LAMBDA * steady[name] for name, own in scores.items()}
+    return _lowest(ranked(values), budget)
 
 
 @register_search("stability", paper=SAAP, scale=None)
-def stability(
-    by_sample: Mapping[str, Float[Tensor, "sample _"]], ranked: Ranked, budget: float
-) -> dict[str, tuple[int, ...]]:
+def stability(by_sample: BySample, ranked: Ranked, budget: float) -> dict[str, tuple[int, ...]]:
     """The text of the paper to the letter: the most volatile units go, whatever they are worth."""
     warnings.warn(
         "The search 'stability' ignores importance and removes good units too; two_stage keeps it.",
@@ -92,9 +84,7 @@ def stability(
     return _lowest(ranked(_minus_asi(by_sample)), budget)
 
 
-def _minus_asi(
-    by_sample: Mapping[str, Float[Tensor, "sample _"]],
-) -> dict[str, Float[Tensor, " _"]]:
+def _minus_asi(by_sample: BySample) -> dict[str, Tensor]:
     """The least steady units have the lowest value."""
     return {name: -instability(own) for name, own in by_sample.items()}
 
