@@ -44,8 +44,7 @@ _PASSING = (
 )
 _HASHED = (".safetensors", "plan.json")
 
-# Searches that ask for scores by sample, and those that are told what attention loses.
-_BY_SAMPLE = ("two_stage", "joint", "stability")
+# Searches that are told what attention loses.
 _DIVIDED = ("UL-MM", "AL-MM")
 
 _SHORT = "--calibration TEXT --samples 16 --length 64 --align 1"
@@ -100,7 +99,7 @@ def cases() -> dict[str, list[str]]:
 
 
 def _method_of(search: str) -> str:
-    return "saap" if search in _BY_SAMPLE else "wanda-sp"
+    return "saap" if "by_sample" in SEARCHES[search].needs else "wanda-sp"
 
 
 def result(commands: list[str], model: str, text: str) -> dict[str, Any]:

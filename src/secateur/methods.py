@@ -1,16 +1,21 @@
 """Methods by name: a score, a search and a repair that belong together.
 
-A score of one's own needs no change here: `use("my_score.py")` runs a file with decorated
-functions, and each score in it becomes a method of its own name.
+A score, fusion or search of one's own needs no change here: `use("my_score.py")` runs a file with
+decorated functions, and each score in it becomes a method of its own name.
 """
 
 import importlib.util
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import SecateurError
+from .fusion import FUSIONS
 from .importance import IMPORTANCE
 from .paths import typed_path
+from .registry import OWN
+from .search import SEARCHES
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,33 +120,42 @@ METHODS = {
 }
 
 
-def use(path: str | Path) -> tuple[str, ...]:
-    """Run a file of one's own; the scores that it registers become methods. Gives their names.
+# What a file of one's own may add to.
+_REGISTRIES: tuple[dict[str, Any], ...] = (IMPORTANCE, FUSIONS, SEARCHES, METHODS)
 
-    Their search is `uniform`, which compares no layer with another, their repair `none`; both can
-    be overridden.
+
+def use(path: str | Path) -> tuple[str, ...]:
+    """Run a file of one's own that registers scores, fusions, searches. Gives their names.
+
+    The scores become methods. Their search is `uniform`, which compares no layer with another,
+    their repair `none`; both can be overridden.
 
     Raises:
-        SecateurError: no such file, it fails, or it registers no score.
+        SecateurError: no such file, it fails, or it registers nothing; nothing is registered then.
     """
     path = typed_path(path, "--use")
-    before = dict(IMPORTANCE)
-    spec = importlib.util.spec_from_file_location(f"secateur_use_{path.stem}", path)
+    before = [dict(known) for known in _REGISTRIES]
+    spec = importlib.util.spec_from_file_location(f"{OWN}{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise SecateurError(f"--use {path}: expected a Python file with a decorated score.")
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except (Exception, SystemExit) as error:  # whatever the file does
-        IMPORTANCE.clear()
-        IMPORTANCE.update(before)
+        for known, was in zip(_REGISTRIES, before, strict=True):
+            known.clear()
+            known.update(was)
         raise SecateurError(f"--use {path} fails: {type(error).__name__}: {error}") from error
-    found = tuple(name for name, one in IMPORTANCE.items() if before.get(name) is not one)
+    scores, *others = (
+        [name for name, one in known.items() if was.get(name) is not one]
+        for known, was in zip(_REGISTRIES, before, strict=True)
+    )
+    found = tuple(dict.fromkeys((*scores, *itertools.chain(*others))))
     if not found:
         raise SecateurError(
-            f"--use {path} registers no score.\nDecorate a function with"
+            f"--use {path} registers no score, fusion or search.\nDecorate a function with"
             ' @importance("my-score", paper="...") of secateur.importance.'
         )
-    for name in found:
+    for name in scores:
         one = IMPORTANCE[name]
         METHODS[name] = Method(name, one.summary, name, "uniform", "none", one.paper)
     return found

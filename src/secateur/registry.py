@@ -1,12 +1,83 @@
-"""Choice by name: one dictionary look-up whose error says what is known."""
+"""What there is by name: functions that a decorator registers, and choice among what is known."""
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeGuard, TypeVar
+
+import torch
 
 from .errors import SecateurError
 
 T = TypeVar("T")
+
+# How the modules are named that users bring with --use.
+OWN = "secateur_use_"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A decorated function; `needs` names what it has to be given, `paper` is where it is from."""
+
+    name: str
+    function: Callable[..., Any]
+    paper: str
+    needs: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return (inspect.getdoc(self.function) or "").split("\n")[0]
+
+    @property
+    def own(self) -> bool:
+        """Whether a user brought it."""
+        return self.function.__module__.startswith(OWN)
+
+    def called(self, fails: str, /, *args: Any, **given: Any) -> Any:
+        """What the function gives.
+
+        Raises:
+            SecateurError: `fails`, and what a user's function raised.
+        """
+        try:
+            return self.function(*args, **given)
+        except SecateurError:
+            raise
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError) or not self.own:
+                raise
+            raise SecateurError(f"{fails}: {type(error).__name__}: {error}") from error
+
+
+def is_name(name: object) -> TypeGuard[str]:
+    """Whether something can be the name of what is registered: it can be typed in a list."""
+    return isinstance(name, str) and re.fullmatch(r"[\w.+-]+", name) is not None
+
+
+def parameters_of(what: str, name: object, function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the parameters of a function that is registered as the `what` called `name`.
+
+    Raises:
+        SecateurError: the name cannot be typed, it is no function, or takes what has no name.
+    """
+    if not is_name(name):
+        raise SecateurError(
+            f"A {what} is named {name!r}; expected letters, digits, and - _ . + alone, like"
+            f" 'my-{what}'."
+        )
+    if not inspect.isfunction(function):
+        raise SecateurError(f"The {what} {name!r} is no function; expected def my_{what}(...): ...")
+    parameters = inspect.signature(function).parameters
+    for parameter in parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise SecateurError(
+                f"The {what} {name!r} has the parameter {parameter}, which cannot be given by name;"
+                " expected names of what it needs."
+            )
+    return tuple(parameters)
 
 
 def choose(what: str, name: str, known: Mapping[str, T]) -> T:

@@ -69,8 +69,8 @@ def test_one_finite_score_a_unit_and_a_blend_on_the_simplex(name: str) -> None:
         assert torch.isfinite(result.scores).all()
         assert (result.alpha >= 0).all()
         assert result.alpha.sum().item() == pytest.approx(1)
-        assert result.samples is not None
-        assert result.samples.shape == (6, SIZES[axis])
+        assert result.by_sample is not None
+        assert result.by_sample.shape == (6, SIZES[axis])
 
 
 @pytest.mark.parametrize("name", BLENDS)
@@ -86,9 +86,9 @@ def test_each_blended_value_lies_between_the_two(name: str) -> None:
 def test_scores_that_agree_are_left_as_they_are(name: str) -> None:
     """coarse = 3 x fine, so c_hat = f_hat: whatever the blend, it is the identity."""
     scopes = {
-        axis: Scope(3 * s.fine, s.fine, 3 * s.fine_samples, s.fine_samples)
+        axis: Scope(3 * s.fine, s.fine, 3 * s.fine_by_sample, s.fine_by_sample)
         for axis, s in scopes_of().items()
-        if s.fine is not None and s.fine_samples is not None
+        if s.fine is not None and s.fine_by_sample is not None
     }
     for axis, result in fused(name, scopes).items():
         fine = scopes[axis].pair()[1]
@@ -104,8 +104,8 @@ def test_rescaling_a_score_leaves_the_blend_and_the_order(name: str) -> None:
         axis: Scope(
             1e4 * s.pair()[0],
             1e-3 * s.pair()[1],
-            1e4 * s.sample_pair()[0],
-            1e-3 * s.sample_pair()[1],
+            1e4 * s.pair_by_sample()[0],
+            1e-3 * s.pair_by_sample()[1],
         )
         for axis, s in scopes.items()
     }
@@ -250,10 +250,10 @@ def test_ranks_are_means_of_ties_and_a_constant_agrees_with_nothing() -> None:
 
 def test_the_reliable_granularity_gets_the_weight_in_split_half() -> None:
     scope = scopes_of(samples=12)["layers.1.mlp"]
-    coarse, fine = scope.sample_pair()
+    coarse, fine = scope.pair_by_sample()
     noise = torch.rand(coarse.shape, generator=torch.Generator().manual_seed(0)).double()
     assert reliability(fine, torch.arange(12)) > reliability(noise, torch.arange(12))
-    noisy = replace(scope, coarse=noise.mean(0), coarse_samples=noise)
+    noisy = replace(scope, coarse=noise.mean(0), coarse_by_sample=noise)
     assert fuse("split_half", {"a": noisy})["a"].alpha[1] > 0.9
     assert fuse("precision", {"a": noisy})["a"].alpha[1] > 0.5
 
@@ -265,7 +265,7 @@ def test_split_half_is_the_mean_over_all_its_splits() -> None:
     orders = [torch.randperm(9, generator=generator) for _ in range(4)]
     agreement = [
         sum(float(reliability(scores, order)) for order in orders) / len(orders)
-        for scores in scope.sample_pair()
+        for scores in scope.pair_by_sample()
     ]
     expected = (torch.tensor(agreement) / 0.3).softmax(dim=0)
     found = fuse("split_half", {"a": scope}, seed=5, splits=4, tau=0.3)["a"]
@@ -276,7 +276,7 @@ def test_split_half_is_the_mean_over_all_its_splits() -> None:
 
 def test_the_features_of_a_unit_are_those_of_the_equation() -> None:
     scope = scopes_of()["layers.0.attention"]
-    scores, samples = scope.coarse, scope.coarse_samples
+    scores, samples = scope.coarse, scope.coarse_by_sample
     assert scores is not None
     assert samples is not None
     size = scores / scores.mean()
@@ -293,7 +293,7 @@ def test_the_features_of_a_unit_are_those_of_the_equation() -> None:
 def test_the_penalty_keeps_the_projection_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one question says, a free projection follows to one end; the penalty holds it back."""
     scope = scopes_of()["layers.0.mlp"]
-    pairs = zip(scope.pair(), scope.sample_pair(), strict=True)
+    pairs = zip(scope.pair(), scope.pair_by_sample(), strict=True)
     seen = [torch.stack([features(scores, samples) for scores, samples in pairs])]
     losses = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     keys = torch.stack([losses, losses.flip(0).sqrt()], dim=1)  # coarse agrees, fine does not
@@ -310,7 +310,7 @@ def test_the_penalty_keeps_the_projection_small(monkeypatch: pytest.MonkeyPatch)
 def test_the_projection_starts_at_the_equal_blend_and_has_56_numbers() -> None:
     start = initial(torch.Generator().manual_seed(0))
     scope = scopes_of()["layers.0.mlp"]
-    pairs = zip(scope.pair(), scope.sample_pair(), strict=True)
+    pairs = zip(scope.pair(), scope.pair_by_sample(), strict=True)
     seen = torch.stack([features(scores, samples) for scores, samples in pairs])
     assert start.alpha(seen).tolist() == [0.5, 0.5]
     assert start.inner.numel() + start.offset.numel() + start.outer.numel() == 56
@@ -348,7 +348,7 @@ def test_a_constant_second_score_gives_the_order_of_the_first(name: str) -> None
     own = scopes_of()["layers.1.mlp"]
     flat = torch.full((33,), 0.7)
     noise = torch.rand(6, 33, generator=torch.Generator().manual_seed(0))
-    scope = replace(own, fine=flat, fine_samples=noise - noise.mean(0) + flat)
+    scope = replace(own, fine=flat, fine_by_sample=noise - noise.mean(0) + flat)
     result = fuse(name, {"a": scope})["a"].scores
     assert result.argsort().tolist() == own.pair()[0].argsort().tolist()
 
@@ -358,8 +358,8 @@ def test_samples_are_the_scores_of_each_sample() -> None:
     scopes = scopes_of()
     for name in ALL:
         for axis, result in fused(name, scopes).items():
-            assert result.samples is not None
-            apart = result.scores - result.samples.mean(0)
+            assert result.by_sample is not None
+            apart = result.scores - result.by_sample.mean(0)
             offset = apart.mean() if name == "homoscedastic" else 0
             assert torch.allclose(apart, torch.zeros(SIZES[axis]) + offset, atol=1e-4)
 
@@ -386,7 +386,7 @@ def test_the_scale_does_not_favour_a_granularity() -> None:
 def test_a_fusion_alone_needs_only_its_own_score() -> None:
     fine = scopes_of()["layers.0.mlp"].fine
     result = fuse("fine", {"a": Scope(fine=fine)})["a"]
-    assert result.samples is None
+    assert result.by_sample is None
     with pytest.raises(
         SecateurError, match=r"'mean' needs the coarse scores of a; they .*\n.*fine"
     ):
@@ -397,7 +397,7 @@ def test_a_fusion_alone_needs_only_its_own_score() -> None:
 def test_a_single_sample_is_refused(name: str) -> None:
     with pytest.raises(SecateurError, match=r"at least 2 .*has 1\.\nType --samples 2"):
         fused(name, scopes_of(samples=1))
-    without = {"a": replace(scopes_of()["layers.0.mlp"], fine_samples=None)}
+    without = {"a": replace(scopes_of()["layers.0.mlp"], fine_by_sample=None)}
     with pytest.raises(SecateurError, match="the fine scores of a for each calibration sample"):
         fuse(name, without, probe=loss_of({}))
 
@@ -427,7 +427,7 @@ def test_a_slip_is_told_its_cure(name: str, given: dict[str, Any], message: str)
 
 
 def test_scores_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(SecateurError, match="coarse of a are NaN"):
+    with pytest.raises(SecateurError, match="coarse scores of a are NaN"):
         fuse("mean", {"a": Scope(torch.full((3,), torch.nan), torch.ones(3))})
 
 

@@ -96,17 +96,20 @@ def our_masks(
     metric: str, search: str, ratio: float, heads: int | None, costs: tuple[float, float] | None
 ) -> tuple[Tensor, Tensor]:
     """Kept heads [layer, head] and channels [layer, channel]; costs default to the true ones."""
-    mode = SEARCHES[search]
+    entry = SEARCHES[search]
     axes = structure().axes
     scores = channel_scores(metric)
     removals = {}
     for axis in axes:
         cost = axis.cost if costs is None else costs[0 if axis.kind == "attention" else 1]
         # floor 0: the public code lets a layer lose everything
-        removal = Removal.plan(rescaled(scores[axis.name], mode.scale), 3, floor=0)
+        removal = Removal.plan(rescaled(scores[axis.name], entry.scale or "raw"), 3, floor=0)
         removals[axis.name] = Removal(removal.order, removal.ends, removal.scores, round(cost * 3))
     total = sum(len(r.order) * r.cost for r in removals.values())
-    steps = mode.compete(axes, removals, Request(ratio * total, ratio, heads))
+    request = Request(ratio * total, ratio, heads)
+    given = {"axes": axes, "removals": removals, "request": request, "budget": request.budget}
+    given["share"] = ratio
+    steps = entry.function(**{need: given[need] for need in entry.needs})
     heads_kept = torch.ones(LAYERS, HEADS, dtype=torch.uint8)
     channels_kept = torch.ones(LAYERS, WIDTH, dtype=torch.uint8)
     for axis in axes:

@@ -10,11 +10,11 @@ from conftest import tiny_model
 from secateur.errors import SecateurError
 from secateur.models import open_model
 from secateur.search import SEARCHES, Limits, removable, search, standardised
-from secateur.search.modes import Request, al_am
+from secateur.search.across_layers import al_am
 from secateur.search.removal import Removal, remove_lowest
 from secateur.structure import Axis
 
-ALL = [name for name, mode in SEARCHES.items() if not mode.by_sample]
+ALL = [name for name, mode in SEARCHES.items() if "by_sample" not in mode.needs]
 
 
 def axes_of(variant: str = "llama-gqa") -> tuple[Axis, ...]:
@@ -208,7 +208,7 @@ def test_adaptive_search_equals_plain_sorting_of_all_units() -> None:
     scores = random_scores(axes)
     total = sum(axis.units * axis.cost for axis in axes)
     removals = {a.name: Removal.plan(standardised(scores[a.name]), a.cost, floor=0) for a in axes}
-    steps = al_am(axes, removals, Request(0.35 * total, 0.35))
+    steps = al_am(removals, 0.35 * total)
     ranked = sorted(
         (value.item(), axis.cost, axis.name, unit)
         for axis in axes

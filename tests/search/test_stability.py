@@ -1,6 +1,7 @@
 """Laws of the searches by stability, and of the scales that a ranking over layers can have."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,6 @@ from secateur.search import (
     search,
     standardised,
 )
-from secateur.search.stability import joint
 from secateur.structure import Axis
 
 BY_SAMPLE = ["two_stage", "joint", "stability"]
@@ -80,7 +80,7 @@ def test_the_budget_is_met_to_within_one_step(name: str, align: int, ratio: floa
     samples = samples_of(axes)
     budget = ratio * total_of(axes)
     removed = search(
-        name, axes, means(samples), budget, limits=Limits(align=align), samples=samples
+        name, axes, means(samples), budget, limits=Limits(align=align), by_sample=samples
     )
     spent = sum(len(removed[axis.name]) * axis.cost for axis in axes)
     assert abs(spent - budget) <= max(axes[0].cost, align * axes[1].cost)
@@ -91,7 +91,7 @@ def test_a_larger_ratio_removes_a_superset(name: str) -> None:
     axes = axes_of()
     samples = samples_of(axes)
     plans = [
-        search(name, axes, means(samples), ratio * total_of(axes), samples=samples)
+        search(name, axes, means(samples), ratio * total_of(axes), by_sample=samples)
         for ratio in (0.0, 0.15, 0.4, 0.6)
     ]
     for small, large in itertools.pairwise(plans):
@@ -102,8 +102,8 @@ def test_two_stage_counts_by_instability_and_picks_by_importance() -> None:
     axes = axes_of()
     samples = samples_of(axes)
     budget = 0.4 * total_of(axes)
-    picked = search("two_stage", axes, means(samples), budget, samples=samples)
-    by_volatility = search("stability", axes, means(samples), budget, samples=samples)
+    picked = search("two_stage", axes, means(samples), budget, by_sample=samples)
+    by_volatility = search("stability", axes, means(samples), budget, by_sample=samples)
     for axis in axes:
         assert len(picked[axis.name]) == len(by_volatility[axis.name])
         order = samples[axis.name].mean(0).argsort(stable=True).tolist()
@@ -114,7 +114,7 @@ def test_stability_removes_the_most_volatile_and_says_that_it_is_poor() -> None:
     axes = axes_of()
     samples = samples_of(axes)
     with pytest.warns(SecateurWarning, match="two_stage keeps it"):
-        removed = search("stability", axes, means(samples), 0.3 * total_of(axes), samples=samples)
+        removed = search("stability", axes, means(samples), 0.3 * total_of(axes), by_sample=samples)
     for axis in axes:
         value = instability(samples[axis.name])
         gone = list(removed[axis.name])
@@ -129,7 +129,7 @@ def test_joint_is_importance_where_all_are_equally_steady() -> None:
     factors = torch.tensor([[0.5], [1.0], [1.5]])
     samples = {name: factors * value[:, 0] for name, value in scores.items()}
     budget = 0.4 * total_of(axes)
-    joint = search("joint", axes, scores, budget, samples=samples)
+    joint = search("joint", axes, scores, budget, by_sample=samples)
     assert joint == search("AL-AM", axes, scores, budget)
 
 
@@ -140,7 +140,7 @@ def test_without_two_samples_the_cure_is_told(name: str) -> None:
     with pytest.raises(SecateurError, match=f"'{name}' compares .*\nType --search AL-AM"):
         search(name, axes, scores, 100.0)
     with pytest.raises(SecateurError, match=r"there is 1\.\nType --samples 2"):
-        search(name, axes, scores, 100.0, samples=samples_of(axes, count=1))
+        search(name, axes, scores, 100.0, by_sample=samples_of(axes, count=1))
 
 
 @pytest.mark.parametrize("how", list(SCALES))
@@ -199,7 +199,16 @@ def test_instability_and_joint_are_their_equations() -> None:
     cv = (samples.std(dim=0) / samples.mean(dim=0)).log()
     expected = (cv - cv.mean()) / cv.std()
     assert torch.allclose(instability(samples).double(), expected, atol=1e-5)
-    means_ = samples.mean(dim=0)[:, None]
-    assert torch.allclose(
-        joint(means_, samples).double(), standardised(means_).double() - 0.1 * expected, atol=1e-5
-    )
+    joint = standardised(samples.mean(dim=0)[:, None]).double() - 0.1 * expected
+    assert order_by_joint(samples) == joint.argsort().tolist()
+
+
+def order_by_joint(samples: Tensor) -> list[int]:
+    """The order in which `joint` takes the units of an axis that is alone."""
+    axis = replace(axes_of()[1], units=samples.shape[1])
+    own, by_sample = {axis.name: samples.mean(dim=0)[:, None]}, {axis.name: samples}
+    gone = [
+        set(search("joint", [axis], own, count * axis.cost, by_sample=by_sample)[axis.name])
+        for count in range(axis.units)
+    ]
+    return [min(more - less) for less, more in itertools.pairwise([*gone, set(range(axis.units))])]

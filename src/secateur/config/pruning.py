@@ -25,7 +25,9 @@ class PruneConfig(Reading):
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
     method: Annotated[str, Field(description="Recipe of score, search and repair")] = "flap"
-    use: Annotated[str | None, Field(description="Python file with a score of your own")] = None
+    use: Annotated[
+        str | None, Field(description="Python file with a score, fusion or search of your own")
+    ] = None
     ratio: Annotated[float, Field(ge=0, lt=1, description="Share of parameters to remove")] = 0.2
     of: Annotated[
         Literal["linears", "model"], Field(description="What the ratio is a share of")
@@ -162,6 +164,16 @@ class PruneConfig(Reading):
     def search_name(self) -> str:
         """The search in force."""
         return self.search or METHODS[self.method].search
+
+    @property
+    def asks_loss(self) -> bool:
+        """Whether the search in force asks what the loss is; with `rescore` there is none."""
+        return not self.rescore and SEARCHES[self.search_name].asks_loss
+
+    @property
+    def untouched(self) -> tuple[float, float]:
+        """The shares of layers at the start and the end that the method leaves alone."""
+        return METHODS[self.method].untouched if self.method in METHODS else (0.0, 0.0)
 
     @property
     def repair_name(self) -> str:

@@ -60,10 +60,10 @@ def _blended(scope: Scope, alpha: Float[Tensor, "2"], overall: Mapping[str, floa
         for share, name in zip(alpha, ("coarse", "fine"), strict=True)
         if (part := getattr(scope, name)) is not None
     )
-    samples = None
-    if scope.coarse_samples is not None and scope.fine_samples is not None:
-        samples = _weighted(alpha, scope.coarse_samples, scope.fine_samples).float()
-    return Fused(scores.float(), alpha.float(), scale, samples)
+    by_sample = None
+    if scope.coarse_by_sample is not None and scope.fine_by_sample is not None:
+        by_sample = _weighted(alpha, scope.coarse_by_sample, scope.fine_by_sample).float()
+    return Fused(scores.float(), alpha.float(), scale, by_sample)
 
 
 def _weighted(alpha: Float[Tensor, "2"], coarse: Tensor | None, fine: Tensor | None) -> Tensor:

@@ -54,8 +54,9 @@ def _fused(own: Scope, noise: Float[Tensor, "2"]) -> Fused:
     scores = torch.stack(own.pair())
     means = weights * scores.mean(dim=1)
     shares = means / means.sum() if means.sum() > 0 else torch.full_like(means, 0.5)
-    samples = None
-    if own.coarse_samples is not None and own.fine_samples is not None:
-        samples = torch.einsum("k,knu->nu", weights, torch.stack(own.sample_pair())).float()
+    by_sample = None
+    if own.coarse_by_sample is not None and own.fine_by_sample is not None:
+        pair = torch.stack(own.pair_by_sample())
+        by_sample = torch.einsum("k,knu->nu", weights, pair).float()
     fused = weights @ scores + noise.log().sum() / 2
-    return Fused(fused.float(), shares.float(), samples=samples)
+    return Fused(fused.float(), shares.float(), by_sample=by_sample)

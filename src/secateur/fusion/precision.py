@@ -24,7 +24,7 @@ _EPSILON = 1e-12
 @fusion("precision", paper=SAAP, needs=BY_SAMPLE)
 def precision(scopes: Mapping[str, Scope]) -> dict[str, Fused]:
     """Each score by the inverse of its variance over calibration samples."""
-    alphas = {axis: shares(*scope.sample_pair()) for axis, scope in scopes.items()}
+    alphas = {axis: shares(*scope.pair_by_sample()) for axis, scope in scopes.items()}
     return blended(scopes, alphas)
 
 

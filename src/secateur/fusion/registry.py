@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import SecateurError
-from ..registry import choose
+from ..registry import Registered, choose, parameters_of
 
 # Masks [probe, unit] by axis name, True where a unit is masked (axes not named stay whole), to the
 # loss of each probe, [probe]. The losses are of samples that the scores have not seen.
@@ -33,8 +33,8 @@ class Scope:
 
     coarse: Float[Tensor, " unit"] | None = None
     fine: Float[Tensor, " unit"] | None = None
-    coarse_samples: Float[Tensor, "sample unit"] | None = None
-    fine_samples: Float[Tensor, "sample unit"] | None = None
+    coarse_by_sample: Float[Tensor, "sample unit"] | None = None
+    fine_by_sample: Float[Tensor, "sample unit"] | None = None
 
     def pair(self) -> tuple[Float[Tensor, " unit"], Float[Tensor, " unit"]]:
         """The two scores, fp64, of a scope that has both."""
@@ -42,11 +42,11 @@ class Scope:
         assert self.fine is not None
         return self.coarse.double(), self.fine.double()
 
-    def sample_pair(self) -> tuple[Float[Tensor, "sample unit"], Float[Tensor, "sample unit"]]:
+    def pair_by_sample(self) -> tuple[Float[Tensor, "sample unit"], Float[Tensor, "sample unit"]]:
         """The two scores by sample, fp64, of a scope that has both."""
-        assert self.coarse_samples is not None
-        assert self.fine_samples is not None
-        return self.coarse_samples.double(), self.fine_samples.double()
+        assert self.coarse_by_sample is not None
+        assert self.fine_by_sample is not None
+        return self.coarse_by_sample.double(), self.fine_by_sample.double()
 
 
 @dataclass(frozen=True)
@@ -54,30 +54,21 @@ class Fused:
     """One score a unit, fp32; larger means keep.
 
     `alpha` is the share that the coarse and the fine score have in the mean score of the scope;
-    `scale` times `scores` compares across scopes, up to one factor for all; `samples` are the
+    `scale` times `scores` compares across scopes, up to one factor for all; `by_sample` are the
     scores for each calibration sample, where both granularities came with them.
     """
 
     scores: Float[Tensor, " unit"]
     alpha: Float[Tensor, "2"]
     scale: float = 1.0
-    samples: Float[Tensor, "sample unit"] | None = None
+    by_sample: Float[Tensor, "sample unit"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Fusion:
+class Fusion(Registered):
     """A way to make one score of two; `needs` are the fields of `Scope` that must be there."""
 
-    name: str
-    function: Callable[..., dict[str, Fused]]
-    paper: str
-    needs: tuple[str, ...]
     samples: int
-
-    @property
-    def summary(self) -> str:
-        """First line of the function's docstring."""
-        return (inspect.getdoc(self.function) or "").split("\n")[0]
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -95,7 +86,7 @@ class Fusion:
 FUSIONS: dict[str, Fusion] = {}
 
 BOTH = ("coarse", "fine")
-BY_SAMPLE = (*BOTH, "coarse_samples", "fine_samples")
+BY_SAMPLE = (*BOTH, "coarse_by_sample", "fine_by_sample")
 
 
 def fusion(
@@ -104,6 +95,7 @@ def fusion(
     """Register the decorated function; `samples` is how many it needs of scores by sample."""
 
     def register(function: Callable[..., dict[str, Fused]]) -> Callable[..., dict[str, Fused]]:
+        parameters_of("fusion", name, function)
         FUSIONS[name] = Fusion(name, function, paper, needs, samples)
         return function
 
@@ -134,7 +126,14 @@ def fuse(
             f"The fusion {name!r} asks what the loss is when units are masked; give it a probe.\n"
             "Without one: split_half, mean, homoscedastic."
         )
-    return chosen.function(scopes, **{key: given[key] for key in chosen.asks}, **settings)
+    asked = {key: given[key] for key in chosen.asks}
+    fused = chosen.called(f"The fusion {name!r} fails", scopes, **asked, **settings)
+    if not isinstance(fused, dict) or not all(isinstance(fused.get(one), Fused) for one in scopes):
+        raise SecateurError(
+            f"The fusion {name!r} returned {type(fused).__name__}; expected a dict with a Fused"
+            " for each scope."
+        )
+    return fused
 
 
 def _check(chosen: Fusion, axis: str, scope: Scope) -> None:
@@ -146,9 +145,10 @@ def _check(chosen: Fusion, axis: str, scope: Scope) -> None:
             continue
         if not torch.isfinite(scores).all():
             raise SecateurError(
-                f"The {field.replace('_', ' ')} of {axis} are NaN or infinite: try --dtype float32."
+                f"The {field.replace('_', ' ')} scores of {axis} are NaN or infinite: try --dtype"
+                " float32."
             )
-        if field in chosen.needs and field.endswith("samples") and len(scores) < chosen.samples:
+        if field in chosen.needs and field.endswith("by_sample") and len(scores) < chosen.samples:
             raise SecateurError(
                 f"The fusion {chosen.name!r} needs scores of at least {chosen.samples} calibration"
                 f" samples; {axis} has {len(scores)}.\nType --samples {chosen.samples} or more."
@@ -156,8 +156,8 @@ def _check(chosen: Fusion, axis: str, scope: Scope) -> None:
 
 
 def _refuse_missing(name: str, field: str, axis: str) -> None:
-    what = field.removesuffix("_samples")
-    by_sample = " for each calibration sample" if field.endswith("_samples") else ""
+    what = field.removesuffix("_by_sample")
+    by_sample = " for each calibration sample" if field.endswith("_by_sample") else ""
     others = [
         other.name for other in FUSIONS.values() if field not in other.needs and other.name != name
     ]

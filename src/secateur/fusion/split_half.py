@@ -33,7 +33,7 @@ def split_half(
     state = generator.get_state()
     for axis, scope in scopes.items():
         generator.set_state(state)  # the same splits for every scope, whatever else there is
-        coarse, fine = scope.sample_pair()
+        coarse, fine = scope.pair_by_sample()
         orders = [torch.randperm(len(coarse), generator=generator) for _ in range(splits)]
         agreement = torch.stack(
             [
@@ -45,7 +45,7 @@ def split_half(
     return blended(scopes, alphas)
 
 
-def reliability(samples: Float[Tensor, "sample unit"], order: Tensor) -> Float[Tensor, ""]:
+def reliability(by_sample: Float[Tensor, "sample unit"], order: Tensor) -> Float[Tensor, ""]:
     """Spearman correlation of the scores of two halves of the samples in `order`."""
-    first, second = (samples[half].mean(dim=0) for half in order.tensor_split(2))
+    first, second = (by_sample[half].mean(dim=0) for half in order.tensor_split(2))
     return cosine(ranks(first), ranks(second))

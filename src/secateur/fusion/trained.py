@@ -51,13 +51,13 @@ def initial(generator: torch.Generator, features: int = 4) -> Projection:
 
 
 def features(
-    scores: Float[Tensor, " unit"], samples: Float[Tensor, "sample unit"]
+    scores: Float[Tensor, " unit"], by_sample: Float[Tensor, "sample unit"]
 ) -> Float[Tensor, "unit 4"]:
     """What the projection sees of each unit; none of it depends on the scale of the scores."""
     size = relative(scores)
     spread = (size - size.mean()) / size.std(correction=0).clamp(min=1e-12)
-    by_sample = relative(samples)
-    variation = by_sample.std(dim=0) / by_sample.mean(dim=0).clamp(min=1e-12)
+    each = relative(by_sample)
+    variation = each.std(dim=0) / each.mean(dim=0).clamp(min=1e-12)
     place = ranks(size) / max(len(size) - 1, 1) - 0.5
     return torch.stack([size.clamp(min=1e-6).log(), spread, variation, place], dim=1)
 
@@ -77,8 +77,8 @@ def trained(
     questions = [(losses[axis], keys(scope, masks[axis])) for axis, scope in scopes.items()]
     seen: list[Tensor] = []
     for scope in scopes.values():
-        pairs = zip(scope.pair(), scope.sample_pair(), strict=True)
-        seen.append(torch.stack([features(scores, samples) for scores, samples in pairs]))
+        pairs = zip(scope.pair(), scope.pair_by_sample(), strict=True)
+        seen.append(torch.stack([features(*both) for both in pairs]))
     projection = fit(initial(generator), seen, questions, steps)
     alphas = {axis: projection.alpha(here) for axis, here in zip(scopes, seen, strict=True)}
     return blended(scopes, alphas)

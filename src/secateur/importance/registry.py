@@ -16,7 +16,6 @@ vector, coarse, first, second or mixed: see `secateur.stats.taylor`.
 """
 
 import inspect
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,22 +23,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import SecateurError
+from ..registry import Registered, parameters_of
 
 
 @dataclass(frozen=True, slots=True)
-class Importance:
+class Importance(Registered):
     """A score: a pure function of tensors to one value a unit, or one a channel of each unit."""
-
-    name: str
-    function: Callable[..., Tensor]
-    paper: str
-    needs: tuple[str, ...]
-
-    @property
-    def summary(self) -> str:
-        """First line of the function's docstring."""
-        return (inspect.getdoc(self.function) or "").split("\n")[0]
 
 
 IMPORTANCE: dict[str, Importance] = {}
@@ -60,26 +49,8 @@ def importance(
     """Register the decorated function as the score `name`; larger means keep."""
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        _check_score(name, function)
-        needs = tuple(inspect.signature(function).parameters)
+        needs = parameters_of("score", name, function)
         IMPORTANCE[name] = Importance(name, function, paper, needs)
         return function
 
     return register
-
-
-def _check_score(name: str, function: Callable[..., Tensor]) -> None:
-    """A score has a name that can be typed, and is a function of ingredients by name."""
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
-        raise SecateurError(
-            f"A score is named {name!r}; expected letters, digits, and - _ . + alone:"
-            ' @importance("my-score", paper="...").'
-        )
-    if not inspect.isfunction(function):
-        raise SecateurError(f"The score {name!r} is no function; expected def score(weight): ...")
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise SecateurError(
-                f"The score {name!r} has the parameter {parameter}, which cannot be given by name;"
-                " expected ingredients like weight or input_var."
-            )

@@ -73,18 +73,7 @@ def score(
 
 def _called(importance: Importance, ingredients: dict[str, Any], axis: str) -> Tensor:
     """What the score's function gives, fp32; the function may be anybody's."""
-    try:
-        scores = importance.function(**ingredients)
-    except SecateurError:
-        raise
-    except Exception as error:
-        if isinstance(
-            error, torch.OutOfMemoryError
-        ) or not importance.function.__module__.startswith("secateur_use_"):
-            raise
-        raise SecateurError(
-            f"The score {importance.name!r} fails on {axis}: {type(error).__name__}: {error}"
-        ) from error
+    scores = importance.called(f"The score {importance.name!r} fails on {axis}", **ingredients)
     if not isinstance(scores, Tensor) or scores.is_meta or scores.is_complex() or scores.is_sparse:
         kind = f"a {scores.device.type} tensor" if isinstance(scores, Tensor) else type(scores)
         name = kind if isinstance(kind, str) else kind.__name__

@@ -242,6 +242,7 @@ def check_settings(structure: Structure, config: PruneConfig) -> None:
     if config.importance is not None and config.fusion is not None:
         raise SecateurError("--importance and --fusion both say what the scores are; give one.")
     _check_rescore(structure, config)
+    _check_asking(structure, config)
     divided = config.attention_units is not None or config.attention_ratio is not None
     check_division(config.search_name, divided)
     if config.attention_units is not None and config.attention_ratio is not None:
@@ -277,6 +278,15 @@ def _check_rescore(structure: Structure, config: PruneConfig) -> None:
         raise SecateurError(
             f"--rescore takes one score, and {config.fusion_name!r} makes one of two.\n"
             "Type --importance taylor-first (or wifv, magnitude-l2)."
+        )
+
+
+def _check_asking(structure: Structure, config: PruneConfig) -> None:
+    """The loss can be asked of units of a layer alone."""
+    if config.asks_loss and any(axis.layer < 0 for axis in structure.axes):
+        raise SecateurError(
+            f"The search {config.search_name!r} asks what the loss is when units of a layer are"
+            " masked, and those of --granularity hidden are in all layers.\nType --search AL-AM."
         )
 
 

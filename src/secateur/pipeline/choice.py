@@ -7,8 +7,7 @@ from torch import Tensor
 from ..checkpoint import View
 from ..config import PruneConfig
 from ..errors import SecateurError
-from ..methods import METHODS
-from ..search import Limits, check_budget, removable, search
+from ..search import Limits, LossOfUnits, check_budget, removable, search
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
 from .checks import check_settings, layer_range
@@ -22,8 +21,9 @@ def kept_units(
     structure: Structure,
     found: Mapping[str, Tensor],
     config: PruneConfig,
-    samples: Mapping[str, Tensor] | None = None,
+    by_sample: Mapping[str, Tensor] | None = None,
     weights: View | None = None,
+    loss: LossOfUnits | None = None,
 ) -> Kept:
     """Which units of the axes that may lose some stay.
 
@@ -46,7 +46,9 @@ def kept_units(
             attention_units=config.attention_units,
             attention_ratio=config.attention_ratio,
             scale=config.scale,
-            samples=samples,
+            by_sample=by_sample,
+            loss=loss,
+            seed=config.seed,
         )
         return {
             name: tuple(sorted(set(range(structure.by_name[name].units)) - set(gone)))
@@ -116,7 +118,7 @@ def limits_of(structure: Structure, config: PruneConfig) -> Limits:
 
 def layers_of(structure: Structure, config: PruneConfig) -> tuple[int, ...] | None:
     """The layers that may lose units: those of --layers, or of the method; None for all."""
-    start, end = METHODS[config.method].untouched
+    start, end = config.untouched
     if config.layers is not None or not (start or end):
         return layer_range(config.layers, structure)
     count = structure.layers

@@ -7,14 +7,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..progress import note, timed
-from ..search import one_by_one
+from ..search import LossOfUnits, Units, one_by_one
 from ..stats import Statistics
 from ..structure import Axis, Plan
 from .choice import budget_of, kept_units, limits_of
-from .estimate import Estimate, fused_scores, split_windows
+from .estimate import Estimate, fused_scores, masked_losses, split_windows
 from .passes import look, needs_of_scores, walk
 from .planned import recorded
-from .scoring import coarse_samples, coarse_scores, scores
+from .scoring import masks_of_parts, scores, sums_by_sample, sums_of_parts
 from .subject import Subject
 
 Tokens = Int64[Tensor, "window token"]
@@ -23,7 +23,8 @@ Tokens = Int64[Tensor, "window token"]
 def scoring_of(subject: Subject) -> tuple[Any, ...]:
     """What the scores of settings that differ in method, ratio and repair alone depend on."""
     axes = tuple(axis.name for axis in subject.scored)
-    return (axes, subject.config.importance_name, subject.config.fusion_name)
+    config = subject.config
+    return (axes, config.importance_name, config.fusion_name, needs_of_scores(config).asks_loss)
 
 
 def score_units(subject: Subject, tokens: Tokens | None, statistics: Statistics) -> Estimate:
@@ -69,17 +70,33 @@ def choose(subject: Subject, tokens: Tokens | None, found: Estimate) -> Plan:
         SecateurError: the ratio asks for more than can go.
     """
     structure, config = subject.structure, subject.config
-    coarse = coarse_scores(structure, found.scores)
+    coarse = sums_of_parts(structure, found.scores)
     with timed("scores and search"):
         if config.rescore:
             keep = _one_by_one(subject, tokens, coarse)
         else:
-            samples = coarse_samples(structure, found.samples)
-            keep = kept_units(structure, coarse, config, samples, subject.opened.weights)
+            by_sample = sums_by_sample(structure, found.by_sample)
+            weights, loss = subject.opened.weights, _loss(subject, tokens)
+            keep = kept_units(structure, coarse, config, by_sample, weights, loss)
     plan = recorded(keep, structure, config)
     if config.ratio > 0 and not any(map(plan.removed, structure.axes)):
         note("nothing is removed: the ratio asks for less than one unit")
     return plan
+
+
+def _loss(subject: Subject, tokens: Tokens | None) -> LossOfUnits | None:
+    """The loss that a search asks for: of the model with some units masked."""
+    config = subject.config
+    if tokens is None or not config.asks_loss:
+        return None
+    _, asking = split_windows(tokens, config.fusion_name, config.search_name)
+    way = walk(subject, asking)
+
+    def losses(gone: Sequence[Units]) -> Tensor:
+        masks = masks_of_parts(subject.structure, subject.opened.structures, gone)
+        return masked_losses(way, masks)
+
+    return losses
 
 
 def _one_by_one(
@@ -94,7 +111,7 @@ def _one_by_one(
         left = [axis for axis in subject.scored if axis.layer not in gone]
         seen = look(subject, left, tokens, [needs], gone)
         fine = _scores(subject, left, seen.of(needs))
-        return coarse_scores(subject.structure, fine)
+        return sums_of_parts(subject.structure, fine)
 
     chosen = limits_of(subject.structure, subject.config).selected(subject.structure.axes)
     budget = budget_of(subject.structure, subject.config)

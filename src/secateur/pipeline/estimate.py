@@ -36,7 +36,7 @@ class Estimate:
     """Scores by axis; of a fusion also those by sample, and the shares of coarse and fine."""
 
     scores: Mapping[str, Float[Tensor, "unit _"]]
-    samples: Mapping[str, Float[Tensor, "sample unit"]] | None = None
+    by_sample: Mapping[str, Float[Tensor, "sample unit"]] | None = None
     blend: Mapping[str, Mapping[str, float]] | None = None
 
 
@@ -50,15 +50,24 @@ def _fine(term: str) -> tuple[str, str]:
 
 
 def split_windows(
-    ids: Int64[Tensor, "window token"], fusion: str | None
+    ids: Int64[Tensor, "window token"], fusion: str | None, search: str | None = None
 ) -> tuple[Int64[Tensor, "scored token"], Int64[Tensor, "asking token"]]:
-    """Windows for gradients, and those that only ask what the loss is."""
-    if fusion is None or "probe" not in FUSIONS[fusion].asks:
+    """Windows for gradients, and those that only ask what the loss is.
+
+    A `fusion` may ask it, and a `search` that is named here does.
+
+    Raises:
+        SecateurError: too few windows.
+    """
+    probes = fusion is not None and "probe" in FUSIONS[fusion].asks
+    if not probes and search is None:
         return ids, ids[:0]
-    least = next(n for n in itertools.count(2) if n - _asking(n) >= max(FUSIONS[fusion].samples, 1))
+    scored = max(FUSIONS[fusion].samples, 1) if fusion else 1
+    least = next(n for n in itertools.count(2) if n - _asking(n) >= scored)
     if len(ids) < least:
+        who = f"fusion {fusion!r}" if probes else f"search {search!r}"
         raise SecateurError(
-            f"The fusion {fusion!r} needs at least {least} calibration windows, {_asking(least)} of"
+            f"The {who} needs at least {least} calibration windows, {_asking(least)} of"
             f" them to ask what the loss is; there are {len(ids)}.\nType --samples 50."
         )
     asking = _asking(len(ids))
@@ -95,12 +104,12 @@ def fused_scores(
         return masked_losses(asking, by_axis)
 
     fused = fuse(fusion, scopes, probe=probe, seed=seed, **(settings or {}))
-    samples = {
-        name: one.samples * one.scale for name, one in fused.items() if one.samples is not None
+    by_sample = {
+        name: one.by_sample * one.scale for name, one in fused.items() if one.by_sample is not None
     }
     return Estimate(
         {name: one.scores[:, None] * one.scale for name, one in fused.items()},
-        samples or None,
+        by_sample or None,
         {
             name: {"coarse": float(one.alpha[0]), "fine": float(one.alpha[1])}
             for name, one in fused.items()
@@ -109,12 +118,12 @@ def fused_scores(
 
 
 def _scope(tally: Any, fine: str) -> Scope:
-    mean, by_sample = _fine(fine)
+    mean, each = _fine(fine)
     return Scope(
         coarse=tally[_COARSE[0]].sum(dim=(0, 2)),
         fine=tally[mean].sum(dim=(0, 2)),
-        coarse_samples=tally[_COARSE[1]],
-        fine_samples=tally[by_sample],
+        coarse_by_sample=tally[_COARSE[1]],
+        fine_by_sample=tally[each],
     )
 
 
@@ -182,7 +191,10 @@ def _masked(
         units = mask[probe].nonzero().flatten()
         for member in axis.consumers if len(units) else ():
             module = find(step.module, member.module, axis.layer)
-            own = module.get_parameter(member.parameter).detach()
-            masked = member.masked(own, units)
-            parameters[module, member.parameter] = nn.Parameter(masked, requires_grad=False)
+            place = module, member.parameter
+            own = parameters.get(place)  # units that overlap are read by one consumer
+            if own is None:
+                own = module.get_parameter(member.parameter)
+            masked = member.masked(own.detach(), units)
+            parameters[place] = nn.Parameter(masked, requires_grad=False)
     return substituted(parameters)

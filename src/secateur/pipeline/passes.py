@@ -28,37 +28,44 @@ from .subject import Subject
 class Needs:
     """Statistics of inputs and gradient terms by name; `fusion` is the one that asks.
 
-    `scores` are made in the pass, of statistics that do not outlive their layer.
+    `search` is one that asks what the loss is, if it does. `scores` are made in the pass, of
+    statistics that do not outlive their layer.
     """
 
     inputs: frozenset[str] = frozenset()
     terms: frozenset[str] = frozenset()
     fusion: str | None = None
+    search: str | None = None
     scores: frozenset[str] = frozenset()
 
     @property
     def asks_loss(self) -> bool:
         """Whether windows are kept from the gradients, to ask what the loss is."""
-        return self.fusion is not None and "probe" in FUSIONS[self.fusion].asks
+        probes = self.fusion is not None and "probe" in FUSIONS[self.fusion].asks
+        return probes or self.search is not None
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(
             self.inputs | other.inputs,
             self.terms | other.terms,
             self.fusion or other.fusion,
+            self.search or other.search,
             self.scores | other.scores,
         )
 
 
 def needs_of_scores(config: PruneConfig) -> Needs:
-    """What the score or the fusion in force asks for."""
+    """What the score or the fusion in force asks for, and the search."""
+    search = config.search_name if config.asks_loss else None
     if config.fusion_name is not None:
-        return Needs(terms=frozenset(fused_terms(config.fine)), fusion=config.fusion_name)
+        terms = frozenset(fused_terms(config.fine))
+        return Needs(terms=terms, fusion=config.fusion_name, search=search)
     assert config.importance_name is not None, "there is a score or a fusion"
     if too_large(config.importance_name):
-        return Needs(scores=frozenset({config.importance_name}))
+        return Needs(search=search, scores=frozenset({config.importance_name}))
     score = IMPORTANCE[config.importance_name]
-    return Needs(frozenset(statistics_needed(score)), frozenset(gradients_needed(score)))
+    inputs, terms = frozenset(statistics_needed(score)), frozenset(gradients_needed(score))
+    return Needs(inputs, terms, search=search)
 
 
 def needs_of_repair(config: PruneConfig) -> Needs:
@@ -68,7 +75,9 @@ def needs_of_repair(config: PruneConfig) -> Needs:
 
 def sees_tokens(needs: Needs, config: PruneConfig) -> bool:
     """Whether anything in the method looks at calibration tokens."""
-    return bool(needs.inputs or needs.terms or needs.scores or REPAIRS[config.repair_name].fits)
+    repair = REPAIRS[config.repair_name]
+    looked = needs.inputs or needs.terms or needs.scores
+    return bool(looked or needs.asks_loss or repair.fits)
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def look(
         alike = [needs for needs in wanted if needs.terms and needs.asks_loss is asks]
         terms = {name for needs in alike for name in needs.terms}
         if terms:
-            scored, _ = split_windows(tokens, alike[0].fusion)
+            scored, _ = split_windows(tokens, alike[0].fusion, alike[0].search)
             with timed("gradients"):
                 way = walk(subject, scored, without)
                 seen.terms[asks] = collect_gradients(way, axes, terms)

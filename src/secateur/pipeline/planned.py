@@ -4,8 +4,13 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from ..config import OF_FUSIONS, PruneConfig
+from ..config import OF_FUSIONS, PruneConfig, make_config
 from ..errors import SecateurError
+from ..fusion import FUSIONS
+from ..importance import IMPORTANCE
+from ..methods import METHODS
+from ..registry import is_name
+from ..search import SEARCHES
 from ..structure import Plan, Structure
 
 # Settings that a plan records because they say how it came about; applying it needs none of them.
@@ -61,7 +66,32 @@ def recorded(
     )
 
 
-def settings_of(plan: Plan) -> dict[str, Any]:
+def config_of(plan: Plan, names: Mapping[str, Any]) -> PruneConfig:
+    """The settings that a plan records, overridden by `names`.
+
+    What chose the units may be a user's: its name is kept, and it need not be there.
+
+    Raises:
+        SecateurError: a setting is none, or none that a plan has a say in.
+    """
+    # a plan that says nothing of BOS is of a time when texts alone began with it
+    settings = {"bos": "document", **_settings_of(plan), "repair": plan.repair, **names}
+    known: dict[str, Mapping[str, Any]] = {
+        "method": METHODS,
+        "importance": IMPORTANCE,
+        "fusion": FUSIONS,
+        "search": SEARCHES,
+    }
+    gone = {
+        what: name
+        for what, there in known.items()
+        if is_name(name := settings.get(what)) and name not in there and what not in names
+    }
+    there = {what: value for what, value in settings.items() if what not in gone}
+    return make_config(**there).model_copy(update=gone)
+
+
+def _settings_of(plan: Plan) -> dict[str, Any]:
     """The settings that a plan has a say in: data, never code or anything of the machine.
 
     Raises:

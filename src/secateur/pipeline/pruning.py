@@ -29,7 +29,7 @@ from .keeping import Stored, keeping
 from .look import read_plan
 from .measuring import measure, numbers_of, perplexity_of
 from .passes import look, needs_of_repair, needs_of_scores, sees_tokens
-from .planned import settings_of
+from .planned import config_of
 from .publishing import publish
 from .record import write_plan
 from .result import Result
@@ -149,10 +149,8 @@ def apply(
     assert isinstance(plan, Plan), "its check makes one of all that it takes"
     out = path_of(out)
     names, given = named(settings)
-    # a plan that says nothing of BOS is of a time when texts alone began with it
-    recorded = {"bos": "document", **settings_of(plan), "repair": plan.repair}
     with telling(progress) as told:
-        config = make_config(**{**recorded, **names, "model": name_of(model)})
+        config = config_of(plan, {**names, "model": name_of(model)})
         subject = open_subject(model, config, tokenizer)
         plan.check(subject.structure)
         if not any(map(plan.removed, subject.structure.axes)):

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from ..checkpoint import View, digest
 from ..errors import SecateurError
 from ..importance import IMPORTANCE, Importance, score, source_of, statistics_needed
 from ..progress import track
-from ..search import Limits
+from ..search import Limits, Units
 from ..stats import Reduction, Statistics, Tally
 from ..structure import Axis, Structure
 
@@ -97,7 +98,7 @@ def _score(
     return torch.stack(parts).sum(dim=0)[:, None]
 
 
-def coarse_scores(structure: Structure, fine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def sums_of_parts(structure: Structure, fine: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scores of the axes of `structure`: a coarse unit's is the sum of those in it."""
     found: dict[str, Tensor] = {}
     for axis in structure.axes:
@@ -110,13 +111,13 @@ def coarse_scores(structure: Structure, fine: Mapping[str, Tensor]) -> dict[str,
     return found
 
 
-def coarse_samples(
+def sums_by_sample(
     structure: Structure, fine: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor] | None:
     """The same of scores by calibration sample, [sample, unit]."""
     if fine is None:
         return None
-    turned = {name: samples.T for name, samples in fine.items()}
+    turned = {name: own.T for name, own in fine.items()}
     found: dict[str, Tensor] = {}
     for axis in structure.axes:
         parts = [turned[name] for name in axis.of or (axis.name,) if name in turned]
@@ -126,3 +127,18 @@ def coarse_samples(
         sums = [part.reshape(axis.units, -1, count).sum(dim=1) for part in parts]
         found[axis.name] = torch.stack(sums).sum(dim=0).T
     return found
+
+
+def masks_of_parts(
+    structure: Structure, whole: Structure, gone: Sequence[Units]
+) -> dict[Axis, Bool[Tensor, "choice _"]]:
+    """Masks of the fine axes in `whole` by choices of units `gone` of the axes of `structure`."""
+    masks: dict[Axis, Tensor] = {}
+    for axis in structure.axes:
+        mask = torch.zeros(len(gone), axis.units, dtype=torch.bool)
+        for row, units in zip(mask, gone, strict=True):
+            row[list(units.get(axis.name, ()))] = True
+        for fine in (whole.by_name[name] for name in axis.of or (axis.name,)):
+            parts = mask.repeat_interleave(fine.units // axis.units, dim=1)
+            masks[fine] = masks[fine] | parts if fine in masks else parts
+    return masks

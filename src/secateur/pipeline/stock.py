@@ -13,16 +13,12 @@ import torch
 from ..config import PruneConfig
 from ..errors import SecateurError
 from ..export import Form, pruned_form
-from ..methods import METHODS
 from ..models import OpenModel
 from ..progress import note
-from ..search import Limits
+from ..search import SEARCHES, Limits
 from ..structure import Axis, Plan, Structure
 from ..surgery import REPAIRS, WHOLE, pruned_view, with_consumers
 from .choice import budget_of, limits_of
-
-# The searches that take the same number of units from each layer, and can be told how many.
-_EVEN = ("uniform", "UL-MM")
 
 
 def form_of(opened: OpenModel, structure: Structure, plan: Plan, repair: str = "none") -> Form:
@@ -137,19 +133,24 @@ def _even(structure: Structure, config: PruneConfig) -> PruneConfig:
             f"--stock: every layer must lose the same, and --{given.replace('_', '-')} names some."
             "\nLeave it out, or leave out --stock."
         )
-    if config.search not in (None, *_EVEN):
+    if config.search is not None and not _is_even(config.search):
         raise SecateurError(
             f"--stock: every layer must lose the same, and the search {config.search} finds out"
             " itself how much each loses.\nType --search uniform, or leave out --stock."
         )
     update: dict[str, Any] = {}
-    if config.search_name not in _EVEN:
+    if not _is_even(config.search_name):
         note(f"--stock: the search is uniform, not {config.search_name}: all layers lose the same")
         update["search"] = "uniform"
-    if any(METHODS[config.method].untouched) and not given:
+    if any(config.untouched) and not given:
         note(f"--stock: all layers lose units; {config.method} would leave the first and last")
         update["layers"] = every
     return config.model_copy(update=update)
+
+
+def _is_even(search: str) -> bool:
+    """Whether it takes as many units from each layer (of one not known, the plan itself tells)."""
+    return search not in SEARCHES or SEARCHES[search].even
 
 
 def _last_gone(structure: Structure) -> Plan:

@@ -1,31 +1,44 @@
-"""Structure search: scores and a budget decide which units go."""
+"""Structure search: scores and a budget decide which units go. One family of searches a file.
 
+To add one, write a function like those of `across_layers.py`, and import its file here.
+"""
+
+from . import across_layers, stability, within_layers
 from .budget import Limits, check_budget, removable
 from .greedy import one_by_one
-from .modes import SEARCHES, Mode, Request, Search, check_division, search
-from .removal import Removal, remove_lowest
+from .registry import SEARCHES, Choice, Loss, Request, Search, Units, register_search
+from .removal import Removal, cost_of, remove_lowest
+from .run import LossOfUnits, check_division, search
 from .stability import fluctuation, instability
 from .standardise import SCALES, channel_sum, logarithmic, per_parameter, rescaled, standardised
 
 __all__ = [
     "SCALES",
     "SEARCHES",
+    "Choice",
     "Limits",
-    "Mode",
+    "Loss",
+    "LossOfUnits",
     "Removal",
     "Request",
     "Search",
+    "Units",
+    "across_layers",
     "channel_sum",
     "check_budget",
     "check_division",
+    "cost_of",
     "fluctuation",
     "instability",
     "logarithmic",
     "one_by_one",
     "per_parameter",
+    "register_search",
     "removable",
     "remove_lowest",
     "rescaled",
     "search",
+    "stability",
     "standardised",
+    "within_layers",
 ]

@@ -1,0 +1,111 @@
+"""The registry of searches. A search's parameter names are the list of what it needs.
+
+| parameter | what it is |
+|---|---|
+| `axes` | the axes that may lose units |
+| `removals` | the steps in which each loses them, least important first: a `Removal` by axis name |
+| `budget` | how many parameters are to go |
+| `loss` | choices to the mean loss of each, [choice] fp64, where no gradient has seen the text |
+| `generator` | random numbers, seeded by the run |
+| `scores` | as they came, by axis name, [unit, width]; larger means keep |
+| `by_sample` | scores for each calibration sample, by axis name, [sample, unit] |
+| `ranked` | a function of values by axis name, [unit]: the removals with the lowest first |
+| `share` | the budget as a share of what the axes hold |
+| `request` | a `Request`: the budget, and what of it attention is to give |
+
+A search gives a choice: how many steps each axis loses, by name (the units in their place will do).
+Costs are parameters, biases included.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..registry import Registered, choose, parameters_of
+
+Units = Mapping[str, tuple[int, ...]]
+Choice = Mapping[str, int] | Units
+Loss = Callable[[Sequence[Choice]], Tensor]
+Scores = Mapping[str, Float[Tensor, "unit width"]]
+BySample = Mapping[str, Float[Tensor, "sample _"]]
+
+INGREDIENTS = "axes removals budget loss generator scores by_sample ranked share request"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a search.
+
+    `budget` in parameters; `share` the ratio of it to the parameters of the axes that may lose
+    some. Of attention, `attention_units` over all layers go, or the share `attention_ratio`; None
+    means `share`, and the MLPs give the rest.
+    """
+
+    budget: float
+    share: float
+    attention_units: int | None = None
+    attention_ratio: float | None = None
+
+    @property
+    def attention_share(self) -> float:
+        """The share of attention to remove where no number of units is asked for."""
+        return self.share if self.attention_ratio is None else self.attention_ratio
+
+    @property
+    def divides(self) -> bool:
+        """Whether it says itself how much attention is to lose."""
+        return self.attention_units is not None or self.attention_ratio is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Search(Registered):
+    """A search: who competes with whom for the budget.
+
+    `scale` is that on which it compares layers, None if it compares none: then it takes no whole
+    blocks and layers. One that `floors` takes no more of attention than it is told to, where
+    others take the nearest number.
+    """
+
+    scale: str | None
+    floors: bool
+
+    @property
+    def across(self) -> bool:
+        """Whether its ranking goes across layers, so that the scale of the scores matters."""
+        return self.scale is not None
+
+    @property
+    def divides(self) -> bool:
+        """Whether it can be told how much attention is to lose."""
+        return "request" in self.needs
+
+    @property
+    def asks_loss(self) -> bool:
+        """Whether it asks what the loss is when units are masked."""
+        return "loss" in self.needs
+
+    @property
+    def even(self) -> bool:
+        """Whether layers lose the same number of units, and it can be told how many."""
+        return self.divides and not self.across
+
+
+SEARCHES: dict[str, Search] = {}
+
+
+def register_search(
+    name: str, *, paper: str, scale: str | None = "standardised", floors: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register the decorated function as the search `name`."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        needs = parameters_of("search", name, function)
+        for need in needs:
+            choose(f"parameter of the search {name!r}:", need, dict.fromkeys(INGREDIENTS.split()))
+        SEARCHES[name] = Search(name, function, paper, needs, scale, floors)
+        return function
+
+    return register
