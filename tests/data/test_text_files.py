@@ -162,7 +162,7 @@ def test_a_field_can_be_named(
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": "no", "Body": line}) for line in lines))
     assert read(path, field="body") == lines
-    command = ["evaluate", str(model), "--text", str(path), "--json"]
+    command = ["evaluate", str(model), "--evaluate", str(path), "--json"]
     assert run([*command, "--field", "body"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"][0]["tokens"] > 1000
     assert_refused(*command[:-1], "--field", "corpus", says=["no field 'corpus'", "text, Body"])
@@ -262,7 +262,7 @@ def test_bad_files_of_a_folder_are_named_and_skipped(tmp_path: Path) -> None:
 
 def test_paths_that_cannot_be_are_told_in_one_line(model: Path, assert_refused: Any) -> None:
     for name in ("~nouser-of-that-name/x.txt", "x" * 300):
-        assert_refused("evaluate", model, "--text", name, says=["No such text"])
+        assert_refused("evaluate", model, "--evaluate", name, says=["No such text"])
 
 
 def test_a_file_or_folder_that_may_not_be_read_is_told(tmp_path: Path) -> None:

@@ -20,11 +20,34 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 OF_FUSIONS = ("tau", "probes", "splits", "shrinkage", "scope")
 
 
+# The groups of options in --help: those that it shows, and those that --help-all shows besides.
+PRUNE_GROUPS = {
+    "Most used": (
+        "out config method methods ratio ratios repairs calibration recover dry_run",
+        "",
+    ),
+    "Parts of a method": (
+        "importance search repair",
+        "use fusion fine members tau probes splits shrinkage scope square_attention scale rescore"
+        " target damping",
+    ),
+    "What may go": (
+        "layers granularity align stock",
+        "of attention_layers mlp_layers attention_ratio attention_units",
+    ),
+    "Texts": (
+        "samples length evaluate evaluate_lengths",
+        "field bos evaluate_tokens seed",
+    ),
+    "Machine": ("device dtype batch", "hidden_gib merge_adapter dequantise text_only"),
+}
+
+
 class PruneConfig(Reading):
     """Everything that decides what a pruned folder holds. Unknown keys are errors."""
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
-    method: Annotated[str, Field(description="Recipe of score, search and repair")] = "flap"
+    method: Annotated[str, Field(description="Score, search and repair by one name")] = "flap"
     use: Annotated[str | None, Field(description="Python file with a score of your own")] = None
     ratio: Annotated[float, Field(ge=0, lt=1, description="Share of parameters to remove")] = 0.2
     of: Annotated[
@@ -91,18 +114,16 @@ class PruneConfig(Reading):
     ] = None
     granularity: Annotated[
         str | None,
-        Field(description="What a unit is: kv_group,channel by default; see discover"),
+        Field(description="What a unit is; default: kv_group,channel"),
     ] = None
     align: Annotated[
         int | None,
         Field(
             ge=1,
-            description="Grid of MLP widths; 1: exact, 256: k-quants  [32; below 1024 channels 8]",
+            description="MLP widths stay multiples of it  [32; narrow MLPs 8]",
         ),
     ] = None
-    stock: Annotated[bool, Field(description="Plans alone that the family's own class holds")] = (
-        False
-    )
+    stock: Annotated[bool, Field(description="Plans alone that the stock class holds")] = False
     calibration: Annotated[str | None, Field(description="Calibration text")] = None
     samples: Annotated[int, Field(ge=1, description="Calibration windows")] = 128
     length: Annotated[int | None, Field(ge=2, description="Tokens in a calibration window")] = None
@@ -113,9 +134,7 @@ class PruneConfig(Reading):
     batch: Annotated[int, Field(ge=1, description="Windows at once")] = 8
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="Seed of every draw")] = 0
     device: Device = "auto"
-    dtype: Annotated[str, Field(description="Arithmetic of the passes; auto: the checkpoint's")] = (
-        "auto"
-    )
+    dtype: Annotated[str, Field(description="Arithmetic; auto: the checkpoint's")] = "auto"
     hidden_gib: Annotated[
         float,
         Field(

@@ -13,10 +13,10 @@ TextField = Annotated[
 ]
 BosMode = Annotated[
     Bos,
-    Field(description="Which windows begin with BOS; auto: each, where the tokenizer adds it"),
+    Field(description="Windows that begin with BOS; auto: each, if the tokenizer adds it"),
 ]
-Evaluate = Annotated[str, Field(description="Text for perplexity: a source, 'spare' or 'none'")]
-EvaluateTokens = Annotated[int | None, Field(ge=2, description="Evaluate at most so many tokens")]
+Evaluate = Annotated[str, Field(description="Held-out text for perplexity, or none")]
+EvaluateTokens = Annotated[int | None, Field(ge=2, description="Most tokens of the held-out text")]
 Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1")]
 
 

@@ -79,12 +79,12 @@ def trained(
     for scope in scopes.values():
         pairs = zip(scope.pair(), scope.sample_pair(), strict=True)
         seen.append(torch.stack([features(scores, samples) for scores, samples in pairs]))
-    projection = fit(initial(generator), seen, questions, steps)
+    projection = descended(initial(generator), seen, questions, steps)
     alphas = {axis: projection.alpha(here) for axis, here in zip(scopes, seen, strict=True)}
     return blended(scopes, alphas)
 
 
-def fit(
+def descended(
     start: Projection,
     seen: list[Tensor],
     questions: list[tuple[Tensor, Tensor]],

@@ -11,8 +11,8 @@ from ..arguments import (
     a_flag,
     a_model,
     a_progress,
-    a_target,
     a_tokenizer,
+    an_output,
     of_kind,
     optional,
     public,
@@ -21,7 +21,7 @@ from ..config import PruneSettings, make_config
 from ..errors import ArgumentError
 from ..progress import Progress, note, telling
 from ..structure import Plan
-from .checks import path_of, target
+from .checks import output_folder, path_of
 from .choice import check_ratio
 from .choosing import choose, score_units
 from .cutting import cut, foreseen_form
@@ -51,7 +51,7 @@ def _a_plan(name: str, value: Any) -> Plan:
 
 @public(
     model=a_model,
-    out=optional(a_target),
+    out=optional(an_output),
     force=a_flag,
     dry_run=a_flag,
     tokenizer=a_tokenizer,
@@ -83,7 +83,7 @@ def prune(
     with telling(progress) as told:
         subject = open_subject(model, make_config(model=name_of(model), **names), tokenizer)
         check_ratio(subject.structure, subject.config)
-        with target(out, force, subject.opened, *texts_of(subject)) as folder:
+        with output_folder(out, force, subject.opened, *texts_of(subject)) as folder:
             needs = needs_of_scores(subject.config) | needs_of_repair(subject.config)
             subject, texts = read_texts(
                 subject, given, calibrate=sees_tokens(needs, subject.config), measure=not dry_run
@@ -107,7 +107,7 @@ def prune(
 @public(
     model=a_model,
     plan=_a_plan,
-    out=optional(a_target),
+    out=optional(an_output),
     force=a_flag,
     tokenizer=a_tokenizer,
     progress=a_progress,
@@ -143,7 +143,7 @@ def apply(
             note("nothing is removed: the plan keeps every unit")
         if plan.weights != subject.structure.weights:
             note("the plan was made for other weights of the same architecture")
-        with target(out, force, subject.opened, *texts_of(subject)) as folder:
+        with output_folder(out, force, subject.opened, *texts_of(subject)) as folder:
             needs = needs_of_repair(subject.config)
             subject, texts = read_texts(
                 subject, given, calibrate=sees_tokens(needs, subject.config)

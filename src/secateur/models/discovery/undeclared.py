@@ -16,7 +16,7 @@ from ...structure import Coupling
 from ...structure.size import E, I, K, Size, d, r
 from ..families import Family
 from ..streamed import StreamedModel, empty_model
-from .depth import layer_kinds, layers_path, shallow_config
+from .shallow import layer_kinds, layers_path, shallow_config
 from .sizes import TOLERANCES, Sizes, check_counts
 from .tiny import dense_config, running_model, tiny_model, tokens
 from .trace import Traced, traced
