@@ -19,9 +19,9 @@ from secateur.data import (
     documents,
     instruction_examples,
     is_instructions,
-    opening,
     rows,
     shuffle,
+    text_files,
 )
 from secateur.errors import SecateurError
 from secateur.progress import telling
@@ -82,10 +82,10 @@ def test_a_file_is_read_as_what_it_is(name: str, mark: bytes, tmp_path: Path) ->
 def test_zstandard_is_read_and_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(b"anything")
-    missing = opening._EXTRAS | {"nothing_of_that_name": ("zst", ".zst files")}
-    monkeypatch.setattr(opening, "_EXTRAS", missing)
+    missing = text_files._EXTRAS | {"nothing_of_that_name": ("zst", ".zst files")}
+    monkeypatch.setattr(text_files, "_EXTRAS", missing)
     with pytest.raises(SecateurError, match=r'pip install "secateur\[zst\]"'):
-        opening.extra("nothing_of_that_name")
+        text_files.extra("nothing_of_that_name")
     zstandard = pytest.importorskip("zstandard")
     path.write_bytes(zstandard.compress(LINES))
     assert read(path) == TEXTS
@@ -214,7 +214,7 @@ def test_what_is_no_text_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "LONGEST", 100)
+    monkeypatch.setattr(text_files, "LONGEST", 100)
     monkeypatch.setattr(rows, "LONGEST", 100)
     monkeypatch.setattr(rows, "_BLOCK", 10)
     for name in ("a.jsonl", "a.csv", "a.json"):

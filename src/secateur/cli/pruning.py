@@ -65,7 +65,7 @@ not used, unless --evaluate names a text.
     "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings: run.toml"
 )
 @settings_options(PruneConfig)
-@click.option("--recover", metavar="NAME", help="Then recover by: distil, lora, groupwise or own")
+@click.option("--recover", metavar="NAME", help="Then a recovery: distil, lora, groupwise or own")
 @click.option("--dry-run", is_flag=True, help="The plan alone: --out gets plan.json")
 @FORCE
 @JSON
@@ -173,7 +173,7 @@ names stand for is in the lists of: secateur prune --help-all
 )
 @click.argument("model")
 @click.option("--methods", required=True, metavar="A,B", help="Methods")
-@click.option("--ratios", default="0.2,0.5", metavar="X,Y", help="Shares to remove  [0.2,0.5]")
+@click.option("--ratios", default="0.2,0.5", metavar="X,Y", help="Ratios to remove  [0.2,0.5]")
 @click.option("--repairs", default="", metavar="A,B", help="Repairs; default: each method's own")
 @OUT
 @settings_options(PruneConfig, without=("method", "ratio", "repair", "importance", "fusion"))

@@ -47,15 +47,17 @@ class PruneConfig(Reading):
     """Everything that decides what a pruned folder holds. Unknown keys are errors."""
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
-    method: Annotated[str, Field(description="Score, search and repair by one name")] = "flap"
+    method: Annotated[str, Field(description="Method: score, search and repair by one name")] = (
+        "flap"
+    )
     use: Annotated[str | None, Field(description="Python file with a score of your own")] = None
-    ratio: Annotated[float, Field(ge=0, lt=1, description="Share of parameters to remove")] = 0.2
+    ratio: Annotated[float, Field(ge=0, lt=1, description="Ratio of parameters to remove")] = 0.2
     of: Annotated[
         Literal["linears", "model"], Field(description="What the ratio is a share of")
     ] = "linears"
     importance: Annotated[str | None, Field(description="Score; default: the method's")] = None
     fusion: Annotated[
-        str | None, Field(description="Fusion of coarse and fine gradient scores, for a score")
+        str | None, Field(description="Fusion of coarse and fine scores, in place of a score")
     ] = None
     fine: Annotated[
         Literal["first", "second", "mixed"],
@@ -68,14 +70,16 @@ class PruneConfig(Reading):
         int | None, Field(ge=2, le=1024, description="Probes of the loss for each scope")
     ] = None
     splits: Annotated[
-        int | None, Field(ge=1, le=10_000, description="Splits of the samples into halves")
+        int | None,
+        Field(ge=1, le=10_000, description="Splits of the calibration windows into halves"),
     ] = None
     shrinkage: Annotated[
         float | None,
         Field(ge=0, allow_inf_nan=False, description="How far blends are drawn to the equal one"),
     ] = None
     scope: Annotated[
-        Literal["layer_kind", "global"] | None, Field(description="What shares one noise (SAAP)")
+        Literal["layer_kind", "global"] | None,
+        Field(description="Scope that shares one noise (SAAP)"),
     ] = None
     members: Annotated[str, Field(description="How members of a unit make one gradient score")] = (
         "sum"
@@ -88,9 +92,7 @@ class PruneConfig(Reading):
     scale: Annotated[
         str | None, Field(description="Scale on which layers compare; default: the search's")
     ] = None
-    target: Annotated[str, Field(description="What refit and mask-tuning fit consumers to")] = (
-        "residual"
-    )
+    target: Annotated[str, Field(description="Target of refit and mask-tuning")] = "residual"
     damping: Annotated[
         float | None,
         Field(ge=0, allow_inf_nan=False, description="Damping of the fit; default: held-out text"),
@@ -100,7 +102,7 @@ class PruneConfig(Reading):
     ] = None
     attention_ratio: Annotated[
         float | None,
-        Field(ge=0, lt=1, description="Share of attention to remove (UL-MM, AL-MM, uniform)"),
+        Field(ge=0, lt=1, description="Ratio of attention to remove (UL-MM, AL-MM, uniform)"),
     ] = None
     square_attention: Annotated[
         bool, Field(description="Square attention scores, as FLAP's public code does")
@@ -114,7 +116,7 @@ class PruneConfig(Reading):
     ] = None
     granularity: Annotated[
         str | None,
-        Field(description="What a unit is; default: kv_group,channel"),
+        Field(description="Granularity of units; default: kv_group,channel"),
     ] = None
     align: Annotated[
         int | None,
@@ -131,7 +133,7 @@ class PruneConfig(Reading):
     bos: BosMode = "auto"
     evaluate: Evaluate = "spare"
     evaluate_tokens: EvaluateTokens = None
-    batch: Annotated[int, Field(ge=1, description="Windows at once")] = 8
+    batch: Annotated[int, Field(ge=1, description="Batch: windows at once")] = 8
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="Seed of every draw")] = 0
     device: Device = "auto"
     dtype: Annotated[str, Field(description="Arithmetic; auto: the checkpoint's")] = "auto"

@@ -9,14 +9,16 @@ from .base import Settings
 
 # Settings as types, for each model to have in its own order.
 TextField = Annotated[
-    str | None, Field(description="Column or key with the text; default: known ones")
+    str | None, Field(description="Field (column, key) of a text; default: known ones")
 ]
 BosMode = Annotated[
     Bos,
     Field(description="Windows that begin with BOS; auto: each, if the tokenizer adds it"),
 ]
 Evaluate = Annotated[str, Field(description="Held-out text for perplexity, or none")]
-EvaluateTokens = Annotated[int | None, Field(ge=2, description="Most tokens of the held-out text")]
+EvaluateTokens = Annotated[
+    int | None, Field(ge=2, description="Tokens of the held-out text at most")
+]
 Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1")]
 
 

@@ -107,16 +107,18 @@ class RecoverConfig(Reading):
     """Everything that decides what a recovered folder holds. Unknown keys are errors."""
 
     model: Annotated[str, Field(description="Pruned folder, or any supported model")]
-    recipe: Annotated[str, Field(description="What is trained, and towards what")] = "distil"
+    recipe: Annotated[str, Field(description="Recipe: what is trained, and towards what")] = (
+        "distil"
+    )
     data: Annotated[str | None, Field(description="Text or instructions to train on")] = None
-    train: Annotated[str | None, Field(description="What distil trains; default: consumers")] = None
+    train: Annotated[str | None, Field(description="Trained by distil; default: consumers")] = None
     loss: Annotated[
         str | None,
         Field(description="Loss: kl or next-token; default: the recipe's"),
     ] = None
-    teacher: Annotated[str | None, Field(description="Dense model for kl; default: run.toml's")] = (
-        None
-    )
+    teacher: Annotated[
+        str | None, Field(description="Teacher, the dense model; default: run.toml's")
+    ] = None
     top_k: Annotated[
         int, Field(ge=0, description="Likeliest tokens kept of the teacher; 0: all")
     ] = 128
@@ -129,7 +131,7 @@ class RecoverConfig(Reading):
     on_prompts: Annotated[bool, Field(description="Take the loss on instructions too")] = False
     steps: Annotated[int | None, Field(ge=1, description="Steps; default: the loss's")] = None
     epochs: Annotated[
-        int | None, Field(ge=1, description="Passes over the data; steps, if given, rule")
+        int | None, Field(ge=1, description="Epochs over the data; steps, if given, rule")
     ] = None
     batch: Annotated[int | None, Field(ge=1, description="Examples in a step")] = None
     micro: Annotated[int, Field(ge=1, description="Examples at once; gradients add up")] = 8
@@ -147,12 +149,17 @@ class RecoverConfig(Reading):
     ] = 4
     rank: Annotated[int, Field(ge=1, description="Rank of lora and groupwise")] = 8
     alpha: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="Scale of lora and groupwise")
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Alpha of lora and groupwise: they count alpha / rank",
+        ),
     ] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout of lora")] = 0.05
     bits: Annotated[int, Field(ge=2, le=8, description="Bits of a groupwise weight")] = 4
     group: Annotated[int, Field(ge=1, description="Input columns that share a zero point")] = 32
-    grid: Annotated[str, Field(description="How a group's grid is found")] = "min-max"
+    grid: Annotated[str, Field(description="How the grid of a group is found")] = "min-max"
     evaluate: Evaluate = "spare"
     evaluate_tokens: EvaluateTokens = None
     seed: Annotated[int, Field(ge=0, le=2**40, description="Seed of every draw")] = 0
@@ -161,7 +168,7 @@ class RecoverConfig(Reading):
     hidden_gib: Annotated[
         float,
         Field(
-            ge=0, allow_inf_nan=False, description="GiB of cached states in memory, then on disk"
+            ge=0, allow_inf_nan=False, description="GiB of hidden states in memory, then on disk"
         ),
     ] = 4.0
 
