@@ -71,7 +71,7 @@ class Desk:
         self.tiny = folder / "tiny"
         own = [str(model), "--method", "wanda-sp", "--calibration", str(self.text), *SHORT]
         assert run(["prune", *own, "--out", str(self.small)])[0] == 0
-        groupwise = ["--with", "groupwise", "--steps", "1", "--group", "8", *self.training]
+        groupwise = ["--recipe", "groupwise", "--steps", "1", "--group", "8", *self.training]
         assert run(["recover", str(self.small), *groupwise, "--out", str(self.tiny)])[0] == 0
         train = [*self.training, "--steps", "6"]
         methods = ["--methods", "magnitude,wanda-sp", "--ratios", "0.2"]

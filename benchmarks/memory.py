@@ -166,7 +166,7 @@ def prune(work: Path) -> dict[str, Any]:
     with clock("other"):
         result = secateur.prune(work / "dense", out=out, force=True, calibration=text, **SETTINGS)
     with clock("reload"):
-        (found,) = secateur.evaluate(out, text, tokens=TOKENS, windows=[WINDOW])
+        (found,) = secateur.evaluate(out, text, evaluate_tokens=TOKENS, evaluate_lengths=[WINDOW])
     if not math.isfinite(found.value):
         raise SystemExit("the pruned model has no finite perplexity")
     return {

@@ -69,7 +69,7 @@ def linear_bytes(folder: Path) -> int:
 
 def measured(folder: str | Path, texts: Sequence[str], tokens: int) -> dict[str, float]:
     """Perplexity on each of the texts."""
-    options: dict[str, Any] = {"tokens": tokens, "windows": [WINDOW]}
+    options: dict[str, Any] = {"evaluate_tokens": tokens, "evaluate_lengths": [WINDOW]}
     return {Path(text).name: evaluate(folder, text, **options)[0].value for text in texts}
 
 
@@ -113,7 +113,11 @@ def rounded(folder: Path, texts: Sequence[str], tokens: int) -> dict[str, float]
             found = quantised(module.weight.detach(), 4, 32, storage=torch.float16)
             module.weight.data = found.weight.to(module.weight.dtype)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    options: dict[str, Any] = {"tokens": tokens, "windows": [WINDOW], "tokenizer": tokenizer}
+    options: dict[str, Any] = {
+        "evaluate_tokens": tokens,
+        "evaluate_lengths": [WINDOW],
+        "tokenizer": tokenizer,
+    }
     return {Path(text).name: evaluate(model, text, **options)[0].value for text in texts}
 
 

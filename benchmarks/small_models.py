@@ -47,7 +47,11 @@ def trials(
     found: list[dict[str, float]] = []
 
     def measure(result: Result) -> None:
-        options: dict[str, Any] = {"tokens": tokens, "windows": [WINDOW], "tokenizer": tokenizer}
+        options: dict[str, Any] = {
+            "evaluate_tokens": tokens,
+            "evaluate_lengths": [WINDOW],
+            "tokenizer": tokenizer,
+        }
         loaded = result.load()
         values = [evaluate(loaded, str(text), **options)[0].value for text in texts]
         found.append(dict(zip((text.name for text in texts), values, strict=True)))
@@ -124,7 +128,7 @@ def main() -> None:
         if given.stories is not None:
             calibration, heldout = halves(given.stories, Path(folder))
             texts = [heldout]
-        options: dict[str, Any] = {"tokens": given.tokens, "windows": [WINDOW]}
+        options: dict[str, Any] = {"evaluate_tokens": given.tokens, "evaluate_lengths": [WINDOW]}
         dense = {t.name: evaluate(given.model, str(t), **options)[0].value for t in texts}
         own = record.setdefault(
             name,

@@ -88,8 +88,8 @@ def cases() -> dict[str, list[str]]:
     found |= {name: [f"prune MODEL {own} {short}"] for name, own in kept.items()}
     pruned = f"prune MODEL --method wanda-sp {short}"
     for recipe in ("distil", "lora", "groupwise"):
-        found[f"recovery {recipe}"] = [pruned, f"recover BEFORE --with {recipe} {_TRAINED}"]
-    tuned = f"recover BEFORE --with groupwise --loss next-token {_TRAINED}"
+        found[f"recovery {recipe}"] = [pruned, f"recover BEFORE --recipe {recipe} {_TRAINED}"]
+    tuned = f"recover BEFORE --recipe groupwise --loss next-token {_TRAINED}"
     found["few bits converted"] = [pruned, tuned, "convert BEFORE"]
     found["plan applied"] = [f"{pruned} --dry-run", "apply BEFORE/plan.json MODEL --evaluate none"]
     found["pruned twice"] = [pruned, f"prune BEFORE {short}"]

@@ -16,9 +16,9 @@ import secateur
 from secateur.cli.screen import Screen, table
 from secateur.data.sources import embedded_folder
 from secateur.methods import METHODS
-from secateur.report.blend import varies
+from secateur.report.blends import varies
 from secateur.report.comparison import Trial, page, trial_columns, trial_row
-from secateur.report.rows import form_word
+from secateur.report.summary import form_word
 
 RATIOS = (0.2, 0.5)
 STEPS = 25
@@ -47,7 +47,8 @@ class Bars(Screen):
 def measured(folder: Path) -> dict[int, float]:
     """Perplexity on the held-out text, by window length."""
     return {
-        found.window: found.value for found in secateur.evaluate(folder, "embedded", tokens=25_000)
+        found.window: found.value
+        for found in secateur.evaluate(folder, "embedded", evaluate_tokens=25_000)
     }
 
 

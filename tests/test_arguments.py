@@ -50,9 +50,18 @@ _CUT = {"method": "magnitude", "evaluate": "none", "align": 1}
             ),
             "plan": (lambda m: secateur.apply(5, m), "plan must be a Plan, a plan.json"),
             "plan {}": (lambda m: secateur.apply({}, m), "Not a plan"),
-            "windows": (lambda m: secateur.evaluate(m, "t", windows=[2.5]), "each of windows"),
-            "windows a": (lambda m: secateur.evaluate(m, "t", windows=["a"]), "whole number"),
-            "tokens": (lambda m: secateur.evaluate(m, "t", tokens=1), "tokens must be 2 or more"),
+            "windows": (
+                lambda m: secateur.evaluate(m, "t", evaluate_lengths=[2.5]),
+                "each of evaluate_lengths",
+            ),
+            "windows a": (
+                lambda m: secateur.evaluate(m, "t", evaluate_lengths=["a"]),
+                "whole number",
+            ),
+            "tokens": (
+                lambda m: secateur.evaluate(m, "t", evaluate_tokens=1),
+                "tokens must be 2 or more",
+            ),
             "text": (lambda m: secateur.evaluate(m, 5), "text must name a text"),
             "batch": (lambda m: secateur.evaluate(m, "t", batch=True), "batch must be a whole"),
             "dtype": (lambda m: secateur.load(m, dtype="banana"), "Unknown dtype .banana"),
@@ -94,9 +103,14 @@ def test_one_number_serves_as_a_list_and_torch_has_names_of_its_own(
     model: Path, text_file: Path
 ) -> None:
     text = str(text_file)
-    one = secateur.evaluate(model, text, windows=16, tokens=64)
+    one = secateur.evaluate(model, text, evaluate_lengths=16, evaluate_tokens=64)
     assert one == secateur.evaluate(
-        model, text_file, windows=[16], tokens=64, dtype=torch.float32, device=torch.device("cpu")
+        model,
+        text_file,
+        evaluate_lengths=[16],
+        evaluate_tokens=64,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
     rows = secateur.compare(model, methods="magnitude", ratios=0.2, evaluate="none", align=1)
     assert [row["method"] for row in rows] == ["magnitude"]

@@ -105,7 +105,10 @@ def test_the_python_of_the_readme_runs(desk: Path) -> None:
 
 def test_the_options_of_the_readme_exist() -> None:
     known = {
-        option for command in cli.commands.values() for p in command.params for option in p.opts
+        option
+        for name in cli.list_commands(None)
+        for parameter in cli.get_command(None, name).params
+        for option in parameter.opts
     }
     named = set(re.findall(r"`?(--[a-z][a-z-]+)", README)) - {"--all"}
     assert named <= known

@@ -52,6 +52,23 @@ def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """For one version, take arguments by the names that they had (`old="new"`), with a note."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def taken(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old in names.keys() & kwargs:
+                kwargs["progress"] = own = a_progress("progress", kwargs.get("progress"))
+                own.note(f"{old} is now {names[old]}")
+                kwargs[names[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return taken
+
+    return decorate
+
+
 def _bound(
     name: str, signature: inspect.Signature, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> inspect.BoundArguments:
@@ -130,7 +147,7 @@ def a_place(name: str, value: Any) -> Any:
     return value
 
 
-def a_target(name: str, value: Any) -> Any:
+def an_output(name: str, value: Any) -> Any:
     """A path to write to, `~` expanded; whether it can be written shows when it is."""
     if not isinstance(value, str | PathLike):
         raise ArgumentError(f"{name} must be a path, not {of_kind(value)}.")

@@ -141,7 +141,7 @@ def test_an_unknown_value_is_refused_with_the_nearest_known_one(
         (["prune", "MODEL"], ["Where to", "--out DIR"]),
         (["apply", "MODEL", "MODEL"], ["Where to", "--out DIR"]),
         (["apply", "MODEL"], ["Missing argument 'MODEL'", "secateur apply --help"]),
-        (["evaluate", "MODEL"], ["Missing option '--text'", "secateur evaluate --help"]),
+        (["evaluate", "MODEL"], ["Missing option '--evaluate'", "secateur evaluate --help"]),
         (["inspect"], ["Missing argument 'DIR'", "secateur inspect --help"]),
         (["prun", "MODEL"], ["No such command 'prun'", "Did you mean 'prune'"]),
         (["--versoin"], ["--versoin", "--version"]),
@@ -164,14 +164,14 @@ PATHS: dict[str, list[str]] = {
     "apply": ["apply", "X", "m", "--out", "o"],
     "apply to": ["apply", "m/plan.json", "X", "--out", "o"],
     "recover": ["recover", "X", "--data", "embedded", "--out", "o"],
-    "recover --data": ["recover", "m", "--with", "lora", "--data", "X", "--out", "o"],
+    "recover --data": ["recover", "m", "--recipe", "lora", "--data", "X", "--out", "o"],
     "recover --teacher": ["recover", "m", "--teacher", "X", "--data", "embedded", "--out", "o"],
-    "recover --out": ["recover", "m", "--with", "lora", "--data", "embedded", "--out", "X"],
+    "recover --out": ["recover", "m", "--recipe", "lora", "--data", "embedded", "--out", "X"],
     "recover --config": ["recover", "--config", "X", "--out", "o"],
     "compare": ["compare", "X", "--methods", "flap"],
     "compare --out": ["compare", "m", "--methods", "flap", "--out", "X"],
-    "evaluate": ["evaluate", "X", "--text", "embedded"],
-    "evaluate --text": ["evaluate", "m", "--text", "X"],
+    "evaluate": ["evaluate", "X", "--evaluate", "embedded"],
+    "evaluate --evaluate": ["evaluate", "m", "--evaluate", "X"],
     "inspect": ["inspect", "X"],
     "inspect --against": ["inspect", "m", "--against", "X"],
     "inspect --picture": ["inspect", "m", "--picture", "X.svg"],
@@ -225,7 +225,7 @@ def test_cuda_is_refused_where_there_is_none(
     words = ["no device 'cuda'", "--device cpu"]
     small = tmp_path / "small"
     assert_refused("prune", model, *calibrated, "--device", "cuda", "--out", small, says=words)
-    assert_refused("evaluate", model, "--text", text_file, "--device", "cuda", says=words)
+    assert_refused("evaluate", model, "--evaluate", text_file, "--device", "cuda", says=words)
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def test_a_text_that_cannot_be_read_is_refused(
     (tmp_path / file).write_bytes(content)
     options = [*calibrated, use, tmp_path / file, "--out", tmp_path / "small"]
     arguments = (
-        ["evaluate", model, "--text", tmp_path / file]
+        ["evaluate", model, "--evaluate", tmp_path / file]
         if use == "evaluate"
         else ["prune", model, *options]
     )
@@ -280,10 +280,10 @@ def test_a_text_shorter_than_a_window_is_refused(
     words = ["short.txt has 15 tokens", "one window of 16", "--length"]
     options = [*calibrated, "--calibration", short, "--out", tmp_path / "small"]
     assert_refused("prune", model, *options, says=words)
-    words = ["short.txt has 15 tokens", "one window of 64", "--windows"]
-    assert_refused("evaluate", model, "--text", short, says=words)
+    words = ["short.txt has 15 tokens", "one window of 64", "--evaluate-lengths"]
+    assert_refused("evaluate", model, "--evaluate", short, says=words)
     short.write_text("A")
-    assert_refused("evaluate", model, "--text", short, says=["1 tokens", "Give more text"])
+    assert_refused("evaluate", model, "--evaluate", short, says=["1 tokens", "Give more text"])
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_a_model_is_not_measured_on_its_own_text(
     model: Path, assert_refused: Callable[..., str]
 ) -> None:
     message = assert_refused(
-        "evaluate", model, "--text", "self", says=["No such text: self", "embedded"]
+        "evaluate", model, "--evaluate", "self", says=["No such text: self", "embedded"]
     )
     assert not re.search(r"one of.*self", message)
 
@@ -323,15 +323,15 @@ def test_a_model_is_not_measured_on_its_own_text(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--windows", "65"], ["--windows", "between 2 and", "64"]),
-        (["--windows", "16,4096"], ["--windows", "between 2 and", "64"]),
-        (["--windows", "1"], ["--windows", "between 2 and", "64"]),
-        (["--windows", "short,long"], ["--windows 'short,long'", "128,2048"]),
-        (["--windows", ""], ["--windows", "128,2048"]),
-        (["--tokens", "1"], ["--tokens", "x>=2"]),
-        (["--tokens", "-5"], ["--tokens", "x>=2"]),
-        (["--tokens", "8"], ["8 tokens", "one window of 64", "--windows"]),
-        (["--batch", "0"], ["--batch", "x>=1"]),
+        (["--evaluate-lengths", "65"], ["--evaluate-lengths", "between 2 and", "64"]),
+        (["--evaluate-lengths", "16,4096"], ["--evaluate-lengths", "between 2 and", "64"]),
+        (["--evaluate-lengths", "1"], ["--evaluate-lengths", "between 2 and", "64"]),
+        (["--evaluate-lengths", "short,long"], ["--evaluate-lengths 'short,long'", "128,2048"]),
+        (["--evaluate-lengths", ""], ["--evaluate-lengths", "128,2048"]),
+        (["--evaluate-tokens", "1"], ["evaluate_tokens", "greater than or equal to 2"]),
+        (["--evaluate-tokens", "-5"], ["evaluate_tokens", "greater than or equal to 2"]),
+        (["--evaluate-tokens", "8"], ["8 tokens", "one window of 64", "--evaluate-lengths"]),
+        (["--batch", "0"], ["batch", "greater than or equal to 1"]),
         (["--dtype", "fp16"], ["'fp16'", "Did you mean 'float16'"]),
         (["--device", "gpu"], ["'gpu'", "cpu"]),
     ],
@@ -344,7 +344,7 @@ def test_evaluation_settings_out_of_range_are_refused(
     text_file: Path,
     assert_refused: Callable[..., str],
 ) -> None:
-    assert_refused("evaluate", model, "--text", text_file, *options, says=words)
+    assert_refused("evaluate", model, "--evaluate", text_file, *options, says=words)
 
 
 # --- plans and settings files ---------------------------------------------------------------------

@@ -23,7 +23,7 @@ from conftest import EVERY_FAMILY_SLOWLY, tiny_model
 from secateur import data
 from secateur.cli.main import cli, run
 from secateur.cli.screen import print_json, table
-from secateur.config import PruneConfig
+from secateur.config import PRUNE_GROUPS, RECOVER_GROUPS, PruneConfig, RecoverConfig
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
 from secateur.search import SEARCHES
@@ -257,7 +257,7 @@ def test_evaluate_finds_the_perplexity_that_prune_reported(
     options = [*calibrated, "--ratio", "0.3", "--evaluate", text_file, "--out", small, "--json"]
     (reported,) = json.loads(said("prune", model, *options))["results"]["perplexity"]
     for folder, when in ((model, "before"), (small, "after")):
-        found = json.loads(said("evaluate", folder, "--text", text_file, "--json"))
+        found = json.loads(said("evaluate", folder, "--evaluate", text_file, "--json"))
         assert found["model"] == str(folder)
         assert found["text"] == str(text_file)
         assert found["perplexity"] == [
@@ -266,7 +266,16 @@ def test_evaluate_finds_the_perplexity_that_prune_reported(
 
 
 def test_evaluate_prints_one_row_for_each_window(model: Path, text_file: Path, said: Said) -> None:
-    arguments = ["evaluate", model, "--text", text_file, "--windows", "8,32", "--tokens", "640"]
+    arguments = [
+        "evaluate",
+        model,
+        "--evaluate",
+        text_file,
+        "--evaluate-lengths",
+        "8,32",
+        "--evaluate-tokens",
+        "640",
+    ]
     found = json.loads(said(*arguments, "--json"))["perplexity"]
     assert [(entry["window"], entry["tokens"]) for entry in found] == [(8, 560), (32, 620)]
     out = said(*arguments)
@@ -282,9 +291,9 @@ def test_evaluate_says_which_part_of_a_data_set_it_reads(
         return iter([{"text": text_file.read_text()}])
 
     monkeypatch.setattr("secateur.data.sources.hub_rows", hub_rows)
-    options = ["--windows", "16", "--tokens", "64"]
+    options = ["--evaluate-lengths", "16", "--evaluate-tokens", "64"]
     for name, part in (("wikitext2", "the split test"), ("c4", "c4-validation.00000-of-00008")):
-        assert part in said("evaluate", model, "--text", name, *options).replace("\n", "")
+        assert part in said("evaluate", model, "--evaluate", name, *options).replace("\n", "")
 
 
 @pytest.mark.parametrize(("width", "lines"), [(80, 2), (120, 1)])
@@ -448,29 +457,103 @@ def examples(command: click.Command) -> list[list[str]]:
 
 
 def test_the_commands_are_those_of_the_documentation() -> None:
-    assert set(cli.commands) == COMMANDS
+    assert set(cli.list_commands(None)) == COMMANDS
 
 
 @pytest.mark.parametrize("name", ["", *sorted(COMMANDS)])
 def test_every_help_shows_examples_that_the_parser_takes(name: str, said: Said) -> None:
-    command: click.Command = cli.commands[name] if name else cli
+    command: click.Command = cli.get_command(None, name) if name else cli
     shown = said(*([name] if name else []), "--help")
     found = examples(command)
     assert found
     for example in found:
         assert " ".join(["secateur", *example]) in shown
         assert not name or example[0] == name
-        context = cli.commands[example[0]].make_context(example[0], example[1:])
+        context = cli.get_command(None, example[0]).make_context(example[0], example[1:])
         assert context.params
 
 
 def test_prune_help_names_every_choice_and_every_setting(said: Said) -> None:
-    shown = said("prune", "--help")
+    shown = said("prune", "--help-all").replace("--[no-]", "--")
     words = set(re.findall(r"[\w-]+", shown))
     choices = {*METHODS, *IMPORTANCE, *SEARCHES, *REPAIRS, *data.HUB_SETS, "self", data.EMBEDDED}
     assert choices <= words
     for setting in set(PruneConfig.model_fields) - {"model"}:
         assert f"--{setting.replace('_', '-')}" in words
+
+
+@pytest.mark.parametrize(
+    ("settings", "groups"), [(PruneConfig, PRUNE_GROUPS), (RecoverConfig, RECOVER_GROUPS)]
+)
+def test_every_setting_is_in_one_group_of_the_help(settings: Any, groups: Any) -> None:
+    grouped = [name for both in groups.values() for part in both for name in part.split()]
+    assert len(grouped) == len(set(grouped))
+    assert set(settings.model_fields) - {"model"} <= set(grouped)
+
+
+@pytest.mark.parametrize("name", ["prune", "apply", "recover", "compare", "evaluate"])
+def test_help_is_short_and_names_what_help_all_shows(
+    name: str, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    short, full = said(name, "--help"), said(name, "--help-all")
+    assert len(short.splitlines()) <= 66 < len(full.splitlines()) or name in ("apply", "evaluate")
+    lines = [line for line in (short + full).splitlines() if "secateur " not in line]
+    assert max(map(len, lines)) <= 80
+    command = cli.get_command(None, name)
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    for option in options:
+        row = rf"^  {option.opts[0]}\b"
+        assert re.search(row, full.replace("--[no-]", "--"), re.MULTILINE), option.name
+        assert re.search(rf"{option.opts[0]}\b", short), option.name
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            ["evaluate", "MODEL", "--text=TEXT", "--windows", "16", "--tokens=64"],
+            [
+                "evaluate",
+                "MODEL",
+                "--evaluate",
+                "TEXT",
+                "--evaluate-lengths",
+                "16",
+                "--evaluate-tokens",
+                "64",
+            ],
+        ),
+        (["recover", "MODEL", "--with", "distill"], ["recover", "MODEL", "--recipe", "distill"]),
+    ],
+    ids=lambda words: words[0],
+)
+def test_options_keep_the_names_that_they_had(
+    old: list[str], new: list[str], model: Path, text_file: Path, capsys: Any
+) -> None:
+    def ran(words: list[str]) -> tuple[int, str, list[str]]:
+        names = {"MODEL": str(model), "TEXT": str(text_file)}
+        code = run([names.get(w, w.replace("TEXT", str(text_file))) for w in words])
+        out, err = capsys.readouterr()
+        return code, out, err.splitlines()
+
+    before, after = ran([*old, "--json"]), ran([*new, "--json"])
+    renamed = [line for line in before[2] if line.startswith("Note: --") and " is now --" in line]
+    assert len(renamed) == sum(word.startswith("--") for word in old)
+    assert before[:2] == after[:2]
+    assert [line for line in before[2] if line not in renamed] == after[2]
+
+
+def test_arguments_keep_the_names_that_they_had(
+    model: Path, text_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="secateur"):
+        old = secateur.evaluate(model, str(text_file), windows=[16], tokens=64)
+    now = {"windows is now evaluate_lengths", "tokens is now evaluate_tokens"}
+    assert now <= {record.getMessage() for record in caplog.records}
+    assert old == secateur.evaluate(
+        model, str(text_file), evaluate_lengths=[16], evaluate_tokens=64
+    )
 
 
 def test_no_arguments_show_the_help(said: Said) -> None:
@@ -484,7 +567,7 @@ def test_help_does_not_wait_for_transformers() -> None:
     assert "Usage: secateur" in result.stdout
     loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
     assert "click" in loaded
-    assert not {"transformers", "accelerate"} & loaded
+    assert not {"transformers", "torch", "pydantic"} & loaded
 
 
 def test_a_process_whose_output_is_no_terminal_is_quiet(
@@ -515,7 +598,16 @@ def test_transformers_is_silent_in_every_command(
     for command in (
         ["inspect", model],
         ["discover", model],
-        ["evaluate", model, "--text", text_file, "--windows", "16", "--tokens", "64"],
+        [
+            "evaluate",
+            model,
+            "--evaluate",
+            text_file,
+            "--evaluate-lengths",
+            "16",
+            "--evaluate-tokens",
+            "64",
+        ],
         ["prune", model, *cut, "--out", tmp_path / "small"],
         ["apply", tmp_path / "small", model, "--evaluate", "none", "--out", tmp_path / "again"],
         ["compare", model, "--methods", "magnitude", "--ratios", "0.2", "--evaluate", "none"],

@@ -15,7 +15,7 @@ from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, cases, tiny_model
 from secateur.models import open_config, open_model
 from secateur.pipeline import discover
 from secateur.report.plates import plates_of, removal_sentence
-from secateur.report.structures import percent
+from secateur.report.structure_table import percent
 from secateur.structure import GRANULARITIES
 
 Said = Callable[..., str]

@@ -40,7 +40,16 @@ def test_a_name_is_shown_as_it_is(tiny_folder: Any, text_file: Path, said: Said)
     seen = r"[q4]m[x]\x1b[31m"
     assert seen in said("inspect", odd).replace("\n", "")
     assert seen in said("discover", odd).replace("\n", "")
-    out = said("evaluate", odd, "--text", text_file, "--windows", "16", "--tokens", "64")
+    out = said(
+        "evaluate",
+        odd,
+        "--evaluate",
+        text_file,
+        "--evaluate-lengths",
+        "16",
+        "--evaluate-tokens",
+        "64",
+    )
     assert seen in out.replace("\n", "")
     options = ["--methods", "magnitude", "--ratios", "0.4", "--evaluate", "none", "--align", "1"]
     assert seen in said("compare", odd, *options).replace("\n", "")
@@ -133,7 +142,7 @@ def test_output_that_cannot_be_written_is_an_error() -> None:
         ["apply", "p", "m", "--out", "o"],
         ["recover", "m", "--data", "t", "--out", "o"],
         ["compare", "m", "--methods", "flap"],
-        ["evaluate", "m", "--text", "t"],
+        ["evaluate", "m", "--evaluate", "t"],
         ["convert", "m", "--out", "o"],
     ],
     ids=lambda command: command[0],

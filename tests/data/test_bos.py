@@ -279,9 +279,16 @@ def test_perplexity_of_a_command_is_that_of_its_windows(
     for bos, begin in (("each", (1,)), ("document", ())):
         stream = running_text([text], adding(), source="x", at_most=None, bos=bos)
         expected = perplexity(source, stream.windows(32), batch=8, begin=begin)
-        found = secateur.evaluate(adding_folder, str(text_file), windows=[32], bos=bos)
+        found = secateur.evaluate(adding_folder, str(text_file), evaluate_lengths=[32], bos=bos)
         assert found == [expected]
-        command = ["evaluate", str(adding_folder), "--text", str(text_file), "--windows", "32"]
+        command = [
+            "evaluate",
+            str(adding_folder),
+            "--evaluate",
+            str(text_file),
+            "--evaluate-lengths",
+            "32",
+        ]
         assert run([*command, "--bos", bos]) == 0
         assert f"(--bos {bos})" in capsys.readouterr().out
     with pytest.raises(SecateurError, match=r"--bos 'eech'(?s:.*)each"):

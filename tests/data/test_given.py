@@ -68,8 +68,8 @@ def test_given_tokens_are_the_windows(model: Path, lines: Any, tmp_path: Path) -
 
 def test_given_text_is_measured_on(model: Path, lines: Any, tmp_path: Path) -> None:
     texts, path = lines
-    named = secateur.evaluate(model, str(path), windows=[16])
-    assert secateur.evaluate(model, texts, windows=[16]) == named
+    named = secateur.evaluate(model, str(path), evaluate_lengths=[16])
+    assert secateur.evaluate(model, texts, evaluate_lengths=[16]) == named
     text = running_text(texts, tiny_tokenizer(), source="x", at_most=None)
     windows = text.windows(16)
     assert secateur.evaluate(model, windows) == named

@@ -19,9 +19,9 @@ from secateur.data import (
     documents,
     instruction_examples,
     is_instructions,
-    opening,
     rows,
     shuffle,
+    text_files,
 )
 from secateur.errors import SecateurError
 from secateur.progress import telling
@@ -82,10 +82,10 @@ def test_a_file_is_read_as_what_it_is(name: str, mark: bytes, tmp_path: Path) ->
 def test_zstandard_is_read_and_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(b"anything")
-    missing = opening._EXTRAS | {"nothing_of_that_name": ("zst", ".zst files")}
-    monkeypatch.setattr(opening, "_EXTRAS", missing)
+    missing = text_files._EXTRAS | {"nothing_of_that_name": ("zst", ".zst files")}
+    monkeypatch.setattr(text_files, "_EXTRAS", missing)
     with pytest.raises(SecateurError, match=r'pip install "secateur\[zst\]"'):
-        opening.extra("nothing_of_that_name")
+        text_files.extra("nothing_of_that_name")
     zstandard = pytest.importorskip("zstandard")
     path.write_bytes(zstandard.compress(LINES))
     assert read(path) == TEXTS
@@ -162,7 +162,7 @@ def test_a_field_can_be_named(
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": "no", "Body": line}) for line in lines))
     assert read(path, field="body") == lines
-    command = ["evaluate", str(model), "--text", str(path), "--json"]
+    command = ["evaluate", str(model), "--evaluate", str(path), "--json"]
     assert run([*command, "--field", "body"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"][0]["tokens"] > 1000
     assert_refused(*command[:-1], "--field", "corpus", says=["no field 'corpus'", "text, Body"])
@@ -214,7 +214,7 @@ def test_what_is_no_text_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "LONGEST", 100)
+    monkeypatch.setattr(text_files, "LONGEST", 100)
     monkeypatch.setattr(rows, "LONGEST", 100)
     monkeypatch.setattr(rows, "_BLOCK", 10)
     for name in ("a.jsonl", "a.csv", "a.json"):
@@ -262,7 +262,7 @@ def test_bad_files_of_a_folder_are_named_and_skipped(tmp_path: Path) -> None:
 
 def test_paths_that_cannot_be_are_told_in_one_line(model: Path, assert_refused: Any) -> None:
     for name in ("~nouser-of-that-name/x.txt", "x" * 300):
-        assert_refused("evaluate", model, "--text", name, says=["No such text"])
+        assert_refused("evaluate", model, "--evaluate", name, says=["No such text"])
 
 
 def test_a_file_or_folder_that_may_not_be_read_is_told(tmp_path: Path) -> None:

@@ -58,5 +58,7 @@ def test_nothing_to_predict_is_an_error(tokens: Tensor) -> None:
 def test_evaluate_says_which_windows_it_used(tiny_folder: Any, text_file: Any) -> None:
     found = secateur.evaluate(tiny_folder(), str(text_file), device="cpu")
     assert [entry.window for entry in found] == [64]
-    found = secateur.evaluate(tiny_folder(), str(text_file), windows=[16, 32], tokens=100)
+    found = secateur.evaluate(
+        tiny_folder(), str(text_file), evaluate_lengths=[16, 32], evaluate_tokens=100
+    )
     assert [(entry.window, entry.tokens) for entry in found] == [(16, 90), (32, 93)]

@@ -16,7 +16,7 @@ from secateur.fusion.homoscedastic import variances
 from secateur.fusion.probes import cosine, disagreement_runs, ranks
 from secateur.fusion.regression import fitted_blend, non_negative_minimum
 from secateur.fusion.split_half import reliability
-from secateur.fusion.trained import features, fit, initial
+from secateur.fusion.trained import features, initial
 
 ALL = list(FUSIONS)
 BLENDS = [name for name in ALL if name != "homoscedastic"]
@@ -301,7 +301,7 @@ def test_the_penalty_keeps_the_projection_small(monkeypatch: pytest.MonkeyPatch)
     sizes = []
     for decay in (0.0, 0.01, 0.1):
         monkeypatch.setattr(sys.modules["secateur.fusion.trained"], "DECAY", decay)
-        fitted = fit(start, seen, [(losses, keys)], 200)
+        fitted = descended(start, seen, [(losses, keys)], 200)
         assert float(fitted.alpha(seen[0])[0]) > 0.5
         sizes.append(float(fitted.outer.norm()))
     assert sizes[0] > 1.1 * sizes[1] > 1.2 * sizes[2], sizes

@@ -54,7 +54,7 @@ class World:
         self._run("prune", self.model, *fused, "--out", self.fused)
         self.packed = place / "packed"
         data = ["--data", self.text, "--bits", "4", "--group", "8", *_TRAIN]
-        self._run("recover", self.pruned, "--with", "groupwise", *data, "--out", self.packed)
+        self._run("recover", self.pruned, "--recipe", "groupwise", *data, "--out", self.packed)
         self.state = self._state()
 
     def _run(self, *arguments: object) -> None:
@@ -139,7 +139,7 @@ def _looked_at(folder: Path, world: World, place: Path, rng: random.Random) -> A
             lambda: _command("inspect", folder),
             lambda: _command("inspect", folder, "--json"),
             lambda: _command("discover", folder),
-            lambda: _command("evaluate", folder, "--text", world.text, "--tokens", 40),
+            lambda: _command("evaluate", folder, "--evaluate", world.text, "--evaluate-tokens", 40),
             lambda: _command("prune", folder, *cut),
             lambda: _command("prune", folder, *seen),
             lambda: ("load", lambda: _loaded(folder)),
@@ -183,7 +183,7 @@ def _tokenizer(world: World, place: Path, rng: random.Random) -> Attempt:
     _damage(file, mutated_json, rng)
     return rng.choice(
         (
-            lambda: _command("evaluate", folder, "--text", world.text, "--tokens", 40),
+            lambda: _command("evaluate", folder, "--evaluate", world.text, "--evaluate-tokens", 40),
             lambda: _command("prune", folder, "--calibration", world.text, *_QUICK, "--dry-run"),
             lambda: _looked_at(folder, world, place, rng),
         )
@@ -254,9 +254,9 @@ def _text(world: World, place: Path, rng: random.Random) -> Attempt:
     recover = ["recover", world.pruned, "--data", file, *_TRAIN, *out, "--samples", "20"]
     return rng.choice(
         (
-            lambda: _command("evaluate", world.model, "--text", file),
+            lambda: _command("evaluate", world.model, "--evaluate", file),
             lambda: _command("prune", world.model, "--calibration", file, *_QUICK, "--dry-run"),
-            lambda: _command(*recover, "--with", rng.choice(("distil", "groupwise"))),
+            lambda: _command(*recover, "--recipe", rng.choice(("distil", "groupwise"))),
         )
     )()
 
@@ -292,14 +292,14 @@ def _option(world: World, place: Path, rng: random.Random) -> Attempt:
     """A command line with options of drawn values."""
     from secateur.cli.main import cli
 
-    command = rng.choice(list(cli.commands))
+    command = rng.choice(cli.list_commands(None))
     words: list[object] = [command]
     given = {
         "prune": [world.model, *_QUICK, "--calibration", world.text],
         "apply": [world.pruned, world.model, "--calibration", world.text, "--evaluate", "none"],
         "compare": [world.model, "--methods", "magnitude", *_QUICK, "--calibration", world.text],
         "recover": [world.pruned, "--data", world.text, *_TRAIN],
-        "evaluate": [world.model, "--text", world.text, "--tokens", "40"],
+        "evaluate": [world.model, "--evaluate", world.text, "--evaluate-tokens", "40"],
         "convert": [world.packed],
     }.get(command, [world.pruned])
     words += given
@@ -308,8 +308,9 @@ def _option(world: World, place: Path, rng: random.Random) -> Attempt:
         words += ["--out", place / "out"]
     options = [
         option
-        for option in cli.commands[command].params
-        if option.opts[0].startswith("--") and option.name not in ("help", "device", "use", "out")
+        for option in cli.get_command(None, command).params
+        if option.opts[0].startswith("--")
+        and option.name not in ("help", "help_all", "device", "use", "out")
     ]
     for option in rng.sample(options, min(len(options), rng.choice((1, 1, 2, 3)))):
         words.append(option.opts[0])
@@ -343,8 +344,8 @@ def _place(world: World, place: Path, rng: random.Random) -> Attempt:
             lambda: _command("inspect", world.fused, "--picture", f"{odd}.svg"),
             lambda: _command("discover", odd),
             lambda: _command("discover", world.model, "--picture", f"{odd}.svg"),
-            lambda: _command("evaluate", odd, "--text", world.text, "--tokens", 40),
-            lambda: _command("evaluate", world.model, "--text", odd, "--tokens", 40),
+            lambda: _command("evaluate", odd, "--evaluate", world.text, "--evaluate-tokens", 40),
+            lambda: _command("evaluate", world.model, "--evaluate", odd, "--evaluate-tokens", 40),
             lambda: _command("compare", odd, "--methods", "magnitude", *_QUICK),
             lambda: _command("compare", world.model, "--methods", odd, *_QUICK),
             lambda: _command("prune", odd, *quick, "--out", safe),

@@ -250,7 +250,7 @@ def test_every_command_refuses_a_model_that_is_not_there(
     pipeline.prune(model, method="random", dry_run=True, out=plan)
     arguments = {
         "apply": ["apply", plan, gone, "--out", tmp_path / "small"],
-        "evaluate": ["evaluate", gone, "--text", text_file],
+        "evaluate": ["evaluate", gone, "--evaluate", text_file],
         "inspect": ["inspect", gone],
     }
     assert_refused(*arguments[command], says=["No such model folder", "Give a folder"])
@@ -291,8 +291,8 @@ CLOSED: dict[str, list[str]] = {
     "convert": ["convert", "CLOSED", "--out", "OUT"],
     "compare": ["compare", "CLOSED", "--methods", "flap"],
     "compare --out": ["compare", "MODEL", "--methods", "magnitude", "--out", "CLOSED/x"],
-    "evaluate": ["evaluate", "CLOSED", "--text", "TEXT"],
-    "evaluate --text": ["evaluate", "MODEL", "--text", "CLOSED/x.txt"],
+    "evaluate": ["evaluate", "CLOSED", "--evaluate", "TEXT"],
+    "evaluate --evaluate": ["evaluate", "MODEL", "--evaluate", "CLOSED/x.txt"],
     "prune": ["prune", "CLOSED", "--out", "OUT"],
     "prune --out": ["prune", "MODEL", "--out", "CLOSED/x"],
     "prune --use": ["prune", "MODEL", "--use", "CLOSED/x.py", "--out", "OUT"],
@@ -300,7 +300,9 @@ CLOSED: dict[str, list[str]] = {
     "prune --calibration": ["prune", "MODEL", "--calibration", "CLOSED/x.txt", "--out", "OUT"],
     "apply": ["apply", "CLOSED/plan.json", "MODEL", "--out", "OUT"],
     "recover": ["recover", "CLOSED", "--data", "TEXT", "--out", "OUT"],
-    "recover --data": ["recover", "MODEL", "--with", "lora", "--data", "CLOSED/x", "--out", "OUT"],
+    "recover --data": [
+        "recover", "MODEL", "--recipe", "lora", "--data", "CLOSED/x", "--out", "OUT",
+    ],
     "recover --teacher": [
         "recover", "MODEL", "--teacher", "CLOSED", "--data", "TEXT", "--out", "OUT",
     ],
@@ -427,7 +429,7 @@ def test_evaluation_names_where_it_overflows(
     spoil: Spoil, words: list[str], model: Path, text_file: Path, assert_refused: Callable[..., str]
 ) -> None:
     spoil(model)
-    assert_refused("evaluate", model, "--text", text_file, says=words)
+    assert_refused("evaluate", model, "--evaluate", text_file, says=words)
 
 
 def test_what_float16_cannot_hold_is_told_the_dtype_that_can(
@@ -437,7 +439,7 @@ def test_what_float16_cannot_hold_is_told_the_dtype_that_can(
     folder = tiny_folder("gemma3", dtype=torch.float16)
     filled(60_000.0, "model.layers.0.mlp.down_proj.weight")(folder)
     words = ["computed in float16", "Try --dtype bfloat16 .or float32"]
-    assert_refused("evaluate", folder, "--text", text_file, says=words)
+    assert_refused("evaluate", folder, "--evaluate", text_file, says=words)
 
 
 def test_experts_of_another_size_than_config_json_says_are_refused(tiny_folder: Any) -> None:

@@ -18,7 +18,7 @@ from secateur.export.proof import mask, proved
 from secateur.modeling_secateur import own_name
 from secateur.models import open_model
 from secateur.models.discovery import running_model, shallow_config
-from secateur.models.discovery.depth import layer_makes, layers_path, stock_config
+from secateur.models.discovery.shallow import layer_makes, layers_path, stock_config
 from secateur.models.discovery.sizes import check_counts
 from secateur.models.streamed import empty_model
 from secateur.structure import Plan

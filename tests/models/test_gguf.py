@@ -130,7 +130,7 @@ def test_every_command_takes_the_file(tmp_path: Path, llama: Any, text_file: Pat
     magnitude = ["--methods", "magnitude", "--ratios", "0.2"]
     for arguments in (
         ["prune", file, *short, "--out", out],
-        ["evaluate", file, "--text", text_file, "--windows", "32"],
+        ["evaluate", file, "--evaluate", text_file, "--evaluate-lengths", "32"],
         ["inspect", file],
         ["discover", file],
         ["convert", file, "--out", plain],

@@ -89,8 +89,8 @@ def test_an_adapter_is_pruned_as_the_merged_model(
 def test_an_adapter_alone_says_how_it_is_merged(adapted: Adapted, assert_refused: Any) -> None:
     base, adapter, _ = adapted(target_modules=_LINEARS)
     says = ["is an adapter and no model", str(base), "--merge-adapter"]
-    assert_refused("evaluate", adapter, "--text", "x", says=says)
-    assert_refused("evaluate", adapter, "--text", "x", "--no-merge-adapter", says=says)
+    assert_refused("evaluate", adapter, "--evaluate", "x", says=says)
+    assert_refused("evaluate", adapter, "--evaluate", "x", "--no-merge-adapter", says=says)
 
 
 def test_a_model_with_an_adapter_beside_it_is_asked_about(
@@ -101,7 +101,7 @@ def test_a_model_with_an_adapter_beside_it_is_asked_about(
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         (adapter / file).rename(base / file)
     says = ["whole model and an adapter", "--merge-adapter", "--no-merge-adapter"]
-    assert_refused("evaluate", base, "--text", "x", says=says)
+    assert_refused("evaluate", base, "--evaluate", "x", says=says)
     assert torch.equal(logits(load(base, merge_adapter=True), tokens), logits(merged, tokens))
     assert torch.equal(logits(load(base, merge_adapter=False), tokens), bare)
     out = tmp_path / "out"

@@ -339,8 +339,9 @@ def test_every_command_tells_what_was_left_out(
     arguments: list[Any] = {
         "prune": ["prune", folder, "--method", "magnitude", "--evaluate", "none", "--out", out],
         "apply": ["apply", plan, folder, "--evaluate", "none", "--out", out],
-        "evaluate": ["evaluate", folder, "--text", text_file, "--tokens", "40", "--windows", "16"],
-        "recover": ["recover", folder, "--with", "lora", "--data", text_file, "--steps", "1",
+        "evaluate": ["evaluate", folder, "--evaluate", text_file, "--evaluate-tokens", "40",
+                     "--evaluate-lengths", "16"],
+        "recover": ["recover", folder, "--recipe", "lora", "--data", text_file, "--steps", "1",
                     "--samples", "4", "--length", "16", "--evaluate", "none", "--out", out],
         "compare": ["compare", folder, "--methods", "magnitude", "--ratios", "0.1", *few],
         "inspect": ["inspect", folder],

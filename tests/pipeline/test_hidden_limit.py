@@ -70,5 +70,5 @@ def test_evaluate_has_the_limit_too(
 ) -> None:
     for gib, mapped in ((4.0, False), (0.0, True)):
         made.clear()
-        secateur.evaluate(tiny_folder(), str(text_file), tokens=200, hidden_gib=gib)
+        secateur.evaluate(tiny_folder(), str(text_file), evaluate_tokens=200, hidden_gib=gib)
         assert {states.mapped for states in made} == {mapped}

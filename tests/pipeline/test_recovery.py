@@ -58,7 +58,7 @@ def test_a_recovered_folder_is_a_folder_like_the_one_before(
     expected = logits(model, tokens)
     assert torch.equal(logits(plain, tokens), expected)
     assert torch.equal(logits(alone, tokens), expected)
-    measured = secateur.evaluate(out, str(text_file), windows=[16], tokens=400)
+    measured = secateur.evaluate(out, str(text_file), evaluate_lengths=[16], evaluate_tokens=400)
     assert all(math.isfinite(one.value) for one in measured)
     card = (out / "README.md").read_text()
     for words in ("## Recovery", "trained", done.numbers["data"]["sha256"][:16], "held out"):
@@ -88,7 +88,10 @@ def test_a_model_in_few_bits_is_small_runs_and_can_be_written_back(
     one, other = logits(secateur.load(out), tokens), logits(secateur.load(plain), tokens)
     assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
     assert not any("codes" in name for name in load_file(plain / "model.safetensors"))
-    rounds = [secateur.evaluate(f, str(text_file), windows=[16], tokens=400) for f in (out, plain)]
+    rounds = [
+        secateur.evaluate(f, str(text_file), evaluate_lengths=[16], evaluate_tokens=400)
+        for f in (out, plain)
+    ]
     assert rounds[0] == rounds[1]
     # and it can be pruned again, or recovered again
     again = tmp_path / "again"
@@ -125,7 +128,7 @@ def test_a_killed_process_run_again_ends_with_the_same_bytes(
     expected, out = tmp_path / "expected", tmp_path / "out"
     options = {"--steps": 60, "--batch": 8, "--length": 16, "--samples": 60, "--patience": 99}
     command = [
-        sys.executable, "-m", "secateur", "recover", str(folder), "--with", recipe,
+        sys.executable, "-m", "secateur", "recover", str(folder), "--recipe", recipe,
         "--data", str(text_file), *(str(part) for pair in options.items() for part in pair),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -210,12 +213,12 @@ def test_few_bits_are_tuned_on_the_next_token_where_no_dense_model_is_known(
     named = read_toml(folder / "run.toml")["model"]
     for gone in ("models/gone", "gone", "../gone"):  # the first may be a name on the hub
         (folder / "run.toml").write_text(record.replace(named, gone))
-        few = [*command, "--with", "groupwise"]
+        few = [*command, "--recipe", "groupwise"]
         assert_refused(*few, says=[f"{gone}, which run.toml names", "or --loss next-token"])
     for more in ([], ["--loss", "kl"]):
-        few = [*command, "--with", "groupwise", *more]
+        few = [*command, "--recipe", "groupwise", *more]
         assert_refused(*few, says=["--teacher MODEL, or --loss next-token"])
-    assert_refused(*command, "--loss", "next-token", says=["--with distil learns from"])
+    assert_refused(*command, "--loss", "next-token", says=["--recipe distil learns from"])
     recovered(folder, text_file, tmp_path / "out", recipe="groupwise", group=16, loss="next-token")
 
 
@@ -228,7 +231,7 @@ def test_another_recipe_than_the_one_recorded_has_its_own_loss(
     recovered(folder, text_file, distil)
     for record, other in ((lora, distil), (distil, lora)):
         out = tmp_path / f"{other.name}-again"
-        command = ["recover", "--config", str(record / "recovery.toml"), "--with", other.name]
+        command = ["recover", "--config", str(record / "recovery.toml"), "--recipe", other.name]
         assert run([*command, "--out", str(out)]) == 0
         assert weights(out) == weights(other)
 
@@ -321,9 +324,9 @@ def test_an_interrupt_says_that_the_training_can_go_on(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--with", "distill"], ["'distill'", "Did you mean 'distil'"]),
-        (["--with", "lora", "--train", "all"], ["--with lora trains lora", "--with distil"]),
-        (["--with", "distil", "--keep-adapter"], ["--keep-adapter", "--with lora"]),
+        (["--recipe", "distill"], ["'distill'", "Did you mean 'distil'"]),
+        (["--recipe", "lora", "--train", "all"], ["--recipe lora trains lora", "--recipe distil"]),
+        (["--recipe", "distil", "--keep-adapter"], ["--keep-adapter", "--recipe lora"]),
         (["--length", "65"], ["--length 65", "context of the model, 64"]),
         (["--bits", "1"], ["bits", "greater than or equal to 2"]),
         (["--grid", "min-mex"], ["Did you mean 'min-max'"]),
@@ -332,7 +335,7 @@ def test_an_interrupt_says_that_the_training_can_go_on(
         (["--teacher", "nowhere"], ["There is no folder nowhere"]),
         (["--data", "nothing.txt"], ["No such text: nothing.txt"]),
         (["--samples", "1"], ["samples", "greater than or equal to 2"]),
-        (["--with", "lora", "--alpha", "inf"], ["alpha", "finite"]),
+        (["--recipe", "lora", "--alpha", "inf"], ["alpha", "finite"]),
         (["--data", "none/alpaca.json"], ["No such text: none/alpaca.json"]),
     ],
 )
@@ -360,8 +363,8 @@ def test_what_is_missing_is_told(
     command = ["recover", folder, "--data", text_file, "--out", out]
     assert_refused(*command, "--teacher", other, says=["do not share a vocabulary"])
     convs = pruned("gpt2")
-    command = ["recover", convs, "--data", text_file, "--out", out, "--with", "groupwise"]
-    assert_refused(*command, "--length", "16", says=["Conv1D", "--with lora"])
+    command = ["recover", convs, "--data", text_file, "--out", out, "--recipe", "groupwise"]
+    assert_refused(*command, "--length", "16", says=["Conv1D", "--recipe lora"])
 
 
 def test_nothing_that_is_read_is_written_over(
@@ -374,7 +377,7 @@ def test_nothing_that_is_read_is_written_over(
     assert_refused(*named, says=["holds the model that is read"])
     (taught,) = {read_toml(folder / "run.toml")["model"]}
     assert_refused(*command, "--out", taught, says=["holds the model that is read"])
-    writes = ["recover", folder, "--data", "self", "--with", "lora", "--teacher", dense]
+    writes = ["recover", folder, "--data", "self", "--recipe", "lora", "--teacher", dense]
     assert_refused(*writes, "--out", dense, "--force", says=["that is read"])
     text = dense / "text.txt"
     text.write_bytes(text_file.read_bytes())

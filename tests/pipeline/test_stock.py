@@ -288,7 +288,10 @@ def test_looking_says_whether_a_folder_is_stock(
     tiny_folder: Any, pruned: Any, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder, stock in ((tiny_folder(), True), (pruned(), False)):
-        for command in (["discover"], ["evaluate", "--text", str(text_file), "--windows", "16"]):
+        for command in (
+            ["discover"],
+            ["evaluate", "--evaluate", str(text_file), "--evaluate-lengths", "16"],
+        ):
             said = [command[0], str(folder), *command[1:]]
             assert run([*said, "--json"]) == 0
             form = json.loads(capsys.readouterr().out)["form"]

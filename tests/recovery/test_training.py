@@ -25,7 +25,7 @@ from secateur.recovery import (
     forget_other,
     next_token,
 )
-from secateur.recovery.weights import relative_rate
+from secateur.recovery.plain_weights import relative_rate
 from secateur.stats import Walk
 
 

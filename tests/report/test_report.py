@@ -9,7 +9,7 @@ from conftest import tiny_model
 from secateur.export.loading import about_custom
 from secateur.models import open_model
 from secateur.report import cut_words
-from secateur.report.blend import blend_chart, blend_rows, blends_of
+from secateur.report.blends import blend_chart, blend_rows, blends_of
 from secateur.report.comparison import Trial, chart, page, trial_columns, trial_row
 from secateur.report.tables import _csv, comparison_columns, comparison_row
 from secateur.structure import Plan

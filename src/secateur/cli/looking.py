@@ -1,4 +1,4 @@
-"""The commands that look and do not cut: evaluate, inspect, discover; and convert."""
+"""The commands that look at a model's make, and do not run it: inspect, discover; and convert."""
 
 import re
 from contextlib import nullcontext
@@ -10,74 +10,14 @@ import click
 from ..errors import SecateurError
 from ..extras import require
 from ..paths import typed_path
-from .options import FORCE, JSON, OUT, TEXT_ONLY, keeping, quiet_transformers, reading
+from .command import Command
+from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
 from .screen import Screen, print_json, say, table
 
 
 @click.command(
-    "evaluate",
-    short_help="Perplexity of a model on a text.",
-    help="""Perplexity of MODEL, pruned or not, on --text; one layer in memory at a time.
-
-\b
-Example:
-  secateur evaluate small/ --text heldout.txt
-  secateur evaluate path/to/model --text wikitext2 --windows 128,2048
-""",
-)
-@click.argument("model")
-@click.option("--text", required=True, metavar="NAME", help="File, folder, wikitext2, c4, ptb...")
-@click.option("--field", default=None, metavar="NAME", help="Column or key with the text")
-@click.option(
-    "--bos",
-    default="auto",
-    metavar="NAME",
-    help="Which windows begin with BOS: each, document, never; auto: each, where the tokenizer adds"
-    " it  [auto]",
-)
-@click.option("--windows", default=None, metavar="N,N", help="Window lengths  [128,2048]")
-@click.option(
-    "--tokens", type=click.IntRange(min=2), default=None, metavar="N", help="At most so many tokens"
-)
-@click.option("--batch", type=click.IntRange(min=1), default=8, metavar="N", help="Windows at once")
-@click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda")
-@click.option("--dtype", default="auto", metavar="NAME", help="Arithmetic: auto, float32...")
-@click.option(
-    "--hidden-gib",
-    type=click.FloatRange(min=0),
-    default=4.0,
-    metavar="X",
-    help="GiB of hidden states in memory, then on disk",
-)
-@reading
-@keeping
-@JSON
-def evaluate_command(model: str, text: str, windows: str | None, as_json: bool, **how: Any) -> None:
-    """Evaluate a model."""
-    lengths = _lengths(windows)
-    screen = Screen()
-    from ..data import evaluated_part
-    from ..pipeline.look import evaluated
-    from ..report import bos_line, form_line
-
-    quiet_transformers()
-    found, begin, form = evaluated(model, text, windows=lengths, progress=screen, **how)
-    if as_json:
-        values = [{"window": p.window, "perplexity": p.value, "tokens": p.tokens} for p in found]
-        said = {"model": model, "text": text, "form": form, "bos": begin.to_json()}
-        print_json({**said, "perplexity": values})
-        return
-    rows = [(p.window, f"{p.value:.3f}", f"{p.tokens:,}") for p in found]
-    part = evaluated_part(text)
-    title = f"{model} on {text}, {part}" if part else f"{model} on {text}"
-    table(title, ("window, tokens", "perplexity per token", "predicted tokens"), rows)
-    say(bos_line({"bos": begin.to_json()}))
-    say(form_line(form))
-
-
-@click.command(
     "inspect",
-    short_help="Show what a folder or plan holds.",
+    cls=Command,
     help="""Show the layers of DIR: a pruned folder, any supported model, or a folder with a plan.
 
 \b
@@ -146,7 +86,7 @@ def inspect_command(
 
 @click.command(
     "convert",
-    short_help="Write a model in floating point, in the layout of its stock class.",
+    cls=Command,
     help="""Write MODEL as a model that computes the same and that other engines read.
 
 \b
@@ -154,11 +94,10 @@ Example:
   secateur convert path/to/baichuan --out llama/
   secateur convert tiny/ --out plain/
 
-\b
-Models: Baichuan-7B, Baichuan2-7B (to llama); folders with weights in few bits, which
-        recover --with groupwise writes (to floating point); GGUF files; quantised models with
-        --dequantise; an adapter and its base with --merge-adapter; the text decoder of a
-        multimodal model with --text-only
+MODEL may be Baichuan-7B or Baichuan2-7B (to llama), a folder with weights in few bits, as recover
+--recipe groupwise writes them (to floating point), a GGUF file, a quantised model with
+--dequantise, an adapter and its base with --merge-adapter, or the text decoder of a multimodal
+model with --text-only.
 
 The other commands take these models as they are; what prune writes is in the stock layout too.
 """,
@@ -188,7 +127,7 @@ def convert_command(model: str, out: Path | None, force: bool, as_json: bool, **
 
 @click.command(
     "discover",
-    short_help="Show what in a model is coupled.",
+    cls=Command,
     help="""Show which slices of which weights of MODEL go together: the units that prune removes.
 
 \b
@@ -258,14 +197,3 @@ def _refuse_picture(picture: Path) -> None:
     typed_path(picture, "--picture")
     if picture.suffix != ".svg":
         raise SecateurError(f"--picture {picture} is not a name that ends in .svg.")
-
-
-def _lengths(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise SecateurError(
-            f"--windows {text!r} is not a list of lengths like 128,2048."
-        ) from error

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import click
@@ -15,11 +16,7 @@ import click
 from ..arguments import refusal
 from ..errors import SecateurError
 from ..shown import one_line
-from .looking import convert_command, discover_command, evaluate_command, inspect_command
-from .pruning import apply_command, compare_command, prune_command
-from .recover import recover_command
 from .screen import close_screens, count_from, say
-from .storing import store_command
 
 # A full disk behind a redirection, a reader that went away, a terminal that was closed.
 _UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EIO)
@@ -29,8 +26,8 @@ HELP = """Prune whole attention heads and MLP channels out of a decoder LLM.
 The result is a Hugging Face checkpoint folder with fewer parameters that loads.
 
 \b
-Prune a fifth of the decoder's linears away, with your own text for calibration:
-  secateur prune path/to/model --method flap --ratio 0.2 --calibration text.txt --out small/
+Prune a fifth of the decoder's linears away, calibrated on your own text:
+  secateur prune path/to/model --ratio 0.2 --calibration text.txt --out small/
 
 \b
 Look before you cut, edit the plan, apply it:
@@ -39,17 +36,17 @@ Look before you cut, edit the plan, apply it:
 
 \b
 Bring most of the quality back by a short training:
-  secateur recover small/ --with distil --data text.txt --out better/
+  secateur recover small/ --recipe distil --data text.txt --out better/
 
 \b
 Measure and look:
-  secateur evaluate small/ --text heldout.txt
+  secateur evaluate small/ --evaluate heldout.txt
   secateur inspect small/
   secateur discover path/to/model
 
 \b
 Compare methods, your own among them:
-  secateur compare path/to/model --methods flap,hywia --ratios 0.2,0.5 --out compared/
+  secateur compare path/to/model --methods flap,hywia --ratios 0.2,0.5 --out cmp/
   secateur prune path/to/model --use my_score.py --method my-score --out small/
 
 \b
@@ -60,33 +57,52 @@ Write Baichuan-7B as the llama that it is:
 In Python:
   import secateur
   model = secateur.load("small/")
+
+docs/glossary.md explains the words.
 """
 
 
 _TRACEBACK = "--traceback"
 
 
-@click.group(help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+# Where each command is, and what it is for. Those of prune take two seconds to import.
+_COMMANDS = {
+    "prune": ("pruning", "Prune a model into a smaller folder."),
+    "recover": ("recover", "Train a pruned folder a little; most of the quality comes back."),
+    "evaluate": ("evaluate", "Perplexity of a model on a text."),
+    "compare": ("pruning", "Compare methods on one model."),
+    "apply": ("pruning", "Cut a model by a plan.json."),
+    "inspect": ("looking", "Show what a folder or plan holds."),
+    "discover": ("looking", "Show what in a model is coupled."),
+    "store": ("storing", "List or clean the passes that --store keeps."),
+    "convert": ("looking", "Write a model in floating point, in the layout of its stock class."),
+}
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context | None) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS and cmd_name not in self.commands:
+            module = import_module(f".{_COMMANDS[cmd_name][0]}", __package__)
+            self.add_command(getattr(module, f"{cmd_name}_command"))
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="secateur")
 @click.option(
     _TRACEBACK, is_flag=True, expose_value=False, help="Show where in secateur a bug happened"
 )
 def cli() -> None:
     """Hold the commands."""
-
-
-for _command in (
-    prune_command,
-    apply_command,
-    recover_command,
-    compare_command,
-    evaluate_command,
-    inspect_command,
-    convert_command,
-    discover_command,
-    store_command,
-):
-    cli.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None, *, started: float | None = None) -> None:

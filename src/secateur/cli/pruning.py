@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..config import RECIPES, PruneConfig, read_toml
+from ..config import PRUNE_GROUPS, READING, RECIPES, PruneConfig, read_toml
 from ..errors import SecateurError
 from ..extras import lacking
 from ..fusion import FUSIONS
@@ -16,41 +16,56 @@ from ..registry import choose
 from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
-from .options import FORCE, JSON, OUT, TEXT_ONLY, keeping, quiet_transformers, reading
+from .command import Command
+from .options import FORCE, JSON, OUT, keeping, quiet_transformers
 from .recover import show_recovery
 from .screen import Screen, print_json, say, table
-from .settings import given_settings, listed, refuse_code, settings_options, texts_of_file
+from .settings import TEXTS, given_settings, refuse_code, settings_options, texts_of_file
+
+_RECOVERIES = {**RECIPES, "own": "The one that the method's paper ends with."}
+_METHODS = "Methods (--method)"
+_OF_PLANS = ("repair", "calibration", "field", "samples", "length", "bos", "seed")
+_OF_RUNS = (
+    "evaluate",
+    "evaluate_tokens",
+    "batch",
+    "device",
+    "dtype",
+    "hidden_gib",
+    "format",
+    *READING,
+)
 
 
 @click.command(
     "prune",
-    short_help="Prune a model into a smaller folder.",
-    help=f"""Prune MODEL (a folder, or a name on the hub) and write the smaller model to --out.
+    cls=Command,
+    groups=PRUNE_GROUPS,
+    lists={
+        _METHODS: METHODS,
+        "Scores (--importance)": IMPORTANCE,
+        "Fusions (--fusion)": FUSIONS,
+        "Members of a unit make one gradient score by (--members)": REDUCTIONS,
+        "Searches (--search)": SEARCHES,
+        "Scales (--scale)": SCALES,
+        "Repairs (--repair)": REPAIRS,
+        "Targets of refit and mask-tuning (--target)": TARGETS,
+        "Units (--granularity)": GRANULARITIES,
+        "Recoveries (--recover)": _RECOVERIES,
+        "Texts (--calibration, --evaluate)": TEXTS,
+    },
+    first=(_METHODS,),
+    help="""Prune MODEL (a folder or a name on the hub) and write the result to --out.
 
 \b
 Example:
-  secateur prune path/to/model --method flap --ratio 0.2 --calibration text.txt --out small/
-  secateur prune path/to/model --method wanda-sp --ratio 0.3 --layers 4-29 --out small/
-  secateur prune path/to/model --ratio 0.3 --calibration text.txt --recover distil --out small/
+  secateur prune path/to/model --ratio 0.2 --calibration text.txt --out small/
+  secateur prune path/to/model --method wanda-sp --layers 4-29 --out small/
+  secateur prune path/to/model --ratio 0.3 --recover distil --out small/
   secateur prune --config small/run.toml --out again/
 
-\b
-Methods:     {listed(METHODS)}
-Scores:      {listed(IMPORTANCE)}
-Fusions:     {listed(FUSIONS)}
-Searches:    {listed(SEARCHES)}
-Repairs:     {listed(REPAIRS)}
-Recoveries:  {listed([*RECIPES, "own"])}
-Units:       {listed(GRANULARITIES)}
-Members:     {listed(REDUCTIONS)}
-Scales:      {listed(SCALES)}
-Targets:     {listed(TARGETS)}
-Calibration: a .txt, .jsonl, .json, .csv, .tsv or .parquet file (.gz or .zst too), a folder of
-             them, wikitext2, c4, ptb, bookcorpus, owner/name on the hub, self (the model's
-             own samples), embedded
-
-The calibration text is c4 unless you name one. Perplexity is taken on a part of it that was not
-used, unless --evaluate names a text (or none).
+The calibration text is c4 unless you name another. Perplexity is taken on a part of it that was
+not used, unless --evaluate names a text.
 """,
 )
 @click.argument("model", required=False)
@@ -59,13 +74,8 @@ used, unless --evaluate names a text (or none).
     "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings: run.toml"
 )
 @settings_options(PruneConfig)
-@click.option(
-    "--recover",
-    default=None,
-    metavar="NAME",
-    help="Then train on the calibration text: a recovery, or own (the method's)",
-)
-@click.option("--dry-run", is_flag=True, help="Make the plan alone; --out gets plan.json")
+@click.option("--recover", metavar="NAME", help="Then a recovery: distil, lora, groupwise or own")
+@click.option("--dry-run", is_flag=True, help="The plan alone: --out gets plan.json")
 @keeping
 @FORCE
 @JSON
@@ -94,7 +104,7 @@ def prune_command(
     if out is None and not dry_run:
         raise SecateurError("Where to? Add --out DIR (or --dry-run for the plan alone).")
     if recover is not None:
-        choose("recovery", recover, {**RECIPES, "own": None})
+        choose("recovery", recover, _RECOVERIES)
         if dry_run:
             raise SecateurError("A plan alone is not trained: --dry-run and --recover exclude.")
     screen = Screen()  # before imports of some seconds
@@ -121,7 +131,8 @@ def prune_command(
 
 @click.command(
     "apply",
-    short_help="Cut a model by a plan.json.",
+    cls=Command,
+    groups=PRUNE_GROUPS,
     help="""Cut MODEL by PLAN (a plan.json, or a folder that has one), repair it, write --out.
 
 \b
@@ -135,22 +146,8 @@ calibration text that the plan names or --calibration.
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.argument("model")
 @OUT
-@click.option("--repair", default=None, metavar="NAME", help="One of prune's; default: the plan's")
-@click.option("--calibration", default=None, metavar="NAME", help="Text; default: the plan's")
-@click.option("--field", default=None, metavar="NAME", help="Column or key with the text")
-@click.option("--samples", type=int, default=None, metavar="N", help="Calibration windows")
-@click.option("--length", type=int, default=None, metavar="N", help="Tokens in a window")
-@click.option(
-    "--bos", default=None, metavar="NAME", help="auto, each, document, never; default: the plan's"
-)
-@click.option("--evaluate", default=None, metavar="NAME", help="Text for perplexity  [spare]")
-@click.option("--batch", type=int, default=None, metavar="N", help="Windows at once  [8]")
-@click.option("--seed", type=int, default=None, metavar="N", help="Seed; default: the plan's")
-@click.option("--device", default=None, metavar="NAME", help="auto, cpu, cuda  [auto]")
-@click.option("--dtype", default=None, metavar="NAME", help="Arithmetic of the passes  [auto]")
-@click.option("--format", default=None, metavar="NAME", help="How the folder is written")
-@reading
-@TEXT_ONLY
+@settings_options(PruneConfig, only=_OF_PLANS, default="the plan's")
+@settings_options(PruneConfig, only=_OF_RUNS)
 @keeping
 @FORCE
 @JSON
@@ -172,26 +169,28 @@ def apply_command(
 
 @click.command(
     "compare",
-    short_help="Compare methods on one model.",
-    help=f"""Prune MODEL by each method at each ratio, on the same calibration tokens, and measure.
+    cls=Command,
+    groups=PRUNE_GROUPS,
+    lists={_METHODS: METHODS, "Repairs (--repairs)": REPAIRS},
+    first=(_METHODS,),
+    help="""Prune MODEL by each method at each ratio, on the same calibration tokens, and measure.
 
 \b
 Example:
-  secateur compare path/to/model --methods flap,wanda-sp,hywia --ratios 0.2,0.5 --out compared/
+  secateur compare path/to/model --methods flap,hywia --ratios 0.2,0.5 --out cmp/
 
-\b
-Methods: {listed(METHODS, 9)}
-Repairs: {listed(REPAIRS, 9)}
-
-No pruned model is written: --out gets the table as comparison.json, .csv and .html.
+No pruned model is written: --out gets the table as comparison.json, .csv and .html. What other
+names stand for is in the lists of: secateur prune --help-all
 """,
 )
 @click.argument("model")
 @click.option("--methods", required=True, metavar="A,B", help="Methods")
-@click.option("--ratios", default="0.2,0.5", metavar="X,Y", help="Shares to remove  [0.2,0.5]")
+@click.option("--ratios", default="0.2,0.5", metavar="X,Y", help="Ratios to remove  [0.2,0.5]")
 @click.option("--repairs", default="", metavar="A,B", help="Repairs; default: each method's own")
 @OUT
-@settings_options(PruneConfig, "method", "ratio", "repair", "importance", "fusion", "format")
+@settings_options(
+    PruneConfig, without=("method", "ratio", "repair", "importance", "fusion", "format")
+)
 @keeping
 @FORCE
 @JSON

@@ -5,54 +5,52 @@ from typing import Any
 
 import click
 
-from ..config import LOSSES, RECIPES, TRAINED, RecoverConfig, read_toml
+from ..config import LOSSES, RECIPES, RECOVER_GROUPS, TRAINED, RecoverConfig, read_toml
 from ..errors import SecateurError
 from ..recovery import GRIDS
+from .command import Command
 from .options import FORCE, JSON, OUT, keeping, quiet_transformers
 from .screen import Screen, print_json, say, table
-from .settings import given_settings, listed, settings_options, texts_of_file
+from .settings import TEXTS, given_settings, settings_options, texts_of_file
+
+_KL, _NEXT = LOSSES["kl"], LOSSES["next-token"]
 
 
 @click.command(
     "recover",
-    short_help="Train a pruned folder a little; most of the quality comes back.",
+    cls=Command,
+    groups=RECOVER_GROUPS,
+    lists={
+        "Recipes (--recipe)": RECIPES,
+        "What distil trains (--train)": TRAINED,
+        "Losses (--loss)": LOSSES,
+        "Grids of groupwise (--grid)": GRIDS,
+        "Texts (--data, --evaluate)": TEXTS,
+    },
+    first=("Recipes (--recipe)",),
+    renamed={"--with": "--recipe"},
     help=f"""Train DIR, a pruned folder, and write the better model to --out.
 
 \b
 Example:
-  secateur recover small/ --with distil --data text.txt --out better/
-  secateur recover small/ --with lora --data alpaca-cleaned --evaluate wikitext2 --out better/
-  secateur recover small/ --with groupwise --bits 4 --data text.txt --out tiny/
-  secateur recover small/ --with distil --train all --data text.txt --out better/
+  secateur recover small/ --data text.txt --out better/
+  secateur recover small/ --recipe lora --data alpaca-cleaned --out better/
+  secateur recover small/ --recipe groupwise --data text.txt --out tiny/
+  secateur recover small/ --train all --data text.txt --out big/
 
-\b
-Recipes (--with): {listed(RECIPES, 19)}
-  distil     {RECIPES["distil"].summary}
-  lora       {RECIPES["lora"].summary}
-  groupwise  {RECIPES["groupwise"].summary}
-distil trains (--train): {listed(TRAINED, 26)}
-Losses (--loss):
-  kl          {LOSSES["kl"].summary};
-              {LOSSES["kl"].steps} steps of {LOSSES["kl"].batch}.
-              distil has no other; groupwise takes it where a dense model is named
-  next-token  {LOSSES["next-token"].summary};
-              {LOSSES["next-token"].epochs} epochs in steps of {LOSSES["next-token"].batch}.
-              lora takes it, and groupwise where no dense model is named
-Grids of groupwise: {listed(GRIDS, 21)}
-Data: a file of instructions (Alpaca's fields, or prompt and completion), alpaca-cleaned, or text:
-      a .txt, .jsonl, .json, .csv, .tsv or .parquet file (.gz or .zst too), a folder of them,
-      wikitext2, c4, owner/name on the hub, self
+Data is a file of instructions (Alpaca's fields, or prompt and completion), alpaca-cleaned, or a
+text. A run that was cut short goes on where it was: type the same command again.
 
-A run that was cut short goes on where it was: type the same command again.
+distil learns by the loss kl ({_KL.steps} steps of {_KL.batch}), lora by next-token ({_NEXT.epochs}
+epochs in steps of {_NEXT.batch}), groupwise by kl where a dense model is named.
 """,
 )
 @click.argument("model", required=False, metavar="DIR")
 @OUT
-@click.option("--with", "recipe", default=None, metavar="NAME", help="Recipe  [distil]")
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings: recovery.toml"
 )
-@settings_options(RecoverConfig, "recipe")
+@settings_options(RecoverConfig)
 @click.option("--keep-adapter", is_flag=True, help="Write LoRA's adapter too, as DIR/adapter")
 @keeping
 @FORCE
@@ -60,7 +58,6 @@ A run that was cut short goes on where it was: type the same command again.
 def recover_command(
     model: str | None,
     out: Path | None,
-    recipe: str | None,
     config: Path | None,
     keep_adapter: bool,
     store: str | None,
@@ -71,14 +68,17 @@ def recover_command(
 ) -> None:
     """Recover a pruned folder."""
     recorded = read_toml(config) if config else {}
-    if recipe not in (None, recorded.get("recipe")):  # these belong to the recipe recorded
+    if options["recipe"] not in (
+        None,
+        recorded.get("recipe"),
+    ):  # these belong to the recipe recorded
         recorded = {key: value for key, value in recorded.items() if key not in ("loss", "train")}
     settings = given_settings(
         RecoverConfig,
-        {**options, "recipe": recipe},
+        options,
         model,
         recorded,
-        "secateur recover DIR --with distil --data text.txt --out better/",
+        "secateur recover DIR --recipe distil --data text.txt --out better/",
     )
     if out is None:
         raise SecateurError("Where to? Add --out DIR.")

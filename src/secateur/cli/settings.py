@@ -1,39 +1,58 @@
 """Command-line options made from the settings: one place says what there is."""
 
 import shlex
-import textwrap
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
 
-from ..config import READING
+from ..data import EMBEDDED, HUB_SETS
 from ..errors import SecateurError
 from ..registry import choose
 
+# What can be named where a text is wanted.
+TEXTS = {
+    "FILE": "A .txt, .jsonl, .json, .csv, .tsv or .parquet file (.gz or .zst too)",
+    "FOLDER": "All such files in it",
+    **{name: f"{one.path} on the hub" for name, one in HUB_SETS.items()},
+    "OWNER/NAME": "A data set on the hub",
+    "self": "What the model itself writes",
+    EMBEDDED: "English text in this package",
+}
+
 
 def settings_options(
-    model: type[BaseModel], *without: str
+    model: type[BaseModel],
+    only: Container[str] | None = None,
+    without: Container[str] = (),
+    default: str | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add one option for each setting in `model` but those `without`, in their order.
+    """Add one option for each setting in `model`, or in `only`, but for those `without`.
 
-    An option not given is None; the setting `model` is an argument.
+    An option not given is None; the setting `model` is an argument. `default` says what is taken
+    where that is not the setting's own.
     """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        fields = sorted(model.model_fields.items(), key=lambda item: item[0] in READING)
-        for name, field in reversed(fields):
-            command = command if name in ("model", *without) else _option(name, field)(command)
+        for name, field in reversed(model.model_fields.items()):
+            if name != "model" and name not in without and (only is None or name in only):
+                command = _option(name, field, default)(command)
         return command
 
     return add
 
 
-def _option(name: str, field: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    default = "" if field.default is None else f"  [{field.default}]"
+def _option(
+    name: str, field: Any, default: str | None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    about = field.description
+    if default is not None:
+        about = f"{about.split('; default')[0]}; default: {default}"
+    elif field.default is not None and field.default is not False:
+        about += f"  [{field.default}]"
     flag = f"--{name.replace('_', '-')}"
     kind = _kind(field.annotation)
     if kind is bool:
@@ -44,14 +63,8 @@ def _option(name: str, field: Any) -> Callable[[Callable[..., Any]], Callable[..
         type=kind,
         default=None,
         metavar=None if kind is None else _metavar(field.annotation),
-        help=f"{field.description}{default}",
+        help=about,
     )
-
-
-def listed(names: Iterable[str], indent: int = 13) -> str:
-    """Names for a help text, in lines below one another."""
-    lines = textwrap.wrap(", ".join(names), 78 - indent, break_on_hyphens=False)
-    return f"\n{' ' * indent}".join(lines)
 
 
 def given_settings(

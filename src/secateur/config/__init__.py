@@ -1,16 +1,26 @@
 """The settings of a run: strict, frozen, in and out as TOML."""
 
-from .files import read_record, read_toml, to_toml
-from .pruning import OF_FUSIONS, PruneConfig, make_config
+from .pruning import OF_FUSIONS, PRUNE_GROUPS, PruneConfig, make_config
 from .reading import READING, Reading
-from .recovery import LOSSES, RECIPES, TRAINED, Recipe, RecoverConfig, make_recover_config
+from .recovery import (
+    LOSSES,
+    RECIPES,
+    RECOVER_GROUPS,
+    TRAINED,
+    Recipe,
+    RecoverConfig,
+    make_recover_config,
+)
+from .toml import read_record, read_toml, to_toml
 from .typed import PruneSettings, RecoverSettings
 
 __all__ = [
     "LOSSES",
     "OF_FUSIONS",
+    "PRUNE_GROUPS",
     "READING",
     "RECIPES",
+    "RECOVER_GROUPS",
     "TRAINED",
     "PruneConfig",
     "PruneSettings",

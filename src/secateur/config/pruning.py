@@ -20,21 +20,49 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 OF_FUSIONS = ("tau", "probes", "splits", "shrinkage", "scope")
 
 
+# The groups of options in --help: those that it shows, and those that --help-all shows besides.
+PRUNE_GROUPS = {
+    "Most used": (
+        "out config method methods ratio ratios repairs calibration recover dry_run",
+        "",
+    ),
+    "Parts of a method": (
+        "importance search repair",
+        "use fusion fine members tau probes splits shrinkage scope square_attention scale rescore"
+        " target damping",
+    ),
+    "What may go": (
+        "layers granularity align stock",
+        "of attention_layers mlp_layers attention_ratio attention_units",
+    ),
+    "Texts": (
+        "samples length evaluate evaluate_lengths",
+        "field bos evaluate_tokens seed",
+    ),
+    "Machine": (
+        "device dtype batch store",
+        "fresh hidden_gib merge_adapter dequantise text_only format",
+    ),
+}
+
+
 class PruneConfig(Reading):
     """Everything that decides what a pruned folder holds. Unknown keys are errors."""
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
-    method: Annotated[str, Field(description="Recipe of score, search and repair")] = "flap"
+    method: Annotated[str, Field(description="Method: score, search and repair by one name")] = (
+        "flap"
+    )
     use: Annotated[
         str | None, Field(description="Python file with a score, fusion or search of your own")
     ] = None
-    ratio: Annotated[float, Field(ge=0, lt=1, description="Share of parameters to remove")] = 0.2
+    ratio: Annotated[float, Field(ge=0, lt=1, description="Ratio of parameters to remove")] = 0.2
     of: Annotated[
         Literal["linears", "model"], Field(description="What the ratio is a share of")
     ] = "linears"
     importance: Annotated[str | None, Field(description="Score; default: the method's")] = None
     fusion: Annotated[
-        str | None, Field(description="Fusion of coarse and fine gradient scores, for a score")
+        str | None, Field(description="Fusion of coarse and fine scores, in place of a score")
     ] = None
     fine: Annotated[
         Literal["first", "second", "mixed"],
@@ -47,14 +75,16 @@ class PruneConfig(Reading):
         int | None, Field(ge=2, le=1024, description="Probes of the loss for each scope")
     ] = None
     splits: Annotated[
-        int | None, Field(ge=1, le=10_000, description="Splits of the samples into halves")
+        int | None,
+        Field(ge=1, le=10_000, description="Splits of the calibration windows into halves"),
     ] = None
     shrinkage: Annotated[
         float | None,
         Field(ge=0, allow_inf_nan=False, description="How far blends are drawn to the equal one"),
     ] = None
     scope: Annotated[
-        Literal["layer_kind", "global"] | None, Field(description="What shares one noise (SAAP)")
+        Literal["layer_kind", "global"] | None,
+        Field(description="Scope that shares one noise (SAAP)"),
     ] = None
     members: Annotated[str, Field(description="How members of a unit make one gradient score")] = (
         "sum"
@@ -67,9 +97,7 @@ class PruneConfig(Reading):
     scale: Annotated[
         str | None, Field(description="Scale on which layers compare; default: the search's")
     ] = None
-    target: Annotated[str, Field(description="What refit and mask-tuning fit consumers to")] = (
-        "residual"
-    )
+    target: Annotated[str, Field(description="Target of refit and mask-tuning")] = "residual"
     damping: Annotated[
         float | None,
         Field(ge=0, allow_inf_nan=False, description="Damping of the fit; default: held-out text"),
@@ -79,7 +107,7 @@ class PruneConfig(Reading):
     ] = None
     attention_ratio: Annotated[
         float | None,
-        Field(ge=0, lt=1, description="Share of attention to remove (UL-MM, AL-MM, uniform)"),
+        Field(ge=0, lt=1, description="Ratio of attention to remove (UL-MM, AL-MM, uniform)"),
     ] = None
     square_attention: Annotated[
         bool, Field(description="Square attention scores, as FLAP's public code does")
@@ -93,18 +121,16 @@ class PruneConfig(Reading):
     ] = None
     granularity: Annotated[
         str | None,
-        Field(description="What a unit is: kv_group,channel by default; see discover"),
+        Field(description="Granularity of units; default: kv_group,channel"),
     ] = None
     align: Annotated[
         int | None,
         Field(
             ge=1,
-            description="Grid of MLP widths; 1: exact, 256: k-quants  [32; below 1024 channels 8]",
+            description="MLP widths stay multiples of it  [32; narrow MLPs 8]",
         ),
     ] = None
-    stock: Annotated[bool, Field(description="Plans alone that the family's own class holds")] = (
-        False
-    )
+    stock: Annotated[bool, Field(description="Plans alone that the stock class holds")] = False
     calibration: Annotated[str | None, Field(description="Calibration text")] = None
     samples: Annotated[int, Field(ge=1, description="Calibration windows")] = 128
     length: Annotated[int | None, Field(ge=2, description="Tokens in a calibration window")] = None
@@ -112,12 +138,10 @@ class PruneConfig(Reading):
     bos: BosMode = "auto"
     evaluate: Evaluate = "spare"
     evaluate_tokens: EvaluateTokens = None
-    batch: Annotated[int, Field(ge=1, description="Windows at once")] = 8
+    batch: Annotated[int, Field(ge=1, description="Batch: windows at once")] = 8
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="Seed of every draw")] = 0
     device: Device = "auto"
-    dtype: Annotated[str, Field(description="Arithmetic of the passes; auto: the checkpoint's")] = (
-        "auto"
-    )
+    dtype: Annotated[str, Field(description="Arithmetic; auto: the checkpoint's")] = "auto"
     hidden_gib: Annotated[
         float,
         Field(

@@ -10,14 +10,16 @@ from .explain import known_name
 
 # Settings as types, for each model to have in its own order.
 TextField = Annotated[
-    str | None, Field(description="Column or key with the text; default: known ones")
+    str | None, Field(description="Field (column, key) of a text; default: known ones")
 ]
 BosMode = Annotated[
     Bos,
-    Field(description="Which windows begin with BOS; auto: each, where the tokenizer adds it"),
+    Field(description="Windows that begin with BOS; auto: each, if the tokenizer adds it"),
 ]
-Evaluate = Annotated[str, Field(description="Text for perplexity: a source, 'spare' or 'none'")]
-EvaluateTokens = Annotated[int | None, Field(ge=2, description="Evaluate at most so many tokens")]
+Evaluate = Annotated[str, Field(description="Held-out text for perplexity, or none")]
+EvaluateTokens = Annotated[
+    int | None, Field(ge=2, description="Tokens of the held-out text at most")
+]
 Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1")]
 
 

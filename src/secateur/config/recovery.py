@@ -41,8 +41,8 @@ class Trainable:
     """What changes in training, and how fast unless the settings say so.
 
     A `relative` rate is multiplied with what suits each tensor's size
-    (`secateur.recovery.weights.relative_rate`); adapters start from nothing, so that a share of
-    their size is no measure.
+    (`secateur.recovery.plain_weights.relative_rate`); adapters start from nothing, so that a share
+    of their size is no measure.
     """
 
     summary: str
@@ -90,39 +90,48 @@ RECIPES = {
 }
 
 
+# The groups of options in --help: those that it shows, and those that --help-all shows besides.
+RECOVER_GROUPS = {
+    "Most used": ("out config recipe data teacher", ""),
+    "What is trained, and towards what": (
+        "train loss rank bits group",
+        "alpha dropout grid keep_adapter top_k on_prompts",
+    ),
+    "Steps": ("steps batch rate", "epochs micro warmup patience seed"),
+    "Texts": ("samples length evaluate", "field bos evaluate_tokens"),
+    "Machine": ("device dtype store", "fresh hidden_gib merge_adapter dequantise text_only format"),
+}
+
+
 class RecoverConfig(Reading):
     """Everything that decides what a recovered folder holds. Unknown keys are errors."""
 
     model: Annotated[str, Field(description="Pruned folder, or any supported model")]
-    recipe: Annotated[str, Field(description="What to train, and towards what")] = "distil"
+    recipe: Annotated[str, Field(description="Recipe: what is trained, and towards what")] = (
+        "distil"
+    )
     data: Annotated[str | None, Field(description="Text or instructions to train on")] = None
-    train: Annotated[
-        str | None, Field(description="What distil trains: consumers, lora, groupwise, all")
-    ] = None
+    train: Annotated[str | None, Field(description="Trained by distil; default: consumers")] = None
     loss: Annotated[
         str | None,
-        Field(description="kl (to the dense model) or next-token; default: the recipe's"),
+        Field(description="Loss: kl or next-token; default: the recipe's"),
     ] = None
     teacher: Annotated[
-        str | None, Field(description="Dense model for kl; default: the one in run.toml")
+        str | None, Field(description="Teacher, the dense model; default: run.toml's")
     ] = None
     top_k: Annotated[
-        int, Field(ge=0, description="Likeliest tokens kept of the teacher; 0: all, anew each time")
+        int, Field(ge=0, description="Likeliest tokens kept of the teacher; 0: all")
     ] = 128
-    samples: Annotated[int, Field(ge=2, description="Examples at most, held-out ones included")] = (
-        50_000
-    )
+    samples: Annotated[int, Field(ge=2, description="Examples at most, held-out ones too")] = 50_000
     length: Annotated[
         int | None, Field(ge=2, description="Tokens of an example at most  [256]")
     ] = None
     field: TextField = None
     bos: BosMode = "auto"
-    on_prompts: Annotated[
-        bool, Field(description="Take the loss on instructions too, not on responses alone")
-    ] = False
+    on_prompts: Annotated[bool, Field(description="Take the loss on instructions too")] = False
     steps: Annotated[int | None, Field(ge=1, description="Steps; default: the loss's")] = None
     epochs: Annotated[
-        int | None, Field(ge=1, description="Passes over the data where steps are not given")
+        int | None, Field(ge=1, description="Epochs over the data; steps, if given, rule")
     ] = None
     batch: Annotated[int | None, Field(ge=1, description="Examples in a step")] = None
     micro: Annotated[int, Field(ge=1, description="Examples at once; gradients add up")] = 8
@@ -131,32 +140,35 @@ class RecoverConfig(Reading):
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="Learning rate; relative to the weights for consumers and all",
+            description="Learning rate; default: that of what is trained",
         ),
     ] = None
     warmup: Annotated[int | None, Field(ge=0, description="Steps of warm-up")] = None
     patience: Annotated[
-        int, Field(ge=1, description="Checks without a better held-out loss before it stops")
+        int, Field(ge=1, description="Checks without a better loss before it stops")
     ] = 4
     rank: Annotated[int, Field(ge=1, description="Rank of lora and groupwise")] = 8
     alpha: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="Scale of lora and groupwise")
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="Alpha of lora and groupwise: they count alpha / rank",
+        ),
     ] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout of lora")] = 0.05
     bits: Annotated[int, Field(ge=2, le=8, description="Bits of a groupwise weight")] = 4
     group: Annotated[int, Field(ge=1, description="Input columns that share a zero point")] = 32
-    grid: Annotated[str, Field(description="How a group's grid is found")] = "min-max"
+    grid: Annotated[str, Field(description="How the grid of a group is found")] = "min-max"
     evaluate: Evaluate = "spare"
     evaluate_tokens: EvaluateTokens = None
     seed: Annotated[int, Field(ge=0, le=2**40, description="Seed of every draw")] = 0
     device: Device = "auto"
-    dtype: Annotated[
-        str, Field(description="Arithmetic of training; auto: bfloat16 on a GPU, else float32")
-    ] = "auto"
+    dtype: Annotated[str, Field(description="Arithmetic; auto: bfloat16 on a GPU")] = "auto"
     hidden_gib: Annotated[
         float,
         Field(
-            ge=0, allow_inf_nan=False, description="GiB of cached states in memory, then on disk"
+            ge=0, allow_inf_nan=False, description="GiB of hidden states in memory, then on disk"
         ),
     ] = 4.0
     format: Format = "safetensors"
@@ -225,17 +237,17 @@ def make_recover_config(**settings: Any) -> RecoverConfig:
     try:
         config = RecoverConfig(**settings)
     except ValidationError as error:
-        example = "secateur recover DIR --with distil --data text.txt --out DIR2"
+        example = "secateur recover DIR --recipe distil --data text.txt --out DIR2"
         raise SecateurError(explained(error, RecoverConfig, example)) from error
     own = RECIPES[config.recipe].train
     if config.recipe == "distil" and not config.distils:
         raise SecateurError(
-            "--with distil learns from the dense model, not from the next token.\n"
-            "Type: --loss kl, or --with lora, or --with groupwise --loss next-token"
+            "--recipe distil learns from the dense model, not from the next token.\n"
+            "Type: --loss kl, or --recipe lora, or --recipe groupwise --loss next-token"
         )
     if config.recipe != "distil" and config.trained != own:
         raise SecateurError(
-            f"--with {config.recipe} trains {own}, not {config.train}.\n"
-            f"Type: --with {'' if config.train in RECIPES else 'distil --train '}{config.train}"
+            f"--recipe {config.recipe} trains {own}, not {config.train}.\n"
+            f"Type: --recipe {'' if config.train in RECIPES else 'distil --train '}{config.train}"
         )
     return config

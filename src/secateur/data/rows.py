@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .fields import is_row
-from .opening import LONGEST, extra, kind_of, lines_of, no_nul, opened_text, told, unreadable
+from .text_files import LONGEST, extra, kind_of, lines_of, no_nul, opened_text, told, unreadable
 
 SEPARATOR = "<|endoftext|>"
 # A text of more characters comes as several: so much of it is in memory at once.

@@ -17,9 +17,9 @@ from ..errors import SecateurError
 from ..progress import note
 from .fields import TextOf
 from .given import GIVEN, given_documents, is_given
-from .opening import READ, extra, kind_of, needed_extras
 from .rows import LONG, SUFFIXES, file_rows, word_end
 from .shuffle import shuffled
+from .text_files import READ, extra, kind_of, needed_extras
 
 Use = Literal["calibration", "evaluation"]
 

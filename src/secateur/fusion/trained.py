@@ -79,12 +79,12 @@ def trained(
     for scope in scopes.values():
         pairs = zip(scope.pair(), scope.pair_by_sample(), strict=True)
         seen.append(torch.stack([features(*both) for both in pairs]))
-    projection = fit(initial(generator), seen, questions, steps)
+    projection = descended(initial(generator), seen, questions, steps)
     alphas = {axis: projection.alpha(here) for axis, here in zip(scopes, seen, strict=True)}
     return blended(scopes, alphas)
 
 
-def fit(
+def descended(
     start: Projection,
     seen: list[Tensor],
     questions: list[tuple[Tensor, Tensor]],

@@ -23,7 +23,7 @@ from ..surgery import REPAIRS, WHOLE
 from ..units import size_text
 
 
-def target(
+def output_folder(
     path: Path | None, force: bool, *read: OpenModel | str | None, training: bool = False
 ) -> AbstractContextManager[Path | None]:
     """The folder to write into (see `new_folder`), or nothing at all if `path` is None.
@@ -225,7 +225,7 @@ def idle_recovery_settings(config: RecoverConfig) -> list[str]:
         "teacher": "with --loss next-token; --loss kl learns from it",
         "top_k": "with --loss next-token, which learns from the text",
     }
-    usually = f"with --with {config.recipe}, which trains {config.trained}"
+    usually = f"with --recipe {config.recipe}, which trains {config.trained}"
     return [
         f"--{name.replace('_', '-')} changes nothing {why.get(name, usually)}"
         for name in unread_recovery_settings(config)

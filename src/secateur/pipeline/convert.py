@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli_w
 
-from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_tokenizer, public
+from ..arguments import a_flag, a_folder_or_name, a_progress, a_tokenizer, an_output, public
 from ..checkpoint import companions_beside
 from ..errors import SecateurError
 from ..export import (
@@ -24,7 +24,7 @@ from ..models import OpenModel, open_model
 from ..models.inputs import check_folder
 from ..progress import Progress, note, telling
 from ..structure import Plan
-from .checks import path_of, target
+from .checks import output_folder, path_of
 from .publishing import write_folder
 from .stock import form_facts
 
@@ -54,7 +54,7 @@ class Conversion:
 
 @public(
     model=a_folder_or_name,
-    out=a_target,
+    out=an_output,
     force=a_flag,
     tokenizer=a_tokenizer,
     progress=a_progress,
@@ -96,7 +96,7 @@ def convert(
         for message in opened.notes:
             note(message)
         form = with_around(_form(opened), opened)
-        with target(out, force, opened) as folder:
+        with output_folder(out, force, opened) as folder:
             assert folder is not None, "there is a path"
             size = write_folder(folder, form, opened, tokenizer=tokenizer)
             write_conversion(folder, opened, form)

@@ -23,6 +23,7 @@ from ..arguments import (
     a_whole,
     optional,
     public,
+    renamed,
     some,
 )
 from ..checkpoint import weight_files
@@ -52,15 +53,16 @@ from .stock import standing
 from .texts import named
 
 
+@renamed(tokens="evaluate_tokens", windows="evaluate_lengths")
 @public(
     model=a_model,
     text=a_text,
     tokenizer=a_tokenizer,
-    tokens=optional(a_count(2)),
+    evaluate_tokens=optional(a_count(2)),
+    evaluate_lengths=optional(some(a_whole)),
     batch=a_count(1),
     device=a_device,
     dtype=a_dtype,
-    windows=optional(some(a_whole)),
     hidden_gib=a_number,
     fresh=a_flag,
     progress=a_progress,
@@ -72,11 +74,11 @@ def evaluate(
     field: str | None = None,
     bos: str = "auto",
     tokenizer: Any = None,
-    tokens: int | None = None,
+    evaluate_tokens: int | None = None,
+    evaluate_lengths: int | Sequence[int] | None = None,
     batch: int = 8,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
-    windows: int | Sequence[int] | None = None,
     merge_adapter: bool | None = None,
     dequantise: bool = False,
     hidden_gib: float = 4.0,
@@ -87,10 +89,10 @@ def evaluate(
     """Perplexity of any supported model, pruned or not, on `text`, one layer in memory at a time.
 
     `text` is a name (as for calibration), strings, rows with text in them, or tokens as a tensor
-    [window, token], which come in windows of that length unless `windows` says otherwise. `bos` is
-    `each`, `document`, `never` or `auto` (see `secateur.data.beginning`). `merge_adapter` and
-    `dequantise` are those of `open_model`, `store` and `fresh` those of `prune`. Of hidden states,
-    `hidden_gib` GiB stay in memory.
+    [window, token], which come in windows of that length unless `evaluate_lengths` says otherwise.
+    `bos` is `each`, `document`, `never` or `auto` (see `secateur.data.beginning`). `merge_adapter`
+    and `dequantise` are those of `open_model`, `store` and `fresh` those of `prune`. Of hidden
+    states, `hidden_gib` GiB stay in memory.
 
     Raises:
         SecateurError: bad input.
@@ -101,11 +103,11 @@ def evaluate(
         field=field,
         bos=bos,
         tokenizer=tokenizer,
-        tokens=tokens,
+        evaluate_tokens=evaluate_tokens,
+        evaluate_lengths=evaluate_lengths,
         batch=batch,
         device=device,
         dtype=dtype,
-        windows=windows,
         progress=progress,
         merge_adapter=merge_adapter,
         dequantise=dequantise,
@@ -122,11 +124,11 @@ def evaluated(
     field: str | None,
     bos: str,
     tokenizer: Any = None,
-    tokens: int | None,
+    evaluate_tokens: int | None,
+    evaluate_lengths: int | Sequence[int] | None,
     batch: int,
     device: str | torch.device,
     dtype: str | torch.dtype,
-    windows: int | Sequence[int] | None,
     progress: Progress | None,
     merge_adapter: bool | None = None,
     dequantise: bool = False,
@@ -146,14 +148,14 @@ def evaluated(
             opened,
             names["evaluate"],
             tokenizer=tokenizer,
-            tokens=tokens,
+            tokens=evaluate_tokens,
             field=field,
             bos=bos,
             given=given.get("evaluate"),
         )
         ready = given_windows(given.get("evaluate"))
         usual = window_lengths(opened.context) if ready is None else (ready.shape[1],)
-        asked = [windows] if isinstance(windows, int) else windows
+        asked = [evaluate_lengths] if isinstance(evaluate_lengths, int) else evaluate_lengths
         lengths = _fitting(asked or usual, opened.context, stream, names["evaluate"])
         limit = hidden_bytes(hidden_gib)
         found = perplexities(source, stream, lengths, batch, "perplexity", limit=limit, store=kept)
@@ -371,12 +373,12 @@ def _fitting(lengths: Sequence[int], context: int, stream: Text, text: str) -> l
     """The window lengths that the model and the text allow; an error if there is none."""
     if min(lengths) < 2 or max(lengths) > context:
         raise SecateurError(
-            f"--windows must lie between 2 and the context of the model, {context} tokens."
+            f"--evaluate-lengths must lie between 2 and the context of the model, {context} tokens."
         )
     fitting = [length for length in lengths if len(stream.windows(length))]
     if not fitting:
         raise SecateurError(
             f"The text of {text} has {len(stream.ids)} tokens, fewer than one window of"
-            f" {min(lengths)}.\nGive more text, or smaller --windows."
+            f" {min(lengths)}.\nGive more text, or smaller --evaluate-lengths."
         )
     return fitting

@@ -11,8 +11,8 @@ from ..arguments import (
     a_flag,
     a_model,
     a_progress,
-    a_target,
     a_tokenizer,
+    an_output,
     of_kind,
     optional,
     public,
@@ -21,7 +21,7 @@ from ..config import PruneSettings, make_config
 from ..errors import ArgumentError
 from ..progress import Progress, note, telling
 from ..structure import Plan
-from .checks import path_of, target
+from .checks import output_folder, path_of
 from .choice import check_ratio
 from .choosing import choose, score_units
 from .cutting import cut, foreseen_form
@@ -52,7 +52,7 @@ def _a_plan(name: str, value: Any) -> Plan:
 
 @public(
     model=a_model,
-    out=optional(a_target),
+    out=optional(an_output),
     force=a_flag,
     dry_run=a_flag,
     tokenizer=a_tokenizer,
@@ -92,7 +92,7 @@ def prune(
         subject = open_subject(model, make_config(model=name_of(model), **names), tokenizer)
         check_ratio(subject.structure, subject.config)
         with (
-            target(out, force, subject.opened, *texts_of(subject)) as folder,
+            output_folder(out, force, subject.opened, *texts_of(subject)) as folder,
             keeping(store, folder, out, fresh=fresh) as kept,
         ):
             subject = subject.keeping(kept)
@@ -119,7 +119,7 @@ def prune(
 @public(
     model=a_model,
     plan=_a_plan,
-    out=optional(a_target),
+    out=optional(an_output),
     force=a_flag,
     tokenizer=a_tokenizer,
     fresh=a_flag,
@@ -158,7 +158,7 @@ def apply(
         if plan.weights != subject.structure.weights:
             note("the plan was made for other weights of the same architecture")
         with (
-            target(out, force, subject.opened, *texts_of(subject)) as folder,
+            output_folder(out, force, subject.opened, *texts_of(subject)) as folder,
             keeping(store, folder, out, fresh=fresh) as kept,
         ):
             subject = subject.keeping(kept)

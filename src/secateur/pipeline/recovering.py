@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..arguments import a_flag, a_folder_or_name, a_progress, a_target, a_word, public
+from ..arguments import a_flag, a_folder_or_name, a_progress, a_word, an_output, public
 from ..checkpoint import real_path, training_file
 from ..config import (
     READING,
@@ -26,7 +26,7 @@ from ..models.inputs import check_folder
 from ..progress import Progress, Told, note, telling
 from ..registry import choose
 from .calibration import DEFAULT_CALIBRATION
-from .checks import path_of, target
+from .checks import output_folder, path_of
 from .held_out import compared, streamed
 from .keeping import Stored, keeping
 from .passes import hidden_bytes
@@ -86,7 +86,7 @@ class Recovery:
 
 @public(
     model=a_folder_or_name,
-    out=a_target,
+    out=an_output,
     force=a_flag,
     keep_adapter=a_flag,
     fresh=a_flag,
@@ -122,10 +122,10 @@ def recover(
         student = open_student(config)
         if keep_adapter and config.trained != "lora":
             raise SecateurError(
-                f"--keep-adapter keeps LoRA's, and --with {config.recipe} trains"
-                f" {config.trained}.\nType: --with lora --keep-adapter"
+                f"--keep-adapter keeps LoRA's, and --recipe {config.recipe} trains"
+                f" {config.trained}.\nType: --recipe lora --keep-adapter"
             )
-        with target(out, force, *student.read, training=True) as folder:
+        with output_folder(out, force, *student.read, training=True) as folder:
             assert folder is not None, "there is a path"
             adapter = folder / "adapter" if keep_adapter else None
             with (
@@ -138,7 +138,7 @@ def recover(
 
 @public(
     model=a_folder_or_name,
-    out=a_target,
+    out=an_output,
     recipe=a_word,
     force=a_flag,
     fresh=a_flag,
@@ -194,7 +194,7 @@ def prune_and_recover(
         first = open_student(given)
         if pruning.calibration not in (None, "self"):
             read_data(first.opened, given.model_copy(update={"samples": 2}), texts=texts)
-    with target(out, force, *first.read, training=True) as folder:
+    with output_folder(out, force, *first.read, training=True) as folder:
         assert folder is not None, "there is a path"
         state = training_file(folder.parent, real_path(out))
         with (

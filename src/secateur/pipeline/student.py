@@ -88,7 +88,7 @@ def open_student(config: RecoverConfig, name: str | None = None) -> Student:
     if opened.packed and config.trained != "groupwise":
         note(
             "the weights are in few bits, and are written in floating point: only --train"
-            " groupwise (or --with groupwise) writes few bits"
+            " groupwise (or --recipe groupwise) writes few bits"
         )
     return Student(opened, config, teacher, linears, name or config.model)
 

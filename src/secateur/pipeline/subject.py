@@ -85,7 +85,7 @@ def open_subject(
     if opened.packed:
         note(
             "the weights are in few bits, and are written in floating point; after the cut,"
-            " secateur recover --with groupwise writes few bits"
+            " secateur recover --recipe groupwise writes few bits"
         )
     config = config.model_copy(update={"device": str(resolve_device(config.device))})
     if not opened.declared:

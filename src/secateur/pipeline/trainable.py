@@ -39,13 +39,13 @@ def adaptable(opened: OpenModel, config: RecoverConfig) -> tuple[str, ...]:
         raise SecateurError('LoRA needs the package peft.\nType: pip install "secateur[lora]"')
     if not kinds:
         raise SecateurError(
-            f"{config.model} has no plain linear to put adapters on.\nType: --with distil"
+            f"{config.model} has no plain linear to put adapters on.\nType: --recipe distil"
         )
     turned = [path for path, kind in kinds.items() if kind == "Conv1D"]
     if config.trained == "groupwise" and turned:
         raise SecateurError(
             f"{turned[0]} is a Conv1D, and only plain linears are quantised by group.\n"
-            "Type --with lora or --with distil."
+            "Type --recipe lora or --recipe distil."
         )
     if any(m.parameter != "weight" for axis in axes for m in axis.consumers):
         note(f"experts are left as they are: {config.trained} adapts plain linears")

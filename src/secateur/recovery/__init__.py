@@ -5,9 +5,9 @@ from .grid import GRIDS, Quantised, quantised
 from .groupwise import Groupwise, GroupwiseLinear
 from .lora import Lora
 from .objectives import CachedDistillation, FullDistillation, Objective, next_token
+from .plain_weights import Plain
 from .state import STATE_FORMAT, forget_other, read_state
 from .trainer import Schedule, Trainer
-from .weights import Plain
 
 __all__ = [
     "GRIDS",

@@ -118,7 +118,7 @@ class Groupwise:
             if not isinstance(linear, nn.Linear):
                 raise SecateurError(
                     f"{path} is a {type(linear).__name__}, and only nn.Linear is quantised by group"
-                    ".\nType --with lora or --with distil."
+                    ".\nType --recipe lora or --recipe distil."
                 )
             weight = linear.weight.detach()
             if stored is not None:

@@ -29,8 +29,8 @@ from ..errors import SecateurError
 from ..progress import note, status, track
 from .earlier import MOMENTS, Check, Earlier, Outcome
 from .objectives import Objective
+from .plain_weights import relative_rate
 from .state import State, damaged, read_state, write_state
-from .weights import relative_rate
 
 CHECKS = 10
 

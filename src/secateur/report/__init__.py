@@ -1,8 +1,10 @@
 """Numbers as rows that people read."""
 
-from .blend import BLEND_COLUMNS, blend_chart, blend_rows, checked_blend
+from .blends import BLEND_COLUMNS, blend_chart, blend_rows, checked_blend
 from .engines import engine_notes, parallel_sizes
-from .rows import (
+from .structure_picture import structure_picture
+from .structure_table import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
+from .summary import (
     bos_line,
     cut_words,
     evaluation_line,
@@ -13,8 +15,6 @@ from .rows import (
     number_rows,
     plan_difference,
 )
-from .structure_picture import structure_picture
-from .structures import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
 from .tables import comparison_columns, comparison_row, write_comparison
 
 __all__ = [

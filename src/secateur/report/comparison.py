@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..shown import one_line
-from .blend import Blend, blend_chart
+from .blends import Blend, blend_chart
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..structure import Axis, Member, Structure
-from .structures import UNITS, Shapes, bias_of, by_tensor, percent, short_name, word
+from .structure_table import UNITS, Shapes, bias_of, by_tensor, percent, short_name, word
 
 MOST = 8  # units that are all drawn; of more, the first ones and the last
 FAN = 110.0  # pixels of the side of a matrix that units do not divide

@@ -22,7 +22,7 @@ from .plates import (
     plates_of,
     removal_sentence,
 )
-from .structures import UNITS, Shapes
+from .structure_table import UNITS, Shapes
 from .svg import Drawing, Point, through
 
 _LENGTH = 300.0  # about the most pixels that the divided sides of a stack of matrices take

@@ -10,9 +10,9 @@ from typing import Any
 
 from ..extras import lacking
 from ..shown import one_line
-from .blend import blends_of
+from .blends import blends_of
 from .comparison import Trial, page
-from .rows import form_word
+from .summary import form_word
 
 Row = Mapping[str, Any]
 

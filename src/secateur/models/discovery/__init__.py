@@ -1,6 +1,6 @@
 """Traced discovery: the coupled structures of a family, found by running one tiny layer of it."""
 
-from .depth import layer_kinds, shallow_config
+from .shallow import layer_kinds, shallow_config
 from .sizes import TOLERANCES, tiny_choices
 from .tiny import (
     dense_config,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...structure import Coupling, Role, Slice
-from .fit import fitted
+from .polynomials import polynomial_of
 from .sizes import Sizes
 
 # A place in a weight: parameter, dimensions, index along them (flattened).
@@ -123,7 +123,7 @@ def _slices(
         module, _, name = parameter.rpartition(".")
         for number in range(len(maps[0])):
             numbers = [found[number] for found in maps]
-            sizes_of = [fitted([n[part] for n in numbers], values) for part in range(4)]
+            sizes_of = [polynomial_of([n[part] for n in numbers], values) for part in range(4)]
             if any(size is None for size in sizes_of):
                 slices.append(_share(rows, units, (parameter, dims), role, numbers))
                 continue

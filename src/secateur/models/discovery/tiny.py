@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import SecateurError
 from ...modeling_secateur import OWN_KEYS, PREFIX
 from ..streamed import empty_model
-from .depth import stock_config
+from .shallow import stock_config
 from .sizes import Sizes, plain_rope, small_values, tiny_choices
 
 _TOKENS = 5

@@ -14,8 +14,8 @@ from ...structure import Coupling
 from ...structure.size import Size
 from ..families import Family
 from ..streamed import StreamedModel, empty_model
-from .depth import layer_kinds, layers_path, shallow_config
 from .following import COUNTS, WIDTHS, followers
+from .shallow import layer_kinds, layers_path, shallow_config
 from .sizes import TOLERANCES, check_counts, stated_kv_heads
 from .tiny import dense_config, running_model, tokens
 from .trace import Traced, traced

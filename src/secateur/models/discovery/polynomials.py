@@ -15,7 +15,7 @@ _MONOMIALS = (ONE, d, I, E, r * d, K * d, K * r * d, r, K, K * r, E * I)
 _MOST = 4
 
 
-def fitted(numbers: Sequence[int], values: Sequence[Mapping[str, int]]) -> Size | None:
+def polynomial_of(numbers: Sequence[int], values: Sequence[Mapping[str, int]]) -> Size | None:
     """The simplest polynomial that is `numbers[n]` at `values[n]` for all n; None if there is none.
 
     Letters that are 1 everywhere (one query head a KV head) do not occur.

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..errors import SecateurError
 from .fields import CHATS, TEXTS, TextOf, lowered, pair_of
 from .given import first_row, is_given
-from .opening import kind_of
 from .rows import LINES, TABLES, file_rows
 from .sources import HubSet, hub_rows, local_path
+from .text_files import kind_of
 from .tokens import Beginning, beginning, token_ids
 from .windows import token_hash
 
