@@ -16,7 +16,7 @@ from secateur.fusion.homoscedastic import variances
 from secateur.fusion.probes import cosine, disagreement_runs, ranks
 from secateur.fusion.regression import fitted_blend, non_negative_minimum
 from secateur.fusion.split_half import reliability
-from secateur.fusion.trained import features, initial
+from secateur.fusion.trained import descended, features, initial
 
 ALL = list(FUSIONS)
 BLENDS = [name for name in ALL if name != "homoscedastic"]
