@@ -76,9 +76,14 @@ class Store:
         self._open.clear()
         self._bound()
 
-    def kept(self, kind: str, walk: Mapping[str, Any], asked: Mapping[str, Any]) -> Kept:
-        """The pass of a kind over a walk, with what an earlier run found of it."""
-        about = {"kind": kind, "walk": dict(walk), "asked": dict(asked)}
+    def kept(
+        self, kind: str, walk: Mapping[str, Any], asked: Mapping[str, Any], of: str = ""
+    ) -> Kept:
+        """The pass of a kind over a walk, with what an earlier run found of it.
+
+        `of` is what people call the model.
+        """
+        about = {"kind": kind, "of": of, "walk": dict(walk), "asked": dict(asked)}
         name = f"{_stem(kind, walk)}-{digest(asked)[:12]}"
         if name not in self._open:
             self._open[name] = self._opened(self.folder / name, about)

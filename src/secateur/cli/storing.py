@@ -54,7 +54,7 @@ def store_command(folder: str, clean: bool, as_json: bool) -> None:
         rows = [{**one.about, "whole": one.whole, "bytes": one.bytes} for one in passes]
         print_json({"store": folder, "passes": rows, "bytes": sum(one.bytes for one in passes)})
         return
-    columns = ("pass", "windows", "asked", "used", "size", "")
+    columns = ("pass", "of", "windows", "asked", "used", "size")
     table(f"{folder}", columns, map(_row, passes))
     say(f"{len(passes)} passes, {size_text(sum(one.bytes for one in passes))}")
 
@@ -64,4 +64,5 @@ def _row(one: Any) -> tuple[str, ...]:
     shape = " x ".join(str(size) for size in walk.get("shape", ()))
     needs = ", ".join(map(str, asked.get("needs", ()))) or str(asked.get("repair", ""))
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
-    return one.kind, shape, needs, used, size_text(one.bytes), "" if one.whole else "unfinished"
+    kind = one.kind if one.whole else f"{one.kind} (unfinished)"
+    return kind, str(one.about.get("of", "")), shape, needs, used, size_text(one.bytes)

@@ -189,5 +189,10 @@ class OpenModel:
         """The model for the streaming pass, computing in `dtype` (`auto`: its own)."""
         model = empty_model(self.config, resolve_dtype(dtype) or self.dtype)
         return StreamedModel(
-            model, self.family, self.weights, resolve_device(device), lambda: self.identity
+            model,
+            self.family,
+            self.weights,
+            resolve_device(device),
+            lambda: self.identity,
+            self.name,
         )

@@ -109,7 +109,9 @@ class StreamedModel:
         weights: View,
         device: torch.device,
         identity: Callable[[], str] = str,
+        name: str = "",
     ) -> None:
+        self.name = name
         self.model = model
         self._identity = identity
         self.device = device

@@ -118,6 +118,7 @@ def streamed(form: Form, opened: OpenModel, like: StreamedModel, *made_by: str) 
         form.weights,
         like.device,
         lambda: digest([opened.identity, *made_by]),
+        f"{opened.name}, changed",
     )
 
 

@@ -48,6 +48,7 @@ class LayerSource(Protocol):
 
     device: torch.device
     dtype: torch.dtype
+    name: str
 
     @property
     def identity(self) -> str:
@@ -126,7 +127,7 @@ class Walk:
         """The pass of a kind over this way, with what an earlier run found of it."""
         if self.store is None or not self.source.identity:
             return Kept()
-        return self.store.kept(kind, self.known_by, asked)
+        return self.store.kept(kind, self.known_by, asked, self.source.name)
 
     def earlier(self, kind: str) -> list[tuple[Mapping[str, Any], Kept]]:
         """Whole passes of a kind over this way: what was asked, and what was found."""
