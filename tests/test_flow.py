@@ -24,7 +24,7 @@ def test_each_stage_is_entered_once_and_values_come_before_they_are_taken() -> N
     found = stages(pruning, "prune")
     names = [stage.name for stage in found]
     assert len(set(names)) == len(names)
-    known = {"model", "out", "force", "dry_run", "tokenizer", "settings", "needs"}
+    known = {"model", "out", "force", "dry_run", "tokenizer", "store", "fresh", "settings", "needs"}
     for stage in found:
         assert set(stage.takes) <= known, stage.name
         known |= set(stage.gives)

@@ -29,7 +29,19 @@ from secateur.methods import METHODS
 from secateur.search import SEARCHES
 from secateur.surgery import REPAIRS
 
-COMMANDS = {"prune", "apply", "recover", "compare", "evaluate", "inspect", "convert", "discover"}
+COMMANDS = {
+    *(
+        "prune",
+        "apply",
+        "recover",
+        "compare",
+        "evaluate",
+        "inspect",
+        "convert",
+        "discover",
+        "store",
+    ),
+}
 
 Said = Callable[..., str]
 

@@ -35,9 +35,9 @@ _STORE = click.option(
     default=None,
     envvar="SECATEUR_STORE",
     metavar="DIR",
-    help="Keep what passes find, for other ratios and methods; default: beside --out",
+    help="Store of passes; default: beside --out",
 )
-_FRESH = click.option("--fresh", is_flag=True, help="Look anew, whatever passes were kept")
+_FRESH = click.option("--fresh", is_flag=True, help="Make every pass anew")
 
 
 def keeping(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -64,8 +64,7 @@ Example:
   secateur prune path/to/model --ratio 0.3 --recover distil --out small/
   secateur prune --config small/run.toml --out again/
 
-The calibration text is c4 unless you name another. Perplexity is taken on a part of it that was
-not used, unless --evaluate names a text.
+The calibration text is c4 unless you name another, perplexity taken on an unused part of it.
 """,
 )
 @click.argument("model", required=False)

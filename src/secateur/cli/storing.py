@@ -20,12 +20,10 @@ used first.
 
 \b
 Example:
-  secateur prune path/to/model --ratio 0.2 --store passes/ --out small/
-  secateur prune path/to/model --ratio 0.4 --store passes/ --out smaller/
   secateur store passes/
   secateur store passes/ --clean
 
-Every pass is a folder of safetensors files, named by a hash of all that it depends on: weights,
+Commands that walk the layers keep what they find in --store DIR. Every pass is a folder of safetensors files, named by a hash of all that it depends on: weights,
 tokens, settings, arithmetic, code. A store holds 20 GiB; the passes that were used longest ago go.
 """,
 )

@@ -30,7 +30,7 @@ def _known_format(name: str) -> str | None:
 
 
 Format = Annotated[
-    str, AfterValidator(_known_format), Field(description="How the folder is written")
+    str, AfterValidator(_known_format), Field(description="Format of the weights")
 ]
 
 
