@@ -60,7 +60,6 @@ _OF_RUNS = (
 \b
 Example:
   secateur prune path/to/model --ratio 0.2 --calibration text.txt --out small/
-  secateur prune path/to/model --method wanda-sp --layers 4-29 --out small/
   secateur prune path/to/model --ratio 0.3 --recover distil --out small/
   secateur prune --config small/run.toml --out again/
 

@@ -23,8 +23,9 @@ Example:
   secateur store passes/
   secateur store passes/ --clean
 
-Commands that walk the layers keep what they find in --store DIR. Every pass is a folder of safetensors files, named by a hash of all that it depends on: weights,
-tokens, settings, arithmetic, code. A store holds 20 GiB; the passes that were used longest ago go.
+Commands that walk the layers keep what they find in --store DIR. Every pass is a folder of
+safetensors files, named by a hash of all that it depends on: weights, tokens, settings, arithmetic,
+code. A store holds 20 GiB; the passes that were used longest ago go.
 """,
 )
 @click.argument("folder", metavar="DIR", envvar="SECATEUR_STORE")
