@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -178,9 +179,10 @@ def digest(value: Any) -> str:
 
 @cache
 def code_version() -> str:
-    """A hash of the package: another release may find something else."""
+    """A hash of the package and what it computes with: another release may find something else."""
     root = Path(__file__).parent.parent
-    parts = (file.read_bytes() for file in sorted(root.rglob("*.py")))
+    parts = [file.read_bytes() for file in sorted(root.rglob("*.py"))]
+    parts += [version(name).encode() for name in ("torch", "transformers")]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 

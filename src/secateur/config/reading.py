@@ -29,9 +29,7 @@ def _known_format(name: str) -> str | None:
     return known_name(name, "format", {"format": EXPORTERS})
 
 
-Format = Annotated[
-    str, AfterValidator(_known_format), Field(description="Format of the weights")
-]
+Format = Annotated[str, AfterValidator(_known_format), Field(description="Format of the weights")]
 
 
 class Reading(Settings):

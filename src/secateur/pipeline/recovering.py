@@ -239,7 +239,9 @@ def _recovered(
         note(f"there is {what} to take perplexity on; name one: --evaluate FILE.txt")
     before = _perplexities(student, data, student.source, "before")
     trained = train(student, data, state, known_by, anew=anew, adapter=adapter)
-    small = streamed(trained.form, student.opened, student.source, "trained", known_by)
+    small = streamed(
+        trained.form, student.opened, student.source, known_by, str(trained.outcome.checks)
+    )
     after = _perplexities(student, data, small, "after")
     numbers = _numbers(student, data, trained, compared(before, after))
     numbers = publish_recovery(folder, student, trained, numbers)

@@ -148,7 +148,6 @@ class Walk:
             "dtype": str(source.dtype),
             "device": source.device.type,
             "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
             "code": code_version(),
         }
 
