@@ -24,9 +24,8 @@ what is missing from the stream cannot be added to it, and it is fitted to `dens
 Whole layers and blocks that go are skipped by the student; what is fitted for them, `depth` says.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -138,7 +137,7 @@ def sequential_repair(
         fine = [axis for axis in structure.axes if axis.granularity not in WHOLE]
         ahead = streams_after(walk, fine, depth) if target == "residual" else {}
         windows = len(walk.tokens)
-        held = "held_out" in chosen.asks and damping is None and windows > 1
+        held = "held_out" in chosen.needs and damping is None and windows > 1
         stopped = any((kept.value(i) or {}).get("stopped") for i in kept.done)
         surgeon = _Surgeon(
             plan, chosen, target, damping, every, depth, ahead, windows if held else 0, stopped
@@ -341,15 +340,15 @@ class _Surgeon:
 
     def _found(self, consumer: Consumer, normal: Normal, held: Normal | None) -> Fit:
         """What the repair makes of a consumer."""
-        given: dict[str, Callable[[], Any]] = {
-            "normal": lambda: normal,
-            "held_out": lambda: held,
-            "weight": lambda: consumer.weight,
-            "owner": lambda: consumer.owner,
-            "damping": lambda: self._damping,
-            "where": lambda: consumer.name,
+        given = {
+            "normal": normal,
+            "held_out": held,
+            "weight": consumer.weight,
+            "owner": consumer.owner,
+            "damping": self._damping,
+            "where": consumer.name,
         }
-        fit: Fit = self._repair.function(**{name: given[name]() for name in self._repair.asks})
+        fit: Fit = self._repair.function(**{name: given[name] for name in self._repair.needs})
         return fit
 
     def _gather(
