@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ..errors import SecateurError
-from ..extras import require
 from ..paths import typed_path
 from .command import Command
 from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
@@ -52,7 +51,6 @@ def inspect_command(
     """Inspect a folder."""
     if picture is not None:
         _refuse_picture(picture)
-        require("report", "--picture")
     from ..checkpoint import new_file
     from ..pipeline import look_at
     from ..report import BLEND_COLUMNS, blend_chart, blend_rows

@@ -8,7 +8,6 @@ import click
 
 from ..config import PRUNE_GROUPS, READING, RECIPES, PruneConfig, read_toml
 from ..errors import SecateurError
-from ..extras import lacking
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import METHODS
@@ -215,8 +214,6 @@ def compare_command(
     from ..report import comparison_columns, comparison_row, write_comparison
 
     quiet_transformers()
-    if out is not None and (install := lacking("report")):
-        screen.note(f"comparison.html is not written, for want of matplotlib and jinja2: {install}")
     with (
         new_folder(out, force=force) if out else nullcontext() as folder,
         keeping_passes(store, folder, out, fresh=fresh) as kept,

@@ -3,7 +3,7 @@
 To add one, write a file like `fluctuation.py` and import it here.
 """
 
-from . import fluctuation, magnitude, random, taylor, wanda
+from . import fluctuation, magnitude, random, taylor
 from .members import REDUCTIONS
 from .registry import IMPORTANCE, Importance, importance, source_of
 from .scoring import Ingredients, gradients_needed, score
@@ -21,5 +21,4 @@ __all__ = [
     "score",
     "source_of",
     "taylor",
-    "wanda",
 ]

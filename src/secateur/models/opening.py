@@ -26,7 +26,6 @@ from .inputs import (
     adapter_in,
     base_of,
     check_live,
-    check_named,
     dequantised,
     gguf_file,
     has_tokenizer,
@@ -74,10 +73,9 @@ def open_model(
     Raises:
         SecateurError: no such model, not a causal LM, an unsupported family, weights missing,
             corrupt, quantised or of other shapes than the config says.
-        TypeError: neither a path, a name nor a module.
+        ArgumentError: neither a path, a name nor a module.
     """
     register()
-    check_named(model)
     if isinstance(model, nn.Module):
         opened = _live(model)
     else:
@@ -214,7 +212,6 @@ def open_config(model: str | PathLike[str], *, revision: str | None = None) -> O
         SecateurError: as `open_model`.
     """
     register()
-    check_named(model)
     source = fspath(model)
     folder = local_folder(source, revision, config_only=True)
     if gguf_file(folder) is not None or (folder / "adapter_config.json").is_file():

@@ -21,7 +21,6 @@ from ..export import (
     with_around,
 )
 from ..models import OpenModel, open_model
-from ..models.inputs import check_folder
 from ..progress import Progress, note, telling
 from ..structure import Plan
 from .checks import output_folder, path_of
@@ -82,7 +81,6 @@ def convert(
     Raises:
         SecateurError: bad input, or a model that needs no conversion; nothing was written.
     """
-    check_folder(model)
     out = path_of(out)
     with telling(progress) as told:
         opened = open_model(
