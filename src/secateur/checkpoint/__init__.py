@@ -1,7 +1,7 @@
 """Reading and writing Hugging Face checkpoint folders, one tensor at a time."""
 
 from .companions import LARGEST as LARGEST_COMPANION
-from .companions import Companions, belongs, companions, travelling
+from .companions import belongs, companions, travelling
 from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_file, new_folder
 from .kept import Kept, checksum, damaged, header
@@ -19,7 +19,6 @@ __all__ = [
     "INDEX",
     "LARGEST_COMPANION",
     "PARTS",
-    "Companions",
     "Kept",
     "OnDemand",
     "Packed",

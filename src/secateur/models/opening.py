@@ -138,7 +138,9 @@ def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
         config = type(config).from_dict(copy.deepcopy(raw))
     packed = bool(raw.get("packed"))
     if packed:
-        raw, config, weights = _floating(raw, config, weights)
+        dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+        weights = unpacked_view(weights, raw["packed"], dtype)
+        raw, config = unpacked_config(raw, config)
     if is_multimodal(config):
         opened = _opened_inside(source, folder, raw, config, weights)
     else:
@@ -227,14 +229,6 @@ def open_config(model: str | PathLike[str], *, revision: str | None = None) -> O
     if is_multimodal(config):
         return _opened_inside(source, folder, raw, config, View({}))
     return _opened(source, folder, raw, config, View({}), None)
-
-
-def _floating(
-    raw: Mapping[str, Any], config: Any, weights: View
-) -> tuple[dict[str, Any], Any, View]:
-    """A model with packed linears as the one with floating-point weights that it stands for."""
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return *unpacked_config(raw, config), unpacked_view(weights, raw["packed"], dtype)
 
 
 def _opened(
