@@ -17,7 +17,7 @@ from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
 from .command import Command
 from .options import FORCE, JSON, OUT, keeping, quiet_transformers
-from .recover import show_recovery
+from .recover import say_numbers, show_recovery
 from .screen import Screen, print_json, say, table
 from .settings import TEXTS, given_settings, refuse_code, settings_options, texts_of_file
 
@@ -249,7 +249,7 @@ def _ratios(text: str) -> list[float]:
 
 
 def _show(result: Any, as_json: bool, dry_run: bool) -> None:
-    from ..report import bos_line, evaluation_line, form_line, layer_rows, number_rows
+    from ..report import layer_rows, number_rows
 
     if as_json:
         print_json(result.to_json())
@@ -257,9 +257,7 @@ def _show(result: Any, as_json: bool, dry_run: bool) -> None:
     columns = ("layer", "attention heads (KV)", "MLP width")
     table("What stays", columns, layer_rows(result.structure, result.plan))
     table("Numbers", ("", "before", "after"), number_rows(result.numbers))
-    for line in filter(None, (evaluation_line(result.numbers), bos_line(result.numbers))):
-        say(line)
-    say(form_line(result.numbers["form"]))
+    say_numbers(result.numbers)
     where = result.out if result.out else "nothing written"
     if dry_run and result.out:
         where = result.out / "plan.json"

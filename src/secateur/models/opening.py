@@ -109,10 +109,9 @@ def _live(model: nn.Module) -> OpenModel:
             "The module is quantised; load it in floating point (or call its dequantize()) and"
             " quantise the result."
         )
-    if is_multimodal(config):
-        return _opened_inside(LIVE, None, raw, config, module_view(model))
-    check_decoder(raw, LIVE)
-    return _opened(LIVE, None, raw, config, module_view(model), None)
+    if not is_multimodal(config):
+        check_decoder(raw, LIVE)
+    return _opened(LIVE, None, raw, config, module_view(model))
 
 
 def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
@@ -141,10 +140,7 @@ def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
         dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
         weights = unpacked_view(weights, raw["packed"], dtype)
         raw, config = unpacked_config(raw, config)
-    if is_multimodal(config):
-        opened = _opened_inside(source, folder, raw, config, weights)
-    else:
-        opened = _opened(source, folder, raw, config, weights, None)
+    opened = _opened(source, folder, raw, config, weights)
     made = "" if scheme is None else f"dequantised from {scheme.name}"
     return replace(opened, packed=packed, made=made)
 
@@ -167,7 +163,7 @@ def _opened_inside(
         weights = renamed(weights, inside)
     own = dict(outer.text)
     text = CONFIG_MAPPING[own["model_type"]].from_dict(dict(own))
-    return replace(_opened(source, folder, own, text, weights, None), around=outer)
+    return replace(_opened(source, folder, own, text, weights), around=outer)
 
 
 def _from_gguf(file: Path, source: str) -> OpenModel:
@@ -175,7 +171,7 @@ def _from_gguf(file: Path, source: str) -> OpenModel:
     check_decoder(read.raw, source)
     check_causal(read.config, source)
     skeleton = empty_model(read.config, read.config.dtype)
-    opened = _opened(source, file, read.raw, read.config, read.weights(skeleton), None)
+    opened = _opened(source, file, read.raw, read.config, read.weights(skeleton))
     beside = file.parent if has_tokenizer(file.parent) else None
     if Path(source).expanduser() != file:  # a folder that was named: all in it belongs to it
         opened = replace(opened, folder=file.parent)
@@ -226,9 +222,7 @@ def open_config(model: str | PathLike[str], *, revision: str | None = None) -> O
         config = type(config).from_dict(copy.deepcopy(raw))
     if raw.get("packed"):
         raw, config = unpacked_config(raw, config)
-    if is_multimodal(config):
-        return _opened_inside(source, folder, raw, config, View({}))
-    return _opened(source, folder, raw, config, View({}), None)
+    return _opened(source, folder, raw, config, View({}))
 
 
 def _opened(
@@ -237,8 +231,11 @@ def _opened(
     raw: Mapping[str, Any],
     config: Any,
     weights: View,
-    adapter: Adapter | None,
+    adapter: Adapter | None = None,
 ) -> OpenModel:
+    """What `weights` hold of a model; of a multimodal one, the text decoder inside."""
+    if is_multimodal(config):
+        return _opened_inside(source, folder, raw, config, weights)
     raw = both_spellings(raw, config)
     # what the config's own class says: several names may share a family's code
     model_type = str(type(config).model_type).removeprefix("secateur_")
