@@ -6,21 +6,3 @@ from .live import check_live, holds_floats
 from .multimodal import Outer, is_multimodal, outer_of
 from .quantised import dequantised, scheme_of, without_quantisation
 from .tokenizers import has_tokenizer, tokenizer_of
-
-__all__ = [
-    "Gguf",
-    "Outer",
-    "adapter_in",
-    "base_of",
-    "check_live",
-    "dequantised",
-    "gguf_file",
-    "has_tokenizer",
-    "holds_floats",
-    "is_multimodal",
-    "merged_view",
-    "outer_of",
-    "scheme_of",
-    "tokenizer_of",
-    "without_quantisation",
-]
