@@ -15,7 +15,7 @@ from secateur.cli.main import run
 from secateur.errors import SecateurError
 from secateur.export import prove, proved
 from secateur.models import FAMILIES, Family, OpenModel, open_model, opening
-from secateur.models.discovery import layer_kinds
+from secateur.models.discovery import layer_kinds, traced
 from secateur.models.families import declared
 from secateur.models.structures import layer_axes
 from secateur.structure import Axis, Coupling
