@@ -201,7 +201,7 @@ def _with_adapter(place: Path, source: str, *, dequantise: bool) -> OpenModel:
     return replace(base, source=source, weights=merged, made=made, read=read, own_tokenizer=own)
 
 
-def open_config(model: str | PathLike[str], *, revision: str | None = None) -> OpenModel:
+def open_config(model: str | PathLike[str]) -> OpenModel:
     """Open the config.json of a folder or of a model of the hub, and no weights.
 
     The structures are those of the whole model; the fingerprint of its weights is empty.
@@ -211,11 +211,11 @@ def open_config(model: str | PathLike[str], *, revision: str | None = None) -> O
     """
     register()
     source = fspath(model)
-    folder = local_folder(source, revision, config_only=True)
+    folder = local_folder(source, config_only=True)
     if gguf_file(folder) is not None or (folder / "adapter_config.json").is_file():
-        return open_model(model, revision=revision, merge_adapter=True)
+        return open_model(model, merge_adapter=True)
     if str(read_config(folder).get("model_type")) in ADAPTERS:
-        return open_model(model, revision=revision)
+        return open_model(model)
     raw, config = described(folder, source)
     if raw.get("quantization_config"):
         raw = without_quantisation(raw)
