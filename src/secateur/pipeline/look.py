@@ -97,7 +97,7 @@ def evaluate(
     Raises:
         SecateurError: bad input.
     """
-    return evaluated(**locals())[0]
+    return evaluated(**locals())[0]  # it takes the same arguments
 
 
 def evaluated(
