@@ -14,16 +14,7 @@ from .errors import SecateurError, SecateurWarning
 
 if TYPE_CHECKING:
     from .models import load, open_model
-    from .pipeline import (
-        Result,
-        apply,
-        compare,
-        evaluate,
-        inspect,
-        prune,
-        read_plan,
-        recover,
-    )
+    from .pipeline import Result, apply, compare, evaluate, inspect, prune, read_plan, recover
     from .pipeline.convert import convert
     from .pipeline.discover import discover
     from .structure import Plan, Structure
@@ -50,22 +41,8 @@ __all__ = [
     "recover",
 ]
 
-_HOME = {
-    "Plan": "structure",
-    "Result": "pipeline",
-    "Structure": "structure",
-    "apply": "pipeline",
-    "compare": "pipeline",
-    "convert": "pipeline",
-    "discover": "pipeline",
-    "evaluate": "pipeline",
-    "inspect": "pipeline",
-    "load": "models",
-    "open_model": "models",
-    "prune": "pipeline",
-    "read_plan": "pipeline",
-    "recover": "pipeline",
-}
+# Where names are that are not in `pipeline`.
+_HOME = {"Plan": "structure", "Structure": "structure", "load": "models", "open_model": "models"}
 
 
 def __getattr__(name: str) -> Any:
@@ -76,9 +53,9 @@ def __getattr__(name: str) -> Any:
         return metadata.version("secateur")
     if name == "pipeline":
         return import_module(".pipeline", __name__)
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(import_module(f".{_HOME.get(name, 'pipeline')}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -139,19 +139,45 @@ def shortened(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:150]}...{text[-20:]}"
 
 
-def a_place(name: str, value: Any) -> Any:
+def _a(what: str, fits: Callable[[Any], bool]) -> Check:
+    """A value that `fits`; errors say that it must be `what`."""
+
+    def check(name: str, value: Any) -> Any:
+        if not fits(value):
+            raise ArgumentError(f"{name} must be {what}, not {of_kind(value)}.")
+        return value
+
+    return check
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | PathLike)
+
+
+def _typed(what: str) -> Check:
     """A path of a file or folder, as it was typed: "./x" is no name on the hub."""
-    if not isinstance(value, str | PathLike):
-        raise ArgumentError(f"{name} must be a path, not {of_kind(value)}.")
-    typed_path(value, name)
-    return value
+    path = _a(what, _is_path)
+
+    def check(name: str, value: Any) -> Any:
+        typed_path(path(name, value), name)
+        return value
+
+    return check
+
+
+a_word = _a("a text", lambda value: isinstance(value, str))
+a_flag = _a("True or False", lambda value: isinstance(value, bool))
+a_function = _a("a function", callable)
+a_whole = _a("a whole number", lambda one: isinstance(one, int) and not isinstance(one, bool))
+a_number = _a("a number", lambda one: isinstance(one, int | float) and not isinstance(one, bool))
+a_place = _typed("a path")
+a_folder_or_name = _typed("a folder or a name on the hub")
+_no_module = _typed("a folder, a name on the hub or a transformers model")
 
 
 def an_output(name: str, value: Any) -> Any:
     """A path to write to, `~` expanded; whether it can be written shows when it is."""
-    if not isinstance(value, str | PathLike):
-        raise ArgumentError(f"{name} must be a path, not {of_kind(value)}.")
-    path = expanded(value, name)
+    path = expanded(_a("a path", _is_path)(name, value), name)
     resolved(path)
     return path
 
@@ -160,23 +186,7 @@ def a_model(name: str, value: Any) -> Any:
     """A folder, a name on the hub, or a module (of which `open_model` says what it must be)."""
     from torch import nn
 
-    if isinstance(value, nn.Module):
-        return value
-    if not isinstance(value, str | PathLike):
-        raise ArgumentError(
-            f"{name} must be a folder, a name on the hub or a transformers model, not"
-            f" {of_kind(value)}."
-        )
-    typed_path(value, name)
-    return value
-
-
-def a_folder_or_name(name: str, value: Any) -> Any:
-    """A folder, or a name on the hub."""
-    if not isinstance(value, str | PathLike):
-        raise ArgumentError(f"{name} must be a folder or a name on the hub, not {of_kind(value)}.")
-    typed_path(value, name)
-    return value
+    return value if isinstance(value, nn.Module) else _no_module(name, value)
 
 
 def a_text(name: str, value: Any) -> Any:
@@ -193,20 +203,6 @@ def a_text(name: str, value: Any) -> Any:
         return value
     typed_path(value, name)
     return str(value)
-
-
-def a_word(name: str, value: Any) -> Any:
-    """A text that is a name."""
-    if not isinstance(value, str):
-        raise ArgumentError(f"{name} must be a text, not {of_kind(value)}.")
-    return value
-
-
-def a_flag(name: str, value: Any) -> Any:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise ArgumentError(f"{name} must be True or False, not {of_kind(value)}.")
-    return value
 
 
 def a_tokenizer(name: str, value: Any) -> Any:
@@ -248,36 +244,10 @@ def a_device(name: str, value: Any) -> str:
     return str(value) if isinstance(value, device) else a_word(name, value)
 
 
-def a_function(name: str, value: Any) -> Any:
-    """What can be called."""
-    if not callable(value):
-        raise ArgumentError(f"{name} must be a function, not {of_kind(value)}.")
-    return value
-
-
-def a_whole(name: str, value: Any) -> Any:
-    """A whole number."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ArgumentError(f"{name} must be a whole number, not {of_kind(value)}.")
-    return value
-
-
 def a_count(least: int) -> Check:
     """A whole number that is not below `least`."""
-
-    def check(name: str, value: Any) -> Any:
-        if a_whole(name, value) < least:
-            raise ArgumentError(f"{name} must be {least} or more, not {of_kind(value)}.")
-        return value
-
-    return check
-
-
-def a_number(name: str, value: Any) -> Any:
-    """A number."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ArgumentError(f"{name} must be a number, not {of_kind(value)}.")
-    return value
+    enough = _a(f"{least} or more", lambda value: value >= least)
+    return lambda name, value: enough(name, a_whole(name, value))
 
 
 def some(check: Check) -> Check:

@@ -12,6 +12,7 @@ import torch
 from .errors import SecateurError
 
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # How the modules are named that users bring with --use.
 OWN = "secateur_use_"
@@ -30,6 +31,11 @@ class Registered:
     def summary(self) -> str:
         """First line of the function's docstring."""
         return (inspect.getdoc(self.function) or "").split("\n")[0]
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Those of consumers' inputs that it has to be given: a pass must collect them."""
+        return tuple(name for name in self.needs if name.startswith("input_"))
 
     @property
     def own(self) -> bool:
@@ -78,6 +84,22 @@ def parameters_of(what: str, name: object, function: Callable[..., Any]) -> tupl
                 " expected names of what it needs."
             )
     return tuple(parameters)
+
+
+def entered(
+    what: str, name: str, known: dict[str, T], make: Callable[[Any, tuple[str, ...]], T]
+) -> Callable[[Function], Function]:
+    """A decorator: `known[name]` is what `make` makes of a function and its parameters' names.
+
+    Raises:
+        SecateurError: as `parameters_of`.
+    """
+
+    def register(function: Function) -> Function:
+        known[name] = make(function, parameters_of(what, name, function))
+        return function
+
+    return register
 
 
 def choose(what: str, name: str, known: Mapping[str, T]) -> T:

@@ -194,28 +194,6 @@ def test_a_comparison_of_any_names_is_written(tmp_path: Path) -> None:
     assert r"\frac{a}{" in html
 
 
-def test_without_the_packages_for_pictures_the_numbers_are_written(
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    text_file: Path,
-) -> None:
-    """Said before the work; nothing is lost after it."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("secateur.extras.find_spec", lambda name: None)
-    out = tmp_path / "compared"
-    options = ["--methods", "magnitude", "--ratios", "0.4", "--align", "1", "--out", out]
-    text = ["--evaluate", text_file, "--evaluate-tokens", "64"]
-    assert run([str(word) for word in ("compare", model, *options, *text)]) == 0
-    said = capsys.readouterr()
-    assert 'pip install "secateur[report]"' in said.err
-    assert "magnitude" in said.out
-    assert sorted(file.name for file in out.iterdir()) == ["comparison.csv", "comparison.json"]
-    assert run(["inspect", str(model), "--picture", str(tmp_path / "x.svg")]) == 2
-    assert "matplotlib" in capsys.readouterr().err
-
-
 def test_a_row_that_removed_less_than_its_rival_is_not_the_best() -> None:
     def trial(removed: float, perplexity: float, name: str = "m") -> Trial:
         return Trial(name, 0.2, removed, {16: perplexity}, 1.0, 1.0)

@@ -15,7 +15,6 @@ from secateur.importance import (
     Importance,
     gradients_needed,
     score,
-    statistics_needed,
 )
 from secateur.models import open_model
 from secateur.stats import GRADIENTS
@@ -111,10 +110,10 @@ def test_random_follows_its_seed_and_differs_between_layers() -> None:
 
 
 def test_a_scores_parameters_are_the_statistics_to_collect() -> None:
-    assert statistics_needed(IMPORTANCE["wifv"]) == ("input_var",)
-    assert statistics_needed(IMPORTANCE["wanda-sp"]) == ("input_norm",)
-    assert statistics_needed(IMPORTANCE["magnitude-l1"]) == ()
-    assert statistics_needed(IMPORTANCE["taylor-first"]) == ()
+    assert IMPORTANCE["wifv"].statistics == ("input_var",)
+    assert IMPORTANCE["wanda-sp"].statistics == ("input_norm",)
+    assert IMPORTANCE["magnitude-l1"].statistics == ()
+    assert IMPORTANCE["taylor-first"].statistics == ()
     assert gradients_needed(IMPORTANCE["taylor-first"]) == ("batch_first",)
     assert gradients_needed(IMPORTANCE["wifv"]) == ()
 

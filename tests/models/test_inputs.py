@@ -15,7 +15,6 @@ import secateur
 from conftest import logits, tiny_model, tiny_tokenizer
 from secateur.cli.main import run
 from secateur.models import load, open_model
-from secateur.models.inputs import check_folder, check_named
 
 Adapted = Callable[..., tuple[Path, Path, Any]]
 
@@ -191,11 +190,11 @@ def test_anything_that_stands_for_a_path_is_one(model: Path) -> None:
 
 def test_what_is_no_model_at_all_is_named() -> None:
     for thing in (tiny_model().config, 7, None):
-        with pytest.raises(TypeError, match=f"not a {type(thing).__name__}"):
-            check_named(thing)
+        with pytest.raises(TypeError, match=r"model must be a folder.* not"):
+            open_model(thing)
     for thing in (tiny_model(), 7):
-        with pytest.raises(TypeError, match="write a live module to one first"):
-            check_folder(thing)
+        with pytest.raises(TypeError, match="model must be a folder or a name on the hub"):
+            secateur.convert(thing, out="x")  # type: ignore[arg-type]
 
 
 def test_settings_that_change_nothing_are_told(model: Path) -> None:

@@ -294,8 +294,7 @@ def flap_biases(opened: OpenModel, plan: Plan, tokens: Tensor) -> dict[str, Tens
 def test_with_nothing_pruned_nothing_changes(variant: str, repair: str, tokens: Tensor) -> None:
     opened = open_model(tiny_model(variant))
     empty = Plan({}, opened.structure.architecture, opened.structure.weights)
-    for every in (False, True):
-        assert repaired(opened, empty, tokens, repair=repair, every=every) == Repaired({}, ())
+    assert repaired(opened, empty, tokens, repair=repair) == Repaired({}, ())
 
 
 @pytest.mark.parametrize("target", ["own_output", "one_shot"])
@@ -305,7 +304,7 @@ def test_a_whole_consumer_has_nothing_to_repair_on_its_own_inputs(
     """Layer 0 is cut; fitted to what they gave themselves, those after it stay as they were."""
     opened = open_model(tiny_model("llama-biased"))
     plan = plan_of(opened.structure, layers=(0,))
-    found = repaired(opened, plan, tokens, target=target, every=True)
+    found = repaired(opened, plan, tokens, target=target)
     for name, tensor in found.tensors.items():
         if ".layers.0." not in name:
             assert torch.equal(tensor, opened.weights.tensor(name)), name
@@ -512,7 +511,7 @@ def test_a_layer_whose_consumers_give_their_targets_gives_the_dense_stream(
     plan = Plan({}, "", "")
     walk = Walk(opened.streamed(device="cpu"), tokens, batch=len(tokens))
     dense = walk.embed()
-    surgeon = _Surgeon(plan, REPAIRS["refit"], "residual", None, True, Depth(), {})
+    surgeon = _Surgeon(plan, REPAIRS["refit"], "residual", None, Depth(), {})
     for step in walk.layers():
         noise = torch.randn(dense.tensor.shape, generator=torch.Generator().manual_seed(step.index))
         student = dense.tensor + 0.1 * noise.to(dense.tensor.dtype)

@@ -1,7 +1,7 @@
 """Reading and writing Hugging Face checkpoint folders, one tensor at a time."""
 
 from .companions import LARGEST as LARGEST_COMPANION
-from .companions import Companions, belongs, companions, travelling
+from .companions import belongs, companions, travelling
 from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_file, new_folder
 from .kept import Kept, checksum, damaged, header
@@ -13,50 +13,3 @@ from .shards import write_shards
 from .store import GIB, Pass, Store, code_version, digest
 from .view import OnDemand, TensorSpec, View, held, only, renamed, together, zero_filled
 from .weights import folder_view, module_view, read_config, read_json, weight_files
-
-__all__ = [
-    "GIB",
-    "INDEX",
-    "LARGEST_COMPANION",
-    "PARTS",
-    "Companions",
-    "Kept",
-    "OnDemand",
-    "Packed",
-    "Pass",
-    "Store",
-    "TensorSpec",
-    "View",
-    "belongs",
-    "checksum",
-    "chosen_file",
-    "code_version",
-    "companions",
-    "companions_beside",
-    "damaged",
-    "digest",
-    "folder_view",
-    "header",
-    "held",
-    "listed_files",
-    "module_view",
-    "new_file",
-    "new_folder",
-    "only",
-    "packed",
-    "pickles",
-    "read_config",
-    "read_json",
-    "real_path",
-    "renamed",
-    "store_folder",
-    "together",
-    "token",
-    "training_file",
-    "travelling",
-    "unpacked",
-    "unpacked_view",
-    "weight_files",
-    "write_shards",
-    "zero_filled",
-]

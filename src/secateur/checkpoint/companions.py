@@ -7,7 +7,6 @@ says what stays behind.
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 _WEIGHTS = frozenset(
@@ -46,15 +45,6 @@ _OF_WEIGHTS = (
 )
 _OTHER_FORMS = re.compile(r"original|consolidated.*")
 LARGEST = 100 * 2**20  # bytes; the largest tokenizers have a third of it
-
-
-@dataclass(frozen=True, slots=True)
-class Companions:
-    """Files by their path inside the model's folder, and why others stay behind."""
-
-    folder: Path
-    names: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def is_weights(name: str) -> bool:
@@ -98,8 +88,8 @@ def travelling(names: Iterable[str]) -> list[str]:
     ]
 
 
-def companions(folder: Path) -> Companions:
-    """The companions in `folder`, each of which could be read just now.
+def companions(folder: Path) -> tuple[list[str], list[str]]:
+    """The companions in `folder`, each of which could be read just now; why others stay behind.
 
     Links that lead out of the model stay behind (those into its own cache of the hub do not).
     """
@@ -113,8 +103,7 @@ def companions(folder: Path) -> Companions:
             names.append(name)
         else:
             left.setdefault(why, []).append(name)
-    notes = (f"left behind ({why}): {', '.join(found)}" for why, found in left.items())
-    return Companions(folder, tuple(names), tuple(notes))
+    return names, [f"left behind ({why}): {', '.join(found)}" for why, found in left.items()]
 
 
 def belongs(folder: Path, name: str) -> bool:

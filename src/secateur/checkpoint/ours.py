@@ -50,8 +50,8 @@ def written_by_us(folder: Path) -> bool:
     """Whether a record in `folder` says that this program made it."""
     if not folder.is_dir() or folder.is_symlink():
         return False
-    plan, table = _json(folder / "plan.json"), _json(folder / "comparison.json")
-    records = [_toml(folder / name) for name in _RECORDS]
+    plan, table = _record(folder / "plan.json"), _record(folder / "comparison.json")
+    records = [_record(folder / name) for name in _RECORDS]
     return str(plan.get("format", "")).startswith("secateur-plan-") or any(
         "secateur" in _part(one, "versions") for one in (table, *records)
     )
@@ -88,7 +88,7 @@ def _recorded(folder: Path) -> set[str]:
     """What our records in `folder` say that came with the model."""
     found: set[str] = set()
     for name in _RECORDS:
-        listed = _toml(folder / name).get("companions")
+        listed = _record(folder / name).get("companions")
         found |= {str(one) for one in listed} if isinstance(listed, list) else set()
     return found
 
@@ -114,16 +114,9 @@ def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def _json(file: Path) -> dict[str, Any]:
-    return _record(file, json.loads)
-
-
-def _toml(file: Path) -> dict[str, Any]:
-    return _record(file, tomllib.loads)
-
-
-def _record(file: Path, parse: Any) -> dict[str, Any]:
+def _record(file: Path) -> dict[str, Any]:
     """What the file holds; nothing if it is no record at all, for whatever reason."""
+    parse: Any = tomllib.loads if file.suffix == ".toml" else json.loads
     try:
         if file.is_symlink() or file.stat().st_size > _LARGEST:
             return {}

@@ -3,7 +3,7 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -139,8 +139,4 @@ def _about(one: Any) -> str:
     if hasattr(one, "summary"):
         scale = f" Scale: {one.scale}." if getattr(one, "scale", None) else ""
         return f"{one.summary}{scale}"
-    return _first_line(one)
-
-
-def _first_line(function: Callable[..., Any]) -> str:
-    return (inspect.getdoc(function) or "").split("\n")[0]
+    return (inspect.getdoc(one) or "").split("\n")[0]

@@ -1,14 +1,13 @@
 """The commands that look at a model's make, and do not run it: inspect, discover; and convert."""
 
 import re
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import SecateurError
-from ..extras import require
 from ..paths import typed_path
 from .command import Command
 from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
@@ -50,15 +49,12 @@ def inspect_command(
     as_json: bool,
 ) -> None:
     """Inspect a folder."""
-    if picture is not None:
-        _refuse_picture(picture)
-        require("report", "--picture")
-    from ..checkpoint import new_file
+    _check_picture(picture)
     from ..pipeline import look_at
     from ..report import BLEND_COLUMNS, blend_chart, blend_rows
 
     quiet_transformers()
-    with new_file(picture, force=force) if picture else nullcontext() as file:
+    with _new_picture(picture, force) as file:
         found = look_at(folder, against, merge_adapter=merge_adapter, dequantise=dequantise)
         if file is not None:
             if not found.blend:
@@ -152,15 +148,13 @@ def discover_command(
     model: str, picture: Path | None, layer: int | None, force: bool, as_json: bool
 ) -> None:
     """Discover coupled structures."""
-    if picture is not None:
-        _refuse_picture(picture)
-    from ..checkpoint import new_file
+    _check_picture(picture)
     from ..pipeline import discover
     from ..report import STRUCTURE_COLUMNS, form_line, structure_cells
     from ..structure import format_ranges
 
     quiet_transformers()
-    with new_file(picture, force=force) if picture else nullcontext() as file:
+    with _new_picture(picture, force) as file:
         found = discover(model)
         if file is not None:
             file.write_text(found.picture(layer), encoding="utf-8")
@@ -193,7 +187,12 @@ def _fact(key: str, value: Any) -> Any:
     return f"{value:,.1f}" if key.endswith(", MB") else value
 
 
-def _refuse_picture(picture: Path) -> None:
-    typed_path(picture, "--picture")
-    if picture.suffix != ".svg":
+def _check_picture(picture: Path | None) -> None:
+    if picture is not None and typed_path(picture, "--picture").suffix != ".svg":
         raise SecateurError(f"--picture {picture} is not a name that ends in .svg.")
+
+
+def _new_picture(picture: Path | None, force: bool) -> AbstractContextManager[Path | None]:
+    from ..checkpoint import new_file
+
+    return new_file(picture, force=force) if picture else nullcontext()

@@ -8,7 +8,6 @@ import click
 
 from ..config import PRUNE_GROUPS, READING, RECIPES, PruneConfig, read_toml
 from ..errors import SecateurError
-from ..extras import lacking
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import METHODS
@@ -18,7 +17,7 @@ from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
 from .command import Command
 from .options import FORCE, JSON, OUT, keeping, quiet_transformers
-from .recover import show_recovery
+from .recover import say_numbers, show_recovery
 from .screen import Screen, print_json, say, table
 from .settings import TEXTS, given_settings, refuse_code, settings_options, texts_of_file
 
@@ -213,8 +212,6 @@ def compare_command(
     from ..report import comparison_columns, comparison_row, write_comparison
 
     quiet_transformers()
-    if out is not None and (install := lacking("report")):
-        screen.note(f"comparison.html is not written, for want of matplotlib and jinja2: {install}")
     with (
         new_folder(out, force=force) if out else nullcontext() as folder,
         keeping_passes(store, folder, out, fresh=fresh) as kept,
@@ -250,7 +247,7 @@ def _ratios(text: str) -> list[float]:
 
 
 def _show(result: Any, as_json: bool, dry_run: bool) -> None:
-    from ..report import bos_line, evaluation_line, form_line, layer_rows, number_rows
+    from ..report import layer_rows, number_rows
 
     if as_json:
         print_json(result.to_json())
@@ -258,9 +255,7 @@ def _show(result: Any, as_json: bool, dry_run: bool) -> None:
     columns = ("layer", "attention heads (KV)", "MLP width")
     table("What stays", columns, layer_rows(result.structure, result.plan))
     table("Numbers", ("", "before", "after"), number_rows(result.numbers))
-    for line in filter(None, (evaluation_line(result.numbers), bos_line(result.numbers))):
-        say(line)
-    say(form_line(result.numbers["form"]))
+    say_numbers(result.numbers)
     where = result.out if result.out else "nothing written"
     if dry_run and result.out:
         where = result.out / "plan.json"

@@ -1,5 +1,6 @@
 """The command that trains a pruned folder a little."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,8 @@ def recover_command(
 ) -> None:
     """Recover a pruned folder."""
     recorded = read_toml(config) if config else {}
-    if options["recipe"] not in (
-        None,
-        recorded.get("recipe"),
-    ):  # these belong to the recipe recorded
+    # these belong to the recipe recorded
+    if options["recipe"] not in (None, recorded.get("recipe")):
         recorded = {key: value for key, value in recorded.items() if key not in ("loss", "train")}
     settings = given_settings(
         RecoverConfig,
@@ -103,7 +102,7 @@ def recover_command(
 
 def show_recovery(done: Any, as_json: bool) -> None:
     """The result as JSON or tables."""
-    from ..report import bos_line, evaluation_line, form_line, number_rows
+    from ..report import number_rows
 
     if as_json:
         print_json(done.to_json())
@@ -115,7 +114,14 @@ def show_recovery(done: Any, as_json: bool) -> None:
     table("Training", ("step", "loss per token", "on held-out examples"), checks)
     rows = number_rows({key: done.numbers[key] for key in ("bytes", "perplexity")})
     table("Numbers", ("", "before", "after"), rows)
-    for line in filter(None, (evaluation_line(done.numbers), bos_line(done.numbers))):
-        say(line)
-    say(form_line(done.numbers["form"]))
+    say_numbers(done.numbers)
     say(f"{done.out}  ({done.seconds:.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)")
+
+
+def say_numbers(numbers: Mapping[str, Any]) -> None:
+    """What the numbers of a run are on, and what loads its result."""
+    from ..report import bos_line, evaluation_line, form_line
+
+    for line in filter(None, (evaluation_line(numbers), bos_line(numbers))):
+        say(line)
+    say(form_line(numbers["form"]))

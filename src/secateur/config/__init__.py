@@ -13,24 +13,3 @@ from .recovery import (
 )
 from .toml import read_record, read_toml, to_toml
 from .typed import PruneSettings, RecoverSettings
-
-__all__ = [
-    "LOSSES",
-    "OF_FUSIONS",
-    "PRUNE_GROUPS",
-    "READING",
-    "RECIPES",
-    "RECOVER_GROUPS",
-    "TRAINED",
-    "PruneConfig",
-    "PruneSettings",
-    "Reading",
-    "Recipe",
-    "RecoverConfig",
-    "RecoverSettings",
-    "make_config",
-    "make_recover_config",
-    "read_record",
-    "read_toml",
-    "to_toml",
-]

@@ -1,11 +1,13 @@
 """What all settings have in common: strict, frozen, within what a machine can count and name."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from ..errors import SecateurError
 from ..paths import typed_path
+from ..registry import choose
 
 # No count of samples, tokens or steps is larger; torch's own sizes end not far above.
 _MOST = 2**31 - 1
@@ -14,13 +16,16 @@ _PLACES = ("model", "use", "calibration", "evaluate", "data", "teacher")
 
 
 class Settings(BaseModel):
-    """Settings of a run. Unknown keys are errors."""
+    """Settings of a run. Unknown keys are errors, and so are names that `KNOWN` does not have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    KNOWN: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @field_validator("*")
     @classmethod
-    def _countable(cls, value: Any, info: Any) -> Any:
+    def _sound(cls, value: Any, info: Any) -> Any:
+        if value is not None and info.field_name in cls.KNOWN:
+            choose(info.field_name, value, cls.KNOWN[info.field_name])
         if type(value) is int and value > _MOST and info.field_name != "seed":
             raise SecateurError(
                 f"--{str(info.field_name).replace('_', '-')} {value} is too large; expected at"

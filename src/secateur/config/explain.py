@@ -1,6 +1,5 @@
 """What pydantic has against a setting, in words for users."""
 
-from collections.abc import Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -8,17 +7,6 @@ from pydantic import BaseModel, ValidationError
 from ..arguments import shortened
 from ..errors import SecateurError
 from ..registry import choose
-
-
-def known_name(name: str | None, field: str, known: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """`name`, if it is None or one that the setting `field` knows.
-
-    Raises:
-        SecateurError: it is not.
-    """
-    if name is not None:
-        choose(field, name, known[field])
-    return name
 
 
 def _choices(annotation: Any) -> list[str]:

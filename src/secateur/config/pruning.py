@@ -1,8 +1,9 @@
 """The settings of pruning."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from ..errors import SecateurError
 from ..fusion import FUSIONS
@@ -10,11 +11,8 @@ from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import METHODS, use
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
-from .explain import explained, known_name
+from .explain import explained
 from .reading import BosMode, Device, Evaluate, EvaluateTokens, Format, Reading, TextField
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 # The settings that fusions take; which of them takes which, `FUSIONS` says.
 OF_FUSIONS = ("tau", "probes", "splits", "shrinkage", "scope")
@@ -48,6 +46,18 @@ PRUNE_GROUPS = {
 
 class PruneConfig(Reading):
     """Everything that decides what a pruned folder holds. Unknown keys are errors."""
+
+    KNOWN: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "method": METHODS,
+        "importance": IMPORTANCE,
+        "fusion": FUSIONS,
+        "members": REDUCTIONS,
+        "scale": SCALES,
+        "target": TARGETS,
+        "search": SEARCHES,
+        "repair": REPAIRS,
+        "dtype": dict.fromkeys(("auto", "float32", "bfloat16", "float16")),
+    }
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
     method: Annotated[str, Field(description="Method: score, search and repair by one name")] = (
@@ -149,24 +159,6 @@ class PruneConfig(Reading):
         ),
     ] = 4.0
     format: Format = "safetensors"
-
-    @field_validator(
-        "method", "importance", "fusion", "members", "search", "scale", "repair", "target", "dtype"
-    )
-    @classmethod
-    def _known(cls, name: str | None, info: Any) -> str | None:
-        known: dict[str, dict[str, Any]] = {
-            "method": METHODS,
-            "importance": IMPORTANCE,
-            "fusion": FUSIONS,
-            "members": REDUCTIONS,
-            "scale": SCALES,
-            "target": TARGETS,
-            "search": SEARCHES,
-            "repair": REPAIRS,
-            "dtype": dict.fromkeys(DTYPES),
-        }
-        return known_name(name, info.field_name, known)
 
     @property
     def fusion_name(self) -> str | None:

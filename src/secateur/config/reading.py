@@ -5,8 +5,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from ..data import Bos
+from ..registry import choose
 from .base import Settings
-from .explain import known_name
 
 # Settings as types, for each model to have in its own order.
 TextField = Annotated[
@@ -23,10 +23,11 @@ EvaluateTokens = Annotated[
 Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1")]
 
 
-def _known_format(name: str) -> str | None:
+def _known_format(name: str) -> str:
     from ..export import EXPORTERS  # brings transformers along, which takes seconds
 
-    return known_name(name, "format", {"format": EXPORTERS})
+    choose("format", name, EXPORTERS)
+    return name
 
 
 Format = Annotated[str, AfterValidator(_known_format), Field(description="Format of the weights")]

@@ -1,17 +1,16 @@
 """The settings of a recovery, and what each recipe takes where they say nothing."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from ..errors import SecateurError
 from ..recovery import GRIDS, Schedule
-from .explain import explained, known_name
+from .explain import explained
 from .reading import BosMode, Device, Evaluate, EvaluateTokens, Format, Reading, TextField
-
-RECOVERY_DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +105,14 @@ RECOVER_GROUPS = {
 class RecoverConfig(Reading):
     """Everything that decides what a recovered folder holds. Unknown keys are errors."""
 
+    KNOWN: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "recipe": RECIPES,
+        "train": TRAINED,
+        "loss": LOSSES,
+        "grid": GRIDS,
+        "dtype": dict.fromkeys(("auto", "float32", "bfloat16")),
+    }
+
     model: Annotated[str, Field(description="Pruned folder, or any supported model")]
     recipe: Annotated[str, Field(description="Recipe: what is trained, and towards what")] = (
         "distil"
@@ -172,18 +179,6 @@ class RecoverConfig(Reading):
         ),
     ] = 4.0
     format: Format = "safetensors"
-
-    @field_validator("recipe", "train", "loss", "grid", "dtype")
-    @classmethod
-    def _known(cls, name: str | None, info: Any) -> str | None:
-        known: dict[str, dict[str, Any]] = {
-            "recipe": RECIPES,
-            "train": TRAINED,
-            "loss": LOSSES,
-            "grid": GRIDS,
-            "dtype": dict.fromkeys(RECOVERY_DTYPES),
-        }
-        return known_name(name, info.field_name, known)
 
     @property
     def distils(self) -> bool:

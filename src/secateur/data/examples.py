@@ -126,14 +126,13 @@ def instruction_examples(
     begin = beginning(tokenizer, bos)
     rows = list(itertools.islice(_instructions(source), _MOST))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    found: list[tuple[list[int], int]] = []
-    for index in order:
-        if len(found) == samples:
-            break
-        prompt, response = rows[index]
-        whole, asked = _tokens(prompt, response, tokenizer, begin)
-        if asked < min(length, len(whole)):
-            found.append((whole, 0 if on_prompts else asked))
+    texts = (_tokens(*pair, tokenizer, begin) for pair in map(rows.__getitem__, order))
+    fitting = (
+        (whole, 0 if on_prompts else asked)
+        for whole, asked in texts
+        if asked < min(length, len(whole))
+    )
+    found = list(itertools.islice(fitting, samples))
     if not found:
         raise SecateurError(
             f"{source} has no example whose response begins within {length} tokens.\n"

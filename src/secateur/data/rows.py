@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -90,8 +91,7 @@ def _json(path: Path, file: io.TextIOWrapper) -> Iterator[Row]:
     """The entries of a list; objects one after the other; an object, or the one list in it."""
     values = _Values(path, file)
     rows = values.entries() if values.peek() == "[" else values.sequence()
-    for number, row in enumerate(rows, start=1):
-        yield f"entry {number}", row
+    yield from ((f"entry {number}", row) for number, row in enumerate(rows, start=1))
 
 
 class _Values:
@@ -189,7 +189,7 @@ def _table(path: Path, file: io.TextIOWrapper, delimiter: str) -> Iterator[Row]:
     head = next(lines, "")
     if delimiter == "," and "," not in head:
         delimiter = next((mark for mark in (";", "\t") if mark in head), delimiter)
-    reader = csv.reader(_again(head, lines), delimiter=delimiter)
+    reader = csv.reader(itertools.chain([head], lines), delimiter=delimiter)
     try:
         names = next(reader, [])
         for cells in reader:
@@ -199,20 +199,12 @@ def _table(path: Path, file: io.TextIOWrapper, delimiter: str) -> Iterator[Row]:
         raise unreadable(path, f"line {reader.line_num}: {error}") from error
 
 
-def _again(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
 def _parquet(path: Path) -> Iterator[Row]:
     extra("pyarrow")
     parquet = extra("pyarrow.parquet") if path.is_file() else None
     with told(path):
         if parquet is None:
             raise unreadable(path, "there is no such file")
-        number = 0
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
+            rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
+            yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))

@@ -19,7 +19,7 @@ from .fields import TextOf
 from .given import GIVEN, given_documents, is_given
 from .rows import LONG, SUFFIXES, file_rows, word_end
 from .shuffle import shuffled
-from .text_files import READ, extra, kind_of, needed_extras
+from .text_files import READ, extra, kind_of
 
 Use = Literal["calibration", "evaluation"]
 
@@ -113,8 +113,10 @@ def check_source(source: Any) -> None:
     """
     if isinstance(source, str) and source not in (EMBEDDED, GIVEN, *HUB_SETS):
         path = local_path(source)
-        if path.is_file():
-            needed_extras(path)
+        if path.is_file() and path.suffix.lower() == ".zst":
+            extra("zstandard")
+        if path.is_file() and kind_of(path) == ".parquet":
+            extra("pyarrow")
 
 
 def local_path(source: str) -> Path:

@@ -51,18 +51,6 @@ def extra(module: str) -> Any:
         ) from error
 
 
-def needed_extras(path: Path) -> None:
-    """Find out before any work whether what reads `path` is installed.
-
-    Raises:
-        SecateurError: it is not.
-    """
-    if path.suffix.lower() == ".zst":
-        extra("zstandard")
-    if kind_of(path) == ".parquet":
-        extra("pyarrow")
-
-
 @contextmanager
 def told(path: Path) -> Iterator[None]:
     """What goes wrong while a file is read, as one line that names it."""

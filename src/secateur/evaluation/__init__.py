@@ -1,5 +1,3 @@
 """How good a model is."""
 
 from .perplexity import WINDOWS, Perplexity, perplexity, summed_loss, window_lengths
-
-__all__ = ["WINDOWS", "Perplexity", "perplexity", "summed_loss", "window_lengths"]

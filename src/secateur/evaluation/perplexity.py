@@ -20,12 +20,10 @@ from ..checkpoint import Kept, Store
 from ..errors import SecateurError
 from ..stats import LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
+from ..stats.gradients import in_pieces
 from ..stats.stream import not_finite
 
 WINDOWS = (128, 2048)
-
-# Logits are made for so many values at once: 2^24 are 64 MiB in fp32, whatever the vocabulary.
-_LOGITS_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +95,7 @@ def summed_loss(
 ) -> Tensor:
     """Sum of -log p(target) in fp64, in pieces that keep the logits small."""
     total = torch.zeros((), dtype=torch.float64)
-    start, piece = 0, 64
-    while start < len(targets):
-        # The head looks at one position at a time, so positions of many windows go in one row.
-        logits = logits_of(hidden[None, start : start + piece])[0].float()
-        wanted = targets[start : start + piece].to(logits.device)
+    for _, logits, wanted in in_pieces(logits_of, hidden, targets):
         losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
         total += losses.double().sum().cpu()
-        start += piece
-        piece = max(64, _LOGITS_AT_ONCE // logits.shape[-1])
     return total

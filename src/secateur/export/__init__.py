@@ -9,22 +9,3 @@ from .form import Form, pruned_form
 from .front_matter import earlier_card, licence_files
 from .proof import prove, proved
 from .write import write_model
-
-__all__ = [
-    "EXPORTERS",
-    "Form",
-    "WholeForm",
-    "conversion_card",
-    "copy_companions",
-    "earlier_card",
-    "exporter",
-    "licence_files",
-    "model_card",
-    "packed_form",
-    "prove",
-    "proved",
-    "pruned_form",
-    "recovery_card",
-    "with_around",
-    "write_model",
-]

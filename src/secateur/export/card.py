@@ -1,6 +1,6 @@
 """The README.md of a pruned folder: what was done, and the numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..models import OpenModel
@@ -81,10 +81,7 @@ def model_card(
         "",
         f"{cut} were cut out of {base} with Secateur.",
         "",
-        "| | before | after |",
-        "|---|---|---|",
-        *map(row, numbers),
-        "",
+        *_table("| | before | after |", numbers),
         evaluated_on,
         "",
         "## Loading",
@@ -95,46 +92,28 @@ def model_card(
         *(["## Licence", "", inline(licence), ""] if licence else []),
         "## How it was made",
         "",
-        "| setting | value |",
-        "|---|---|",
-        *(row((key, without_place(value))) for key, value in settings.items()),
-        "",
+        *_table("| setting | value |", ((key, without_place(v)) for key, v in settings.items())),
         "`secateur prune --config run.toml --out DIR` repeats it; `plan.json` says which units"
         " stayed.",
         "",
         "## Layers",
         "",
-        "| layer | attention heads (of which KV) | MLP width |",
-        "|---|---|---|",
-        *map(row, layers),
-        "",
+        *_table("| layer | attention heads (of which KV) | MLP width |", layers),
     ]
     return "\n".join(lines)
 
 
 def conversion_card(
-    *,
-    base: str,
-    architecture: str,
-    stock: bool,
-    whole: bool,
-    what: str,
-    earlier: str | None,
-    hub_name: str | None,
-    licences: Sequence[str],
-    why_not_stock: str,
+    opened: OpenModel, form: Form, *, what: str, licences: Sequence[str] = ()
 ) -> str:
     """The card of a model that was written in another layout and computes the same.
 
     `what` says what was done to its weights; the rest is as in `model_card`.
     """
-    how = (_HOW_WHOLE if whole else _HOW_STOCK if stock else _HOW_OWN).format(
-        architecture=architecture
-    )
-    base = inline(base)
+    earlier, base = earlier_card(opened.folder), inline(opened.name)
     licence = licence_line(earlier, list(licences), base)
     lines = [
-        front_matter(earlier, hub_name, ("secateur",)),
+        front_matter(earlier, opened.hub_name, ("secateur",)),
         f"# {base}, converted",
         "",
         f"{base} in floating point, written by Secateur: the weights are {inline(what)}. Nothing"
@@ -142,9 +121,9 @@ def conversion_card(
         "",
         "## Loading",
         "",
-        how,
+        _how(opened, form),
         "",
-        *about_custom(why_not_stock),
+        *about_custom(form.why),
         *(["## Licence", "", inline(licence), ""] if licence else []),
         "`conversion.toml` names the model and the versions that it was written with.",
         "",
@@ -187,15 +166,9 @@ def recovery_card(
         f" steps draw from {data['tokens']:,} tokens in {data['examples']:,} examples of {source}"
         f" (SHA-256 {data['sha256'][:16]}; {data['held_out']:,} held out).",
         "",
-        "| | before | after |",
-        "|---|---|---|",
-        *map(row, numbers),
-        "",
+        *_table("| | before | after |", numbers),
         *([on, ""] if on else []),
-        "| setting | value |",
-        "|---|---|",
-        *(row((key, without_place(value))) for key, value in settings.items()),
-        "",
+        *_table("| setting | value |", ((key, without_place(v)) for key, v in settings.items())),
         "`recovery.toml` has every setting and number.",
         "",
         *(["## Loading after the recovery", "", *loading, ""] if loading else []),
@@ -206,6 +179,11 @@ def recovery_card(
         ),
     ]
     return "\n".join(lines)
+
+
+def _table(head: str, rows: Iterable[Iterable[object]]) -> list[str]:
+    """Lines of Markdown, an empty one at the end."""
+    return [head, "|---" * (head.count("|") - 1) + "|", *map(row, rows), ""]
 
 
 def _how(opened: OpenModel, form: Form) -> str:

@@ -80,10 +80,10 @@ def _write(save: Callable[[Path], Any], folder: Path) -> None:
 
 
 def _copy(origin: Path, folder: Path, without: tuple[str, ...] = ()) -> None:
-    found = companions(origin)
-    for message in found.notes:
+    names, notes = companions(origin)
+    for message in notes:
         note(message)
-    for name in found.names:
+    for name in names:
         if any(fnmatch(name, pattern) for pattern in without):
             continue
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from ..registry import Function, entered
 from .form import Form
 
 # Writes weights and config into a folder, file by file; returns the bytes of the weights.
@@ -11,15 +12,10 @@ Exporter = Callable[[Path, Form], int]
 EXPORTERS: dict[str, Exporter] = {}
 
 
-def exporter(name: str) -> Callable[[Exporter], Exporter]:
+def exporter(name: str) -> Callable[[Function], Function]:
     """Register the decorated function as what writes the format `name`.
 
     The folder that it gets is a temporary one: what it leaves there when it fails goes with it.
     Files that belong to the model (tokenizer, licence), plan, settings and card are not its.
     """
-
-    def register(function: Exporter) -> Exporter:
-        EXPORTERS[name] = function
-        return function
-
-    return register
+    return entered("format", name, EXPORTERS, lambda function, _: function)

@@ -66,13 +66,8 @@ class Form:
         own = getattr(modeling_secateur, self.architecture).config_class if not self.stock else None
         config_class: Any = own or transformers.CONFIG_MAPPING[self.config["model_type"]]
         config = config_class.from_dict(copy.deepcopy(dict(self.config)))
-        return empty_model(config, dtype or self._dtype)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        """That of the first floating-point tensor."""
-        dtypes = (spec.dtype for spec in self.weights.specs.values())
-        return next(dtype for dtype in dtypes if dtype.is_floating_point)
+        own_dtypes = (spec.dtype for spec in self.weights.specs.values())
+        return empty_model(config, dtype or next(d for d in own_dtypes if d.is_floating_point))
 
 
 def pruned_form(
@@ -101,17 +96,17 @@ def pruned_form(
     widths = {layer: _config_widths(family, base, sizes) for layer, sizes in layers.items()}
     width = _hidden_width(structure, plan)
     stays = carried(family, earlier)
+    absent = {path: dict(sizes) for path, sizes in earlier.items() if "absent" in sizes}
+    absent |= _absent(family, structure, plan)
     why = "its weights are in few bits" if own else _no_stock(family, width, stays)
-    if not why and _any_absent(family, structure, plan, earlier):
+    if not why and absent:
         why = "whole attention or MLP blocks are gone, which the class has in every layer"
     stock = why or _stock(family, base | width, widths, weights)
     if isinstance(stock, Form):
         return stock
     base, dense = _bounded(family, base, widths, weights)
     base_config: Any = dense.config
-    pruned = _resized(dense, weights.specs)
-    pruned |= {path: dict(sizes) for path, sizes in earlier.items() if "absent" in sizes}
-    pruned |= _absent(family, structure, plan)
+    pruned = _resized(dense, weights.specs) | absent
     hidden = {"D": width.get("hidden_size", int(base_config.hidden_size))}
     for layer in range(base_config.num_hidden_layers):
         _follow(family, dense, pruned, layer, layers.get(layer, {}), hidden)
@@ -229,17 +224,13 @@ def _contains(model: nn.Module, specs: Mapping[str, TensorSpec]) -> bool:
 
 def _alike(known: Set[str], dense: nn.Module, other: nn.Module) -> bool:
     """Whether the modules of two models differ in nothing but the sizes that are `known`."""
+
+    def made(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+        buffers = {name: b.shape for name, b in module._buffers.items() if b is not None}
+        return buffers, {name: one for name, one in plain_values(module) if name not in known}
+
     modules = dict(other.named_modules())
-    for path, module in dense.named_modules():
-        buffers = [{n: b.shape for n, b in m._buffers.items() if b is not None} for m in
-                   (module, modules[path])]  # fmt: skip
-        values = [
-            {name: value for name, value in plain_values(m) if name not in known}
-            for m in (module, modules[path])
-        ]
-        if buffers[0] != buffers[1] or values[0] != values[1]:
-            return False
-    return True
+    return all(made(module) == made(modules[path]) for path, module in dense.named_modules())
 
 
 def _own(
@@ -314,13 +305,6 @@ def _absent(family: Family, structure: Structure, plan: Plan) -> dict[str, dict[
         for axis in gone
         if axis.kind in family.blocks
     }
-
-
-def _any_absent(
-    family: Family, structure: Structure, plan: Plan, earlier: Mapping[str, Any]
-) -> bool:
-    before = any("absent" in sizes for sizes in earlier.values())
-    return before or bool(_absent(family, structure, plan))
 
 
 def _common(modules: list[str]) -> str:

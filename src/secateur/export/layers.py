@@ -27,8 +27,8 @@ def without_layers(
         SecateurError: neither can say it.
     """
     count = int(lenient_config(family, base).num_hidden_layers)
-    kept = [layer for layer in range(count) if layer not in gone]
-    names = _Names(family.layers, kept)
+    moved = _moved(gone, count)
+    kept, names = list(moved), _Names(family.layers, moved)
     config = without_numbers(family, base, kept)
     modules = {names.new(path): dict(sizes) for path, sizes in earlier.items() if names.stays(path)}
     for path, attributes in kept_kinds(family, base, config, kept).items():
@@ -41,7 +41,7 @@ def without_layers(
 def renumbered(family: Family, gone: Sequence[int], structure: Structure) -> Structure:
     """The structure without the layers that are gone, and without layers as units."""
     moved = _moved(gone, structure.layers)
-    names = _Names(family.layers, list(moved))
+    names = _Names(family.layers, moved)
     axes = [
         replace(
             axis,
@@ -89,9 +89,9 @@ def _axis_name(name: str, moved: Mapping[int, int]) -> str:
 class _Names:
     """Names of tensors and modules before and after."""
 
-    def __init__(self, path: str, kept: Sequence[int]) -> None:
+    def __init__(self, path: str, moved: Mapping[int, int]) -> None:
         self._pattern = re.compile(rf"^({re.escape(path)}\.)(\d+)(?=\.|$)")
-        self._new = {layer: number for number, layer in enumerate(kept)}
+        self._new = moved
 
     def stays(self, name: str) -> bool:
         """Whether what `name` says is still there."""

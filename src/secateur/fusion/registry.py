@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import SecateurError
-from ..registry import Registered, choose, parameters_of
+from ..registry import Function, Registered, choose, entered
 
 # Masks [probe, unit] by axis name, True where a unit is masked (axes not named stay whole), to the
 # loss of each probe, [probe]. The losses are of samples that the scores have not seen.
@@ -91,15 +91,9 @@ BY_SAMPLE = (*BOTH, "coarse_by_sample", "fine_by_sample")
 
 def fusion(
     name: str, *, paper: str, needs: tuple[str, ...] = BOTH, samples: int = 2
-) -> Callable[[Callable[..., dict[str, Fused]]], Callable[..., dict[str, Fused]]]:
+) -> Callable[[Function], Function]:
     """Register the decorated function; `samples` is how many it needs of scores by sample."""
-
-    def register(function: Callable[..., dict[str, Fused]]) -> Callable[..., dict[str, Fused]]:
-        parameters_of("fusion", name, function)
-        FUSIONS[name] = Fusion(name, function, paper, needs, samples)
-        return function
-
-    return register
+    return entered("fusion", name, FUSIONS, lambda f, _: Fusion(name, f, paper, needs, samples))
 
 
 def fuse(

@@ -21,7 +21,7 @@ from .evidence import PROBES
 from .probes import ask_each, cosine, disagreement_runs, keys, ranks
 from .registry import BY_SAMPLE, Fused, Probe, Scope, fusion
 
-HIDDEN = 8
+HIDDEN, FEATURES = 8, 4
 STEPS = 200
 RATE = 0.02
 # Weight of |w|^2: without it a few probes drive alpha to one end.
@@ -42,12 +42,12 @@ class Projection:
         return torch.softmax((self.outer * pooled).sum(dim=1), dim=0)
 
 
-def initial(generator: torch.Generator, features: int = 4) -> Projection:
+def initial(generator: torch.Generator) -> Projection:
     """A projection whose every blend is equal."""
-    inner = torch.randn(HIDDEN, features, generator=generator, dtype=torch.float64)
+    inner = torch.randn(HIDDEN, FEATURES, generator=generator, dtype=torch.float64)
     offset = torch.randn(HIDDEN, generator=generator, dtype=torch.float64)
     outer = torch.zeros(2, HIDDEN, dtype=torch.float64)
-    return Projection(inner / features**0.5, offset, outer)
+    return Projection(inner / FEATURES**0.5, offset, outer)
 
 
 def features(

@@ -3,10 +3,10 @@
 To add one, write a file like `fluctuation.py` and import it here.
 """
 
-from . import fluctuation, magnitude, random, taylor, wanda
+from . import fluctuation, magnitude, random, taylor
 from .members import REDUCTIONS
 from .registry import IMPORTANCE, Importance, importance, source_of
-from .scoring import Ingredients, gradients_needed, score, statistics_needed
+from .scoring import Ingredients, gradients_needed, score
 
 __all__ = [
     "IMPORTANCE",
@@ -20,7 +20,5 @@ __all__ = [
     "random",
     "score",
     "source_of",
-    "statistics_needed",
     "taylor",
-    "wanda",
 ]

@@ -7,6 +7,11 @@ For input channel j of a consumer with weight W (out x in) and inputs X over cal
     WIFN_j = mean_out |W_:j| * ||X_j||
 
 An, Zhao, Yu, Tang, Wang: Fluctuation-based Adaptive Structured Pruning for LLMs (2312.11983).
+
+WIFN without standardisation, ranked within each layer, is Wanda-sp, their baseline: the score of
+Sun, Liu, Bair, Kolter (Wanda, 2306.11695) for single weights, summed up to whole structures. Here
+the inputs are those of the dense model, where FLAP's public code re-measures them on the cut
+prefix.
 """
 
 from jaxtyping import Float
@@ -31,9 +36,10 @@ def wifv(
     return input_var * weight.square().sum(dim=2)
 
 
+@importance("wanda-sp", paper="https://arxiv.org/abs/2306.11695")
 @importance("wifn", paper=PAPER)
 def wifn(
     weight: Float[Tensor, "unit width fan"], input_norm: Float[Tensor, "unit width"]
 ) -> Float[Tensor, "unit width"]:
-    """Norm of the consumer's input times the mean magnitude of the weights that read it."""
+    """Mean magnitude of the weights that read a channel times the norm of the channel."""
     return weight.abs().mean(dim=2) * input_norm

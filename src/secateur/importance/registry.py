@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ..registry import Registered, parameters_of
+from ..registry import Function, Registered, entered
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +41,6 @@ def source_of(function: Callable[..., Any]) -> str:
         return function.__qualname__
 
 
-def importance(
-    name: str, *, paper: str
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def importance(name: str, *, paper: str) -> Callable[[Function], Function]:
     """Register the decorated function as the score `name`; larger means keep."""
-
-    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        needs = parameters_of("score", name, function)
-        IMPORTANCE[name] = Importance(name, function, paper, needs)
-        return function
-
-    return register
+    return entered("score", name, IMPORTANCE, lambda f, needs: Importance(name, f, paper, needs))

@@ -22,11 +22,6 @@ class Ingredients(Protocol):
     def __getitem__(self, name: str, /) -> Tensor: ...
 
 
-def statistics_needed(importance: Importance) -> tuple[str, ...]:
-    """Names of the statistics that the streaming pass must collect for a score."""
-    return tuple(name for name in importance.needs if name.startswith("input_"))
-
-
 def gradients_needed(importance: Importance) -> tuple[str, ...]:
     """Names of the gradient terms that the pass forward and back must collect for a score."""
     return tuple(name for name in importance.needs if name in GRADIENTS)

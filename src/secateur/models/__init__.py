@@ -12,29 +12,3 @@ from .opening import LIVE, open_config, open_model
 from .registration import auto_classes, register
 from .streamed import StreamedModel, empty_model, filled
 from .structures import structure_of
-
-__all__ = [
-    "FAMILIES",
-    "LIVE",
-    "Family",
-    "LeftWhole",
-    "OpenModel",
-    "Outer",
-    "StreamedModel",
-    "auto_classes",
-    "converted",
-    "empty_model",
-    "filled",
-    "hub_name",
-    "layout_for",
-    "left_whole",
-    "load",
-    "loaded",
-    "open_config",
-    "open_model",
-    "register",
-    "resolve_device",
-    "resolve_dtype",
-    "reverted",
-    "structure_of",
-]

@@ -20,6 +20,7 @@ from ..checkpoint import (
     travelling,
 )
 from ..errors import SecateurError
+from ..paths import typed_path
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _SNAPSHOT = re.compile(r".*/models--(.+)/snapshots/[^/]+")
@@ -36,13 +37,8 @@ def local_folder(model: str, revision: str | None = None, *, config_only: bool =
     Raises:
         SecateurError: neither a folder nor a model that the hub gives.
     """
-    try:
-        path = Path(model).expanduser()
-        exists = path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, ~nobody, a null byte
-        reason = getattr(error, "strerror", None) or error
-        raise SecateurError(f"{model[:200]!r} cannot be a model folder: {reason}.") from error
-    if exists or not is_hub_name(model):
+    path = typed_path(model)
+    if path.exists() or not is_hub_name(model):
         return path
     try:
         return _fetched(model, revision, config_only)

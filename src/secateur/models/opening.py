@@ -26,7 +26,6 @@ from .inputs import (
     adapter_in,
     base_of,
     check_live,
-    check_named,
     dequantised,
     gguf_file,
     has_tokenizer,
@@ -74,10 +73,9 @@ def open_model(
     Raises:
         SecateurError: no such model, not a causal LM, an unsupported family, weights missing,
             corrupt, quantised or of other shapes than the config says.
-        TypeError: neither a path, a name nor a module.
+        ArgumentError: neither a path, a name nor a module.
     """
     register()
-    check_named(model)
     if isinstance(model, nn.Module):
         opened = _live(model)
     else:
@@ -111,10 +109,9 @@ def _live(model: nn.Module) -> OpenModel:
             "The module is quantised; load it in floating point (or call its dequantize()) and"
             " quantise the result."
         )
-    if is_multimodal(config):
-        return _opened_inside(LIVE, None, raw, config, module_view(model))
-    check_decoder(raw, LIVE)
-    return _opened(LIVE, None, raw, config, module_view(model), None)
+    if not is_multimodal(config):
+        check_decoder(raw, LIVE)
+    return _opened(LIVE, None, raw, config, module_view(model))
 
 
 def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
@@ -140,11 +137,10 @@ def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
         config = type(config).from_dict(copy.deepcopy(raw))
     packed = bool(raw.get("packed"))
     if packed:
-        raw, config, weights = _floating(raw, config, weights)
-    if is_multimodal(config):
-        opened = _opened_inside(source, folder, raw, config, weights)
-    else:
-        opened = _opened(source, folder, raw, config, weights, None)
+        dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+        weights = unpacked_view(weights, raw["packed"], dtype)
+        raw, config = unpacked_config(raw, config)
+    opened = _opened(source, folder, raw, config, weights)
     made = "" if scheme is None else f"dequantised from {scheme.name}"
     return replace(opened, packed=packed, made=made)
 
@@ -167,7 +163,7 @@ def _opened_inside(
         weights = renamed(weights, inside)
     own = dict(outer.text)
     text = CONFIG_MAPPING[own["model_type"]].from_dict(dict(own))
-    return replace(_opened(source, folder, own, text, weights, None), around=outer)
+    return replace(_opened(source, folder, own, text, weights), around=outer)
 
 
 def _from_gguf(file: Path, source: str) -> OpenModel:
@@ -175,7 +171,7 @@ def _from_gguf(file: Path, source: str) -> OpenModel:
     check_decoder(read.raw, source)
     check_causal(read.config, source)
     skeleton = empty_model(read.config, read.config.dtype)
-    opened = _opened(source, file, read.raw, read.config, read.weights(skeleton), None)
+    opened = _opened(source, file, read.raw, read.config, read.weights(skeleton))
     beside = file.parent if has_tokenizer(file.parent) else None
     if Path(source).expanduser() != file:  # a folder that was named: all in it belongs to it
         opened = replace(opened, folder=file.parent)
@@ -205,7 +201,7 @@ def _with_adapter(place: Path, source: str, *, dequantise: bool) -> OpenModel:
     return replace(base, source=source, weights=merged, made=made, read=read, own_tokenizer=own)
 
 
-def open_config(model: str | PathLike[str], *, revision: str | None = None) -> OpenModel:
+def open_config(model: str | PathLike[str]) -> OpenModel:
     """Open the config.json of a folder or of a model of the hub, and no weights.
 
     The structures are those of the whole model; the fingerprint of its weights is empty.
@@ -214,30 +210,19 @@ def open_config(model: str | PathLike[str], *, revision: str | None = None) -> O
         SecateurError: as `open_model`.
     """
     register()
-    check_named(model)
     source = fspath(model)
-    folder = local_folder(source, revision, config_only=True)
+    folder = local_folder(source, config_only=True)
     if gguf_file(folder) is not None or (folder / "adapter_config.json").is_file():
-        return open_model(model, revision=revision, merge_adapter=True)
+        return open_model(model, merge_adapter=True)
     if str(read_config(folder).get("model_type")) in ADAPTERS:
-        return open_model(model, revision=revision)
+        return open_model(model)
     raw, config = described(folder, source)
     if raw.get("quantization_config"):
         raw = without_quantisation(raw)
         config = type(config).from_dict(copy.deepcopy(raw))
     if raw.get("packed"):
         raw, config = unpacked_config(raw, config)
-    if is_multimodal(config):
-        return _opened_inside(source, folder, raw, config, View({}))
-    return _opened(source, folder, raw, config, View({}), None)
-
-
-def _floating(
-    raw: Mapping[str, Any], config: Any, weights: View
-) -> tuple[dict[str, Any], Any, View]:
-    """A model with packed linears as the one with floating-point weights that it stands for."""
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    return *unpacked_config(raw, config), unpacked_view(weights, raw["packed"], dtype)
+    return _opened(source, folder, raw, config, View({}))
 
 
 def _opened(
@@ -246,8 +231,11 @@ def _opened(
     raw: Mapping[str, Any],
     config: Any,
     weights: View,
-    adapter: Adapter | None,
+    adapter: Adapter | None = None,
 ) -> OpenModel:
+    """What `weights` hold of a model; of a multimodal one, the text decoder inside."""
+    if is_multimodal(config):
+        return _opened_inside(source, folder, raw, config, weights)
     raw = both_spellings(raw, config)
     # what the config's own class says: several names may share a family's code
     model_type = str(type(config).model_type).removeprefix("secateur_")

@@ -173,7 +173,7 @@ class StreamedModel:
 
         # not every class has its base under the prefix that it states
         base = self.model.get_submodule(self._path.partition(".")[0])
-        with self._stand_in([record] * len(self)), torch.no_grad():
+        with self._stand_in(record), torch.no_grad():
             base(input_ids=ids.to(self.device), use_cache=False)
         return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]
 
@@ -187,7 +187,7 @@ class StreamedModel:
             return self._output(tokens)
 
         with (
-            self._stand_in([hand_through] * len(self)),
+            self._stand_in(hand_through),
             torch.set_grad_enabled(hidden.requires_grad),
         ):
             logits: Tensor = self.model(inputs_embeds=embedded, use_cache=False).logits
@@ -198,9 +198,9 @@ class StreamedModel:
         return (hidden, None) if self._tuples else hidden
 
     @contextmanager
-    def _stand_in(self, forwards: list[Callable[..., Any]]) -> Iterator[None]:
+    def _stand_in(self, forward: Callable[..., Any]) -> Iterator[None]:
         """Replace the layers' forward (on the instance: attributes stay readable)."""
-        for layer, forward in zip(self._layers, forwards, strict=True):
+        for layer in self._layers:
             layer.forward = forward
         try:
             yield
@@ -235,9 +235,6 @@ class StreamedModel:
             give_back()
 
     def _read(self, name: str) -> nn.Parameter:
-        name = name if name in self._weights.specs else self._tied_to(name)
+        name = name if name in self._weights.specs else self.model.all_tied_weights_keys[name]
         tensor = self._weights.tensor(name).to(device=self.device, dtype=self.dtype)
         return nn.Parameter(tensor, requires_grad=False)
-
-    def _tied_to(self, name: str) -> str:
-        return str(self.model.all_tied_weights_keys[name])

@@ -1,6 +1,7 @@
 """Checks that a run makes before it spends time or touches a folder."""
 
 import shutil
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, overload
@@ -148,20 +149,15 @@ def reading_notes(opened: OpenModel, reading: Reading) -> list[str]:
             f"{opened.source} is multimodal ({opened.around.architecture}); what follows is about"
             f" its text decoder, {opened.family.model}"
         )
-    idle = {
-        "--merge-adapter": reading.merge_adapter and "adapter" not in opened.made,
-        "--dequantise": reading.dequantise and "dequantised" not in opened.made,
-        "--text-only": reading.text_only and "text decoder" not in opened.made,
-    }
-    lacks = {
-        "--merge-adapter": "has no adapter",
-        "--dequantise": "is not quantised",
-        "--text-only": "is not multimodal",
+    given = {
+        "--merge-adapter": (reading.merge_adapter, "adapter", "has no adapter"),
+        "--dequantise": (reading.dequantise, "dequantised", "is not quantised"),
+        "--text-only": (reading.text_only, "text decoder", "is not multimodal"),
     }
     return notes + [
-        f"{option} changes nothing: {opened.source} {lacks[option]}"
-        for option, there in idle.items()
-        if there
+        f"{option} changes nothing: {opened.source} {lacks}"
+        for option, (wanted, done, lacks) in given.items()
+        if wanted and done not in opened.made
     ]
 
 
@@ -198,6 +194,15 @@ def unread_settings(
         "scale": search in SEARCHES and SEARCHES[search].across,
     }
     return tuple(name for name, there in read.items() if not there)
+
+
+def seen_settings(settings: Mapping[str, Any], unread: Collection[str]) -> dict[str, Any]:
+    """Those of `settings` that are on, and that something looks at."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if value is not None and value is not False and name not in unread
+    }
 
 
 def unread_recovery_settings(config: RecoverConfig) -> tuple[str, ...]:

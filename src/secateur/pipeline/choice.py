@@ -59,12 +59,13 @@ def kept_units(
     if weights is None:
         return keep
 
-    def lost(keep: Kept) -> int:
-        plan = Plan(keep, structure.architecture, structure.weights)
-        return removed_parameters(weights, structure, plan)
+    def plan(keep: Kept) -> Plan:
+        return Plan(keep, structure.architecture, structure.weights)
 
-    plan = Plan(keep, structure.architecture, structure.weights)
-    if lost(keep) == plan.removed_cost(structure):
+    def lost(keep: Kept) -> int:
+        return removed_parameters(weights, structure, plan(keep))
+
+    if lost(keep) == plan(keep).removed_cost(structure):
         return keep
     most = float(removable(structure.axes, limits))
     keep = _nearest(choose, lost, wanted, most)

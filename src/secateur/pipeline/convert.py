@@ -1,7 +1,7 @@
 """Writing a checkpoint in the layout of the stock class that computes the same."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,8 @@ import tomli_w
 from ..arguments import a_flag, a_folder_or_name, a_progress, a_tokenizer, an_output, public
 from ..checkpoint import companions_beside
 from ..errors import SecateurError
-from ..export import (
-    Form,
-    WholeForm,
-    conversion_card,
-    earlier_card,
-    licence_files,
-    pruned_form,
-    with_around,
-)
+from ..export import Form, conversion_card, licence_files, pruned_form, with_around
 from ..models import OpenModel, open_model
-from ..models.inputs import check_folder
 from ..progress import Progress, note, telling
 from ..structure import Plan
 from .checks import output_folder, path_of
@@ -42,14 +33,7 @@ class Conversion:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for `--json`."""
-        return {
-            "out": str(self.out),
-            "architecture": self.architecture,
-            "form": dict(self.form),
-            "parameters": self.parameters,
-            "bytes": self.bytes,
-            "notes": list(self.notes),
-        }
+        return {**asdict(self), "out": str(self.out), "notes": list(self.notes)}
 
 
 @public(
@@ -82,7 +66,6 @@ def convert(
     Raises:
         SecateurError: bad input, or a model that needs no conversion; nothing was written.
     """
-    check_folder(model)
     out = path_of(out)
     with telling(progress) as told:
         opened = open_model(
@@ -114,17 +97,7 @@ def write_conversion(folder: Path, opened: OpenModel, form: Form) -> None:
         "versions": versions,
     }
     (folder / "conversion.toml").write_text(tomli_w.dumps(record), encoding="utf-8")
-    card = conversion_card(
-        base=opened.name,
-        architecture=form.architecture,
-        stock=form.stock,
-        whole=isinstance(form, WholeForm),
-        what=_made(opened),
-        earlier=earlier_card(opened.folder),
-        hub_name=opened.hub_name,
-        licences=licence_files(folder),
-        why_not_stock=form.why,
-    )
+    card = conversion_card(opened, form, what=_made(opened), licences=licence_files(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -103,13 +103,13 @@ def added_biases(
     """What a repair that is made of statistics adds to the consumers' biases, by tensor name."""
     biases: dict[str, Tensor] = {}
     chosen = REPAIRS[repair]
-    for axis in structure.axes if chosen.needs else ():
+    for axis in structure.axes if chosen.statistics else ():
         removed, consumer = plan.removed_tensor(axis), axis.consumer
         # Experts have no module of their own that could take a bias.
         if len(removed) and consumer.parameter == "weight":
             order = consumer.blocks.indices(torch.arange(axis.units))[removed]
-            given = {name: statistics[axis.name][name][order] for name in chosen.needs}
-            if "weight" in chosen.asks:
+            given = {name: statistics[axis.name][name][order] for name in chosen.statistics}
+            if "weight" in chosen.needs:
                 weight = weights.tensor(consumer.tensor)
                 given["weight"] = consumer.view(weight, axis.units)[removed]
             biases[f"{consumer.module}.bias"] = chosen.function(**given)

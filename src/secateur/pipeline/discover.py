@@ -1,7 +1,7 @@
 """The coupled structures of a model: what they are, and that they hold."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,8 @@ class Discovery:
             "family": self.structure.family,
             "layout": "declared" if self.opened.declared else "traced",
             "difference": self.difference,
-            "left_whole": [
-                {"module": some.module, "layers": list(some.layers), "reason": some.reason}
-                for some in self.left
-            ],
-            "rows": [row.to_json() for row in self.rows],
+            "left_whole": [asdict(some) for some in self.left],
+            "rows": [asdict(row) for row in self.rows],
             "structure": json.loads(self.structure.to_json()),
         }
 

@@ -140,18 +140,13 @@ def masked_losses(
     first = at.where(masked, layers).min(dim=0).values.tolist()
     # probe 0 is the whole model; batches hold windows of one probe
     several = walk.like(times=1 + len(first))
-    kept = several.kept("probes", masks=_digest(masks))
+    units = {axis.name: mask.nonzero().tolist() for axis, mask in masks.items()}
+    kept = several.kept("probes", masks=digest(units))
     if not kept.whole:
         kept.end(value=_asked(several, count, masks, first, kept))
     losses = torch.tensor(kept.ended[1], dtype=torch.float64)
     whole = torch.tensor([layer == layers for layer in first], dtype=torch.bool)
     return losses[1:].where(~whole, losses[0]) / walk.tokens[:, 1:].numel()
-
-
-def _digest(masks: Mapping[Axis, Bool[Tensor, "probe _"]]) -> str:
-    """A hash of which units are masked."""
-    units = {axis.name: mask.nonzero().tolist() for axis, mask in masks.items()}
-    return digest(units)
 
 
 def _asked(

@@ -45,7 +45,7 @@ from ..report import (
     plan_difference,
 )
 from ..structure import Plan, Structure
-from .checks import unread_settings
+from .checks import seen_settings, unread_settings
 from .held_out import evaluation_text, perplexities
 from .keeping import Stored, keeping
 from .passes import hidden_bytes
@@ -97,24 +97,7 @@ def evaluate(
     Raises:
         SecateurError: bad input.
     """
-    return evaluated(
-        model,
-        text,
-        field=field,
-        bos=bos,
-        tokenizer=tokenizer,
-        evaluate_tokens=evaluate_tokens,
-        evaluate_lengths=evaluate_lengths,
-        batch=batch,
-        device=device,
-        dtype=dtype,
-        progress=progress,
-        merge_adapter=merge_adapter,
-        dequantise=dequantise,
-        hidden_gib=hidden_gib,
-        store=store,
-        fresh=fresh,
-    )[0]
+    return evaluated(**locals())[0]  # it takes the same arguments
 
 
 def evaluated(
@@ -296,12 +279,7 @@ def _settings_of(plan: Plan) -> dict[str, Any]:
     names = ("importance", "fusion", "search")
     score, fusion, search = (_word(plan.settings.get(name)) for name in names)
     unread = unread_settings(score, fusion, search or "", plan.repair)
-    made = {
-        name: value
-        for name, value in plan.settings.items()
-        if value is not None and value is not False and name not in unread
-    }
-    return {**made, "repair": plan.repair}
+    return {**seen_settings(plan.settings, unread), "repair": plan.repair}
 
 
 def _word(value: Any) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import PruneConfig
 from ..fusion import FUSIONS
-from ..importance import IMPORTANCE, gradients_needed, statistics_needed
+from ..importance import IMPORTANCE, gradients_needed
 from ..progress import timed
 from ..stats import Statistics, Walk, collect, collect_gradients
 from ..structure import Axis
@@ -64,13 +64,13 @@ def needs_of_scores(config: PruneConfig) -> Needs:
     if too_large(config.importance_name):
         return Needs(search=search, scores=frozenset({config.importance_name}))
     score = IMPORTANCE[config.importance_name]
-    inputs, terms = frozenset(statistics_needed(score)), frozenset(gradients_needed(score))
+    inputs, terms = frozenset(score.statistics), frozenset(gradients_needed(score))
     return Needs(inputs, terms, search=search)
 
 
 def needs_of_repair(config: PruneConfig) -> Needs:
     """What the repair in force asks for, beside tokens."""
-    return Needs(frozenset(REPAIRS[config.repair_name].needs))
+    return Needs(frozenset(REPAIRS[config.repair_name].statistics))
 
 
 def sees_tokens(needs: Needs, config: PruneConfig) -> bool:

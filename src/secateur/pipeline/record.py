@@ -14,7 +14,7 @@ from ..models import OpenModel
 from ..report import bos_line, cut_words, evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
-from .checks import unread_settings
+from .checks import seen_settings, unread_settings
 
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 
@@ -76,8 +76,4 @@ def _card_settings(config: PruneConfig) -> dict[str, Any]:
     search, repair = config.search_name, config.repair_name
     in_force = {"importance": score, "fusion": fusion, "search": search, "repair": repair}
     unread = unread_settings(score, fusion, search, repair)
-    return {
-        name: value
-        for name, value in (config.model_dump() | in_force).items()
-        if value is not None and value is not False and name not in unread
-    }
+    return seen_settings(config.model_dump() | in_force, unread)

@@ -22,7 +22,6 @@ from ..errors import SecateurError
 from ..evaluation import Perplexity
 from ..methods import METHODS
 from ..models import StreamedModel, load
-from ..models.inputs import check_folder
 from ..progress import Progress, Told, note, telling
 from ..registry import choose
 from .calibration import DEFAULT_CALIBRATION
@@ -114,7 +113,6 @@ def recover(
     Raises:
         SecateurError: bad input; nothing was written.
     """
-    check_folder(model)
     names, texts = named(settings)
     config = make_recover_config(**names, model=str(model))
     out = path_of(out)

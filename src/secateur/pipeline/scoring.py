@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import View, digest
 from ..errors import SecateurError
-from ..importance import IMPORTANCE, Importance, score, source_of, statistics_needed
+from ..importance import IMPORTANCE, Importance, score, source_of
 from ..progress import track
 from ..search import Limits, Units
 from ..stats import Reduction, Statistics, Tally
@@ -69,8 +69,7 @@ def reduction(importance: str, weights: View, seed: int) -> tuple[str, Reduction
     def make(axis: Axis, tally: Tally) -> Tensor:
         return _score(chosen, axis, weights, tally, seed, "sum")
 
-    needs = statistics_needed(chosen)
-    return _made_in_pass(chosen, seed), Reduction(needs, make)
+    return _made_in_pass(chosen, seed), Reduction(chosen.statistics, make)
 
 
 def _made_in_pass(importance: Importance, seed: int) -> str:

@@ -16,7 +16,7 @@ from ..export import Form, pruned_form
 from ..models import OpenModel
 from ..progress import note
 from ..search import SEARCHES, Limits
-from ..structure import Axis, Plan, Structure
+from ..structure import Axis, Member, Plan, Structure
 from ..surgery import REPAIRS, WHOLE, pruned_view, with_consumers
 from .choice import budget_of, limits_of
 
@@ -24,8 +24,8 @@ from .choice import budget_of, limits_of
 def form_of(opened: OpenModel, structure: Structure, plan: Plan, repair: str = "none") -> Form:
     """The form that the folder will have, before anything is cut or repaired."""
     biases = {
-        f"{axis.consumer.module}.bias": torch.zeros(_outputs(opened, axis))
-        for axis in _mended(opened, structure, plan, repair)
+        f"{one.module}.bias": torch.zeros(opened.weights.specs[one.tensor].shape[1 - one.dim])
+        for one in _mended(opened, structure, plan, repair)
     }
     weights = pruned_view(opened.weights, structure, plan, biases)
     return pruned_form(
@@ -33,8 +33,8 @@ def form_of(opened: OpenModel, structure: Structure, plan: Plan, repair: str = "
     )
 
 
-def _mended(opened: OpenModel, structure: Structure, plan: Plan, repair: str) -> Iterator[Axis]:
-    """The axes whose consumers may get a bias from the repair.
+def _mended(opened: OpenModel, structure: Structure, plan: Plan, repair: str) -> Iterator[Member]:
+    """The consumers that may get a bias from the repair.
 
     Where layers or blocks go, a refit is of the linears in those that stay.
     """
@@ -43,8 +43,9 @@ def _mended(opened: OpenModel, structure: Structure, plan: Plan, repair: str) ->
     deep = any(axis.granularity in WHOLE and plan.removed(axis) for axis in structure.axes)
     whole = with_consumers(structure, opened.structures) if deep else structure
     for axis in whole.axes:
-        if _is_linear(axis) and (deep or plan.removed(axis)):
-            yield axis
+        linear = not axis.of and axis.layer >= 0 and axis.consumer.parameter == "weight"
+        if linear and (deep or plan.removed(axis)):
+            yield axis.consumer
 
 
 def form_facts(form: Form) -> dict[str, Any]:
@@ -60,15 +61,6 @@ def standing(opened: OpenModel) -> dict[str, Any]:
     if opened.packed:
         facts |= {"stock": False, "why_not_stock": "its weights are in few bits"}
     return facts
-
-
-def _is_linear(axis: Axis) -> bool:
-    return not axis.of and axis.layer >= 0 and axis.consumer.parameter == "weight"
-
-
-def _outputs(opened: OpenModel, axis: Axis) -> int:
-    consumer = axis.consumer
-    return opened.weights.specs[consumer.tensor].shape[1 - consumer.dim]
 
 
 def keep_to_stock(opened: OpenModel, structure: Structure, config: PruneConfig) -> PruneConfig:

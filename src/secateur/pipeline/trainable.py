@@ -1,7 +1,6 @@
 """What a recovery trains: adapters on the linears, consumers, or everything."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ def adaptable(opened: OpenModel, config: RecoverConfig) -> tuple[str, ...]:
     What adapters leave out is told.
 
     Raises:
-        SecateurError: adapters are wanted, and there is no such linear, one that cannot be
-            quantised, or no package for them.
+        SecateurError: adapters are wanted, and there is no such linear, or one that cannot be
+            quantised.
     """
     # of all granularities: where one KV group is left, keys and values are in no unit that prune
     # takes by default
@@ -35,8 +34,6 @@ def adaptable(opened: OpenModel, config: RecoverConfig) -> tuple[str, ...]:
     }
     if config.trained not in ("lora", "groupwise"):
         return tuple(kinds)
-    if config.trained == "lora" and find_spec("peft") is None:
-        raise SecateurError('LoRA needs the package peft.\nType: pip install "secateur[lora]"')
     if not kinds:
         raise SecateurError(
             f"{config.model} has no plain linear to put adapters on.\nType: --recipe distil"

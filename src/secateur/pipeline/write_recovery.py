@@ -10,9 +10,7 @@ from ..config import TRAINED, RecoverConfig, to_toml
 from ..export import Form, packed_form, recovery_card
 from ..models import OpenModel
 from ..report import evaluation_line, number_rows
-from .checks import (
-    unread_recovery_settings,
-)
+from .checks import seen_settings, unread_recovery_settings
 from .look import bytes_before
 from .publishing import write_folder
 from .record import versions
@@ -59,18 +57,13 @@ def write_recovery(
         "companions": companions_beside(folder),
     }
     (folder / "recovery.toml").write_text(to_toml(config, record), encoding="utf-8")
-    unread = unread_recovery_settings(config)
     card = recovery_card(
         opened,
         form,
         data=numbers["data"],
         numbers=number_rows({key: numbers[key] for key in ("bytes", "perplexity")}),
         evaluated_on=evaluation_line(numbers),
-        settings={
-            name: value
-            for name, value in config.model_dump().items()
-            if value is not None and value is not False and name not in unread
-        },
+        settings=seen_settings(config.model_dump(), unread_recovery_settings(config)),
         steps=(numbers["steps"], numbers["best_step"]),
         trained=(TRAINED[numbers["trained"]].summary, numbers["trained_parameters"]),
     )

@@ -8,24 +8,3 @@ from .objectives import CachedDistillation, FullDistillation, Objective, next_to
 from .plain_weights import Plain
 from .state import STATE_FORMAT, forget_other, read_state
 from .trainer import Schedule, Trainer
-
-__all__ = [
-    "GRIDS",
-    "STATE_FORMAT",
-    "CachedDistillation",
-    "Check",
-    "FullDistillation",
-    "Groupwise",
-    "GroupwiseLinear",
-    "Lora",
-    "Objective",
-    "Outcome",
-    "Plain",
-    "Quantised",
-    "Schedule",
-    "Trainer",
-    "forget_other",
-    "next_token",
-    "quantised",
-    "read_state",
-]

@@ -16,7 +16,7 @@ from ..checkpoint import OnDemand, View
 
 
 class Lora:
-    """Low-rank changes of `linears` (paths in `model`); needs the package peft.
+    """Low-rank changes of `linears` (paths in `model`).
 
     The defaults of its settings are LLM-Pruner's (2305.11627): rank 8, alpha 16, dropout 0.05 on
     every linear of the decoder.

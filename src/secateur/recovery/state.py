@@ -65,10 +65,6 @@ def damaged(path: Path) -> SecateurError:
     )
 
 
-def _damaged_values(why: str) -> SecateurError:
-    return SecateurError(f"the values of a state are not JSON: {why}")
-
-
 def read_state(path: Path, fingerprint: str) -> State | None:
     """The state in `path`; None if there is no such file.
 
@@ -80,7 +76,7 @@ def read_state(path: Path, fingerprint: str) -> State | None:
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            values = parse_json(about["values"], _damaged_values)
+            values = parse_json(about["values"], lambda why: damaged(path))
             own = about.get("fingerprint") == fingerprint
             names = list(file.keys()) if own else []  # a state is as large as what is trained
             tensors = {name: file.get_tensor(name).clone() for name in names}

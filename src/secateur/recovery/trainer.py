@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -280,17 +280,8 @@ class Trainer:
             for key in (*MOMENTS, "step"):
                 if key in moments:
                     tensors[f"{key}/{name}"] = moments[key]
-        outcome = self._outcome
-        values: dict[str, Any] = {
-            "checks": [
-                {"step": c.step, "trained": c.trained, "held_out": c.held_out}
-                for c in outcome.checks
-            ],
-            "steps": outcome.steps,
-            "best_step": outcome.best_step,
-            "stopped": outcome.stopped,
-            "tokens": outcome.tokens,
-            "seconds": outcome.seconds,
+        values = {
+            **asdict(self._outcome),
             "best_loss": self._best_loss,
             "worse": self._worse,
             "share": self._share,

@@ -16,29 +16,3 @@ from .summary import (
     plan_difference,
 )
 from .tables import comparison_columns, comparison_row, write_comparison
-
-__all__ = [
-    "BLEND_COLUMNS",
-    "STRUCTURE_COLUMNS",
-    "StructureRow",
-    "blend_chart",
-    "blend_rows",
-    "bos_line",
-    "checked_blend",
-    "comparison_columns",
-    "comparison_row",
-    "cut_words",
-    "engine_notes",
-    "evaluation_line",
-    "form_line",
-    "form_word",
-    "layer_numbers",
-    "layer_rows",
-    "number_rows",
-    "parallel_sizes",
-    "plan_difference",
-    "structure_cells",
-    "structure_picture",
-    "structure_rows",
-    "write_comparison",
-]

@@ -3,13 +3,13 @@
 A blend is the two shares by axis name, `{"layers.3.mlp": {"coarse": 0.8, "fine": 0.2}}`.
 """
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import SecateurError
 from ..shown import one_line
+from .svg import plotted
 
 Blend = Mapping[str, Mapping[str, float]]
 
@@ -50,13 +50,10 @@ def blend_rows(blend: Blend) -> list[tuple[int, str, str, str]]:
 
 def blend_chart(blends: Mapping[str, Blend]) -> str:
     """Share of the coarse score over the layers, one panel a method, as SVG text."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7.2, 0.6 + 2.4 * len(blends)), layout="constrained")
-    FigureCanvasSVG(figure)
     panels = figure.subplots(len(blends), 1, squeeze=False, sharex=True)[:, 0]
     for panel, (method, blend) in zip(panels, blends.items(), strict=True):
         placed = _placed(blend)
@@ -71,10 +68,7 @@ def blend_chart(blends: Mapping[str, Blend]) -> str:
         panel.grid(visible=True, alpha=0.25)
         panel.legend(title="units", loc="center left", bbox_to_anchor=(1.0, 0.5))
     panels[-1].set_xlabel("decoder layer, from 0")
-    text = io.StringIO()
-    with rc_context({"svg.hashsalt": "secateur"}):  # same data, same bytes
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return plotted(figure)
 
 
 def blends_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Blend]:
@@ -94,8 +88,5 @@ def varies(blend: Blend) -> bool:
 
 def _placed(blend: Blend) -> list[tuple[int, str, str]]:
     """(layer, kind, axis) in the order of layers."""
-    found = []
-    for axis in blend:
-        _, layer, kind = axis.split(".", 2)
-        found.append((int(layer), kind, axis))
-    return sorted(found)
+    parts = ((*axis.split(".", 2)[1:], axis) for axis in blend)
+    return sorted((int(layer), kind, axis) for layer, kind, axis in parts)

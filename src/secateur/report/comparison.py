@@ -1,6 +1,5 @@
 """Several methods on one model: a table for the terminal, a page with a chart for the browser."""
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any
 
 from ..shown import one_line
 from .blends import Blend, blend_chart
+from .svg import plotted
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,6 @@ def trial_row(trial: Trial) -> list[str]:
 
 def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
     """Perplexity over the share removed, one line a method, as SVG text."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
@@ -70,7 +68,6 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
     methods = list(dict.fromkeys(trial.method for trial in trials))
     repairs = list(dict.fromkeys(trial.repair for trial in trials))
     figure = Figure(figsize=(9.2, max(4.2, 1 + 0.23 * len(labels))), layout="constrained")
-    FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     for label in labels:
         own = [trial for trial in trials if trial.label == label]
@@ -97,10 +94,7 @@ def chart(dense: Trial, trials: Sequence[Trial], window: int) -> str:
     axes.set_xlabel("parameters of the decoder's linears removed, %")
     axes.set_ylabel(f"perplexity per token, window {window} (log scale)")
     axes.grid(visible=True, which="both", alpha=0.25)
-    text = io.StringIO()
-    with rc_context({"svg.hashsalt": "secateur"}):  # same data, same bytes
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    return plotted(figure)
 
 
 def _literal(name: str) -> str:

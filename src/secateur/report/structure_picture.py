@@ -353,39 +353,31 @@ def _strong_spans(placed: Placed, strong: int) -> list[tuple[Piece, float, float
 def _draw_ribbons(drawing: Drawing, placed: Placed, band: Band) -> None:
     """From the slices of the strong unit to its box, or from the box to them."""
     top = band.boxes[band.strong]
-    producer = placed.plate.producer
+    rows, producer = placed.plate.rows, placed.plate.producer
     box_x = band.boxes_x if producer else band.boxes_x + _BOX_WIDTH
     for _, start, end in _strong_spans(placed, band.strong):
-        if placed.plate.rows:
+        if rows:
             x = placed.right if producer else placed.x
             one, other = (x, start), (x, end)
         else:
             y = placed.bottom if producer else placed.y
-            one, other = (start, y), (end, y)
-            if producer:
-                one, other = other, one
-        if not placed.plate.rows and not producer:
-            one, other = other, one
-        commands = _ribbon(one, other, (box_x, top), (box_x, top + _BOX), placed.plate.rows)
+            one, other = (end, y), (start, y)
+        commands = _ribbon(one, other, (box_x, top), (box_x, top + _BOX), rows)
         drawing.path(commands, fill=_HIGH, fill_opacity=0.2)
 
 
 def _ribbon(one: Point, other: Point, box_one: Point, box_other: Point, rows: bool) -> str:
     """A closed shape between a slice's edge and a box's; `rows`: it meets the slice sidewards."""
 
-    def curve(start: Point, end: Point) -> str:
-        (x, y), (u, v) = start, end
-        if rows:
-            return f"C{(x + u) / 2:.1f} {y:.1f} {(x + u) / 2:.1f} {v:.1f} {u:.1f} {v:.1f}"
-        return f"C{x:.1f} {v:.1f} {x:.1f} {v:.1f} {u:.1f} {v:.1f}"
+    def bends(place: Point, box: Point) -> tuple[Point, Point]:
+        middle = (place[0] + box[0]) / 2 if rows else place[0]
+        return (middle, place[1] if rows else box[1]), (middle, box[1])
 
-    (x, y), (u, v) = other, box_other
-    there = curve(one, box_one)
-    if rows:
-        back = f"C{(x + u) / 2:.1f} {v:.1f} {(x + u) / 2:.1f} {y:.1f} {x:.1f} {y:.1f}"
-    else:
-        back = f"C{x:.1f} {v:.1f} {x:.1f} {v:.1f} {x:.1f} {y:.1f}"
-    return f"M{one[0]:.1f} {one[1]:.1f} {there} L{u:.1f} {v:.1f} {back} Z"
+    def at(*points: Point) -> str:
+        return " ".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+    there, back = bends(one, box_one), bends(other, box_other)
+    return f"M{at(one)} C{at(*there, box_one)} L{at(box_other)} C{at(*reversed(back), other)} Z"
 
 
 def _draw_boxes(drawing: Drawing, band: Band) -> None:

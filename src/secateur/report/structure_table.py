@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..structure import GRANULARITIES, Axis, Blocks, Member, Structure, format_ranges
@@ -40,10 +40,6 @@ class StructureRow:
     share: float
     members: tuple[str, ...]
     default: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """The row as JSON."""
-        return asdict(self)
 
 
 def structure_rows(structure: Structure, shapes: Shapes) -> list[StructureRow]:

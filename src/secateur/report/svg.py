@@ -1,5 +1,6 @@
 """A little SVG: shapes and texts collected in order, rendered once."""
 
+import io
 from dataclasses import dataclass, field
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -91,6 +92,16 @@ class Drawing:
             '<rect width="100%" height="100%" fill="#ffffff"/>\n'
             f"{body}\n</svg>\n"
         )
+
+
+def plotted(figure: Any) -> str:
+    """A figure of matplotlib as SVG text: the same bytes of the same data."""
+    from matplotlib import rc_context
+
+    text = io.StringIO()
+    with rc_context({"svg.hashsalt": "secateur"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
 
 
 def through(points: tuple[Point, ...]) -> str:

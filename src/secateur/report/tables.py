@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..extras import lacking
 from ..shown import one_line
 from .blends import blends_of
 from .comparison import Trial, page
@@ -37,16 +36,13 @@ def comparison_row(row: Row) -> list[str]:
 
 
 def write_comparison(folder: Path, model: str, rows: Sequence[Row]) -> None:
-    """Write comparison.json, comparison.csv and, if there is a perplexity, comparison.html.
-
-    The last one needs the packages of the extra `report`.
-    """
+    """Write comparison.json, comparison.csv and, if there is a perplexity, comparison.html."""
     versions = {name: version(name) for name in _VERSIONS}
     record = {"model": model, "versions": versions, "rows": list(rows)}
     text = json.dumps(record, indent=1) + "\n"
     (folder / "comparison.json").write_text(text, encoding="utf-8")
     (folder / "comparison.csv").write_text(_csv(rows), encoding="utf-8")
-    if rows[0]["perplexity"] and not lacking("report"):
+    if rows[0]["perplexity"]:
         name = one_line(Path(model).name)
         html = page(
             f"{name} pruned",

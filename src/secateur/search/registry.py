@@ -24,7 +24,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..registry import Registered, choose, parameters_of
+from ..registry import Function, Registered, choose, entered
 
 Units = Mapping[str, tuple[int, ...]]
 Choice = Mapping[str, int] | Units
@@ -98,14 +98,12 @@ SEARCHES: dict[str, Search] = {}
 
 def register_search(
     name: str, *, paper: str, scale: str | None = "standardised", floors: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Callable[[Function], Function]:
     """Register the decorated function as the search `name`."""
 
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        needs = parameters_of("search", name, function)
+    def make(function: Callable[..., Any], needs: tuple[str, ...]) -> Search:
         for need in needs:
             choose(f"parameter of the search {name!r}:", need, dict.fromkeys(INGREDIENTS.split()))
-        SEARCHES[name] = Search(name, function, paper, needs, scale, floors)
-        return function
+        return Search(name, function, paper, needs, scale, floors)
 
-    return register
+    return entered("search", name, SEARCHES, make)

@@ -8,21 +8,3 @@ from .moments import Moments
 from .norm import Norm
 from .stream import LayerSource, LayerStep, Walk
 from .taylor import Taylor
-
-__all__ = [
-    "GRADIENTS",
-    "STATISTICS",
-    "Activations",
-    "Gram",
-    "LayerSource",
-    "LayerStep",
-    "Moments",
-    "Norm",
-    "Reduction",
-    "Statistics",
-    "Tally",
-    "Taylor",
-    "Walk",
-    "collect",
-    "collect_gradients",
-]

@@ -12,6 +12,7 @@ What goes back is the gradient of (T-1) loss_n: the mean would put small gradien
 precision can hold. The factor is taken out in fp32.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,10 +117,7 @@ class _Inputs:
         """Go up the layers, from where an earlier run was cut short."""
         hidden = self._walk.embed(self.kept)
         going = {"hidden": hidden}
-        first, after = (
-            self.order[0],
-            dict(zip(self.order, [*self.order[1:], self._end], strict=True)),
-        )
+        first, after = self.order[0], dict(itertools.pairwise([*self.order, self._end]))
         self._like = hidden.tensor.new_empty(hidden.tensor.shape, device="meta")
         if self.kept.whole:
             return
@@ -206,18 +204,32 @@ def _loss_gradients(
     Raises:
         SecateurError: the loss is not finite.
     """
-    start, piece = 0, 64
-    while start < len(targets):
-        leaf = hidden[None, start : start + piece].detach().requires_grad_()
-        with torch.enable_grad():
-            logits = logits_of(leaf)[0].float()
-            wanted = targets[start : start + piece].to(logits.device)
+    with torch.enable_grad():
+        for piece, logits, wanted in in_pieces(
+            logits_of, hidden.detach().requires_grad_(), targets
+        ):
             loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-        if not torch.isfinite(loss):
-            raise not_finite("the loss (the output of the head)", hidden.dtype)
-        yield torch.autograd.grad(loss, leaf)[0][0]
-        start += piece
-        piece = max(64, _LOGITS_AT_ONCE // logits.shape[-1])
+            if not torch.isfinite(loss):
+                raise not_finite("the loss (the output of the head)", hidden.dtype)
+            yield torch.autograd.grad(loss, piece)[0][0]
+
+
+def in_pieces(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "token hidden"],
+    targets: Int64[Tensor, " token"],
+) -> Iterator[tuple[Tensor, Float[Tensor, "piece vocabulary"], Int64[Tensor, " piece"]]]:
+    """Hidden states [1, piece, hidden] with their logits, fp32, and targets: a bounded number.
+
+    The head looks at one position at a time, so positions of many windows go in one row.
+    """
+    start, size = 0, 64
+    while start < len(targets):
+        piece = hidden[None, start : start + size]
+        logits = logits_of(piece)[0].float()
+        yield piece, logits, targets[start : start + size].to(logits.device)
+        start += size
+        size = max(64, _LOGITS_AT_ONCE // logits.shape[-1])
 
 
 def _descend(

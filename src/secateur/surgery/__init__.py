@@ -8,23 +8,3 @@ from .normal import Normal
 from .refit import Fit, refit, refit_on_held_out
 from .repair import REPAIRS, Repair, repair
 from .sequential import TARGETS, ConsumerReport, Repaired, sequential_repair
-
-__all__ = [
-    "REPAIRS",
-    "TARGETS",
-    "WHOLE",
-    "ConsumerReport",
-    "Fit",
-    "Normal",
-    "Repair",
-    "Repaired",
-    "bias",
-    "mask_tuning",
-    "pruned_view",
-    "refit",
-    "refit_on_held_out",
-    "removed_parameters",
-    "repair",
-    "sequential_repair",
-    "with_consumers",
-]

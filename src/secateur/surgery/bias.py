@@ -13,7 +13,7 @@ from torch import Tensor
 from .repair import repair
 
 
-@repair("bias", biased=True)
+@repair("bias", paper="https://arxiv.org/abs/2312.11983", biased=True)
 def bias(
     weight: Float[Tensor, "removed width fan"], input_mean: Float[Tensor, "removed width"]
 ) -> Float[Tensor, " fan"]:

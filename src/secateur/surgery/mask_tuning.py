@@ -23,7 +23,7 @@ DAMPING = 1.0
 LIMIT = 10.0
 
 
-@repair("mask-tuning")
+@repair("mask-tuning", paper="https://arxiv.org/abs/2204.09656")
 def mask_tuning(
     normal: Normal,
     weight: Float[Tensor, "out in"],

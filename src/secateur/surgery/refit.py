@@ -101,7 +101,7 @@ def refit_on_held_out(
     return best if held_out.error(best.change, best.added) < held_out.error() else still
 
 
-@repair("refit", biased=True)
+@repair("refit", paper="https://arxiv.org/abs/2403.10799", biased=True)
 def least_squares(
     normal: Normal, held_out: Normal | None, damping: float | None, where: str
 ) -> Fit:

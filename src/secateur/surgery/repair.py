@@ -18,54 +18,30 @@ One that fits every consumer in sequence (`secateur.surgery.sequential`), and gi
 | `where` | what the consumer is called in messages | |
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+from ..registry import Function, Registered, entered
 
 
 @dataclass(frozen=True, slots=True)
-class Repair:
-    """A repair by name; `biased` says that consumers may have a bias by it that had none."""
+class Repair(Registered):
+    """A repair; `biased` says that consumers may have a bias by it that had none."""
 
-    name: str
-    function: Callable[..., Any]
     biased: bool
-
-    @property
-    def summary(self) -> str:
-        """First line of the function's docstring."""
-        return (inspect.getdoc(self.function) or "").split("\n")[0]
-
-    @property
-    def asks(self) -> tuple[str, ...]:
-        """What the function takes."""
-        return tuple(inspect.signature(self.function).parameters)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Statistics that it is made of."""
-        return tuple(name for name in self.asks if name.startswith("input_"))
 
     @property
     def fits(self) -> bool:
         """Whether consumers are fitted in sequence, on calibration tokens."""
-        return "normal" in self.asks
+        return "normal" in self.needs
 
 
 REPAIRS: dict[str, Repair] = {}
 
 
-def repair(
-    name: str, *, biased: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def repair(name: str, *, paper: str = "", biased: bool = False) -> Callable[[Function], Function]:
     """Register the decorated function as the repair `name`."""
-
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        REPAIRS[name] = Repair(name, function, biased)
-        return function
-
-    return register
+    return entered("repair", name, REPAIRS, lambda f, needs: Repair(name, f, paper, needs, biased))
 
 
 @repair("none")

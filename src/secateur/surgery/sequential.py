@@ -24,9 +24,8 @@ what is missing from the stream cannot be added to it, and it is fitted to `dens
 Whole layers and blocks that go are skipped by the student; what is fitted for them, `depth` says.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -109,14 +108,13 @@ def sequential_repair(
     repair: str = "refit",
     target: str = "residual",
     damping: float | None = None,
-    every: bool = True,
 ) -> Repaired:
     """Repair the consumers of all axes that `plan` cuts, by the calibration tokens of `walk`.
 
     `structure` has the fine axes of all layers, and the coarse ones that `plan` may remove.
     `damping` None is the repair's own; refit then chooses it for each consumer on the last eighth
-    of the windows, which fit nothing, so that their error never rises. With `every`, consumers that
-    lose nothing but come after some that do repay the error that they inherit.
+    of the windows, which fit nothing, so that their error never rises. Consumers that lose nothing
+    but come after some that do repay the error that they inherit.
 
     Raises:
         SecateurError: no such repair or target, activations that are not finite.
@@ -132,16 +130,15 @@ def sequential_repair(
         repair=repair,
         target=target,
         damping=damping,
-        every=every,
     )
     if not kept.whole:
         fine = [axis for axis in structure.axes if axis.granularity not in WHOLE]
         ahead = streams_after(walk, fine, depth) if target == "residual" else {}
         windows = len(walk.tokens)
-        held = "held_out" in chosen.asks and damping is None and windows > 1
+        held = "held_out" in chosen.needs and damping is None and windows > 1
         stopped = any((kept.value(i) or {}).get("stopped") for i in kept.done)
         surgeon = _Surgeon(
-            plan, chosen, target, damping, every, depth, ahead, windows if held else 0, stopped
+            plan, chosen, target, damping, depth, ahead, windows if held else 0, stopped
         )
         _operate(walk, fine, surgeon, kept)
         kept.end()
@@ -150,7 +147,7 @@ def sequential_repair(
 
 def _operate(walk: Walk, axes: Sequence[Axis], surgeon: "_Surgeon", kept: Kept) -> None:
     """The pass: the dense model, and from the first layer that changes the student beside it."""
-    touched = {axis.layer for axis in axes if axis.layer >= 0 and surgeon.touches(axis)}
+    touched = {axis.layer for axis in axes if axis.layer >= 0 and surgeon.plan.removed(axis)}
     begins = min(touched | surgeon.depth.begun, default=len(walk.source))
     states = {"dense": walk.embed(kept, "dense")}
     earlier = kept.state("student") if kept.done else None
@@ -205,34 +202,29 @@ class _Layer:
         return "dense_output" if asked == "residual" and not self.multipliers[name] else asked
 
 
+@dataclass(eq=False)
 class _Surgeon:
-    """Repairs one layer after the other; each finds its tensors and says how well it went."""
+    """Repairs one layer after the other; each finds its tensors and says how well it went.
 
-    def __init__(
-        self,
-        plan: Plan,
-        repair: Repair,
-        target: str,
-        damping: float | None,
-        every: bool,
-        depth: Depth,
-        ahead: Mapping[Place, Activations],
-        held: int = 0,
-        stopped: bool = False,
-    ) -> None:
-        self.target, self.depth = target, depth
-        self._plan, self._repair, self._damping, self._every = plan, repair, damping, every
-        self._ahead = ahead
-        # of so many windows the last ones are held out; 0: none are
-        self._fitted = held - max(1, int(held * HELD_OUT)) if held else None
-        self._stopped = stopped
-        self._tensors: dict[str, Tensor] = {}
-        self._reports: list[ConsumerReport] = []
-        self._anticipated: list[Place] = []
+    Of `held` windows the last ones are held out; 0: none are. What is `stopped` only cuts.
+    """
 
-    def touches(self, axis: Axis) -> bool:
-        """Whether an axis loses units."""
-        return bool(self._plan.removed(axis))
+    plan: Plan
+    repair: Repair
+    target: str
+    damping: float | None
+    depth: Depth
+    ahead: Mapping[Place, Activations]
+    held: int = 0
+    stopped: bool = False
+    _tensors: dict[str, Tensor] = field(default_factory=dict)
+    _reports: list[ConsumerReport] = field(default_factory=list)
+    _anticipated: list[Place] = field(default_factory=list)
+
+    @property
+    def _fitted(self) -> int | None:
+        """How many windows are fitted to, if others are held out."""
+        return self.held - max(1, int(self.held * HELD_OUT)) if self.held else None
 
     def repair_layer(
         self, step: LayerStep, axes: Sequence[Axis], dense: Activations, student: Activations
@@ -244,7 +236,7 @@ class _Surgeon:
         step.value = {
             "reports": [asdict(report) for report in self._reports],
             "anticipated": self._anticipated,
-            "stopped": self._stopped,
+            "stopped": self.stopped,
         }
         return edits
 
@@ -252,11 +244,10 @@ class _Surgeon:
         self, step: LayerStep, axes: Sequence[Axis], dense: Activations, student: Activations
     ) -> Substitutes:
         linears = [axis for axis in axes if axis.consumer.parameter == "weight"]
-        consumers = [Consumer.of(axis, self._plan, step.module) for axis in linears]
+        consumers = [Consumer.of(axis, self.plan, step.module) for axis in linears]
         edits = {**self._cut_experts(step, axes), **self.depth.silenced(step)}
         if not consumers:
             return edits
-        cut = {axis.consumer.module for axis in axes if self._plan.removed(axis)}
         gone = {a.consumer.module for a in linears if (a.layer, a.kind) in self.depth.blocks}
         _, inputs, call = next(step.batches(dense))
         multipliers = stream_multipliers(step.module, inputs, call, consumers)
@@ -264,11 +255,9 @@ class _Surgeon:
         layer = _Layer(step, consumers, dense, student, multipliers, ahead)
         by_name = {consumer.name: consumer for consumer in consumers}
         for consumer in (by_name[name] for name in multipliers if name not in gone):
-            if consumer.name not in cut and consumer.name not in ahead and not self._every:
-                continue
             only_cut = consumer.edit(consumer.weight, consumer.bias)
             edits = {**edits, **only_cut}
-            if not self._stopped:
+            if not self.stopped:
                 before = only_cut if self.target == "one_shot" else edits
                 edits = {**edits, **self._fit(layer, consumer, before)}
         return edits
@@ -284,7 +273,7 @@ class _Surgeon:
         found: dict[str, Activations] = {}
         called = list(multipliers)
         for axis in axes:
-            states = self._ahead.get((axis.layer, axis.kind))
+            states = self.ahead.get((axis.layer, axis.kind))
             own = [a.consumer.module for a in axes if a.kind == axis.kind]
             linear = all(a.consumer.parameter == "weight" for a in axes if a.kind == axis.kind)
             last = max(own, key=called.index) if linear else None
@@ -297,7 +286,7 @@ class _Surgeon:
         """Experts, whose consumers have no module of their own, are cut and not fitted."""
         edits: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
         for axis in axes:
-            member, removed = axis.consumer, self._plan.removed_tensor(axis)
+            member, removed = axis.consumer, self.plan.removed_tensor(axis)
             if member.parameter != "weight" and len(removed):
                 module = find(step.module, member.module, axis.layer)
                 whole = module.get_parameter(member.parameter).detach()
@@ -312,7 +301,7 @@ class _Surgeon:
         scored = held or normal
         before = scored.error() / max(power, _TINY)
         found = self._found(consumer, normal, held)
-        self._stopped = found.stop
+        self.stopped = found.stop
         after = scored.error(found.change, found.added) / max(power, _TINY)
         moved = bool(found.change.any() or found.added.any())
         self._reports.append(
@@ -341,15 +330,15 @@ class _Surgeon:
 
     def _found(self, consumer: Consumer, normal: Normal, held: Normal | None) -> Fit:
         """What the repair makes of a consumer."""
-        given: dict[str, Callable[[], Any]] = {
-            "normal": lambda: normal,
-            "held_out": lambda: held,
-            "weight": lambda: consumer.weight,
-            "owner": lambda: consumer.owner,
-            "damping": lambda: self._damping,
-            "where": lambda: consumer.name,
+        given = {
+            "normal": normal,
+            "held_out": held,
+            "weight": consumer.weight,
+            "owner": consumer.owner,
+            "damping": self.damping,
+            "where": consumer.name,
         }
-        fit: Fit = self._repair.function(**{name: given[name]() for name in self._repair.asks})
+        fit: Fit = self.repair.function(**{name: given[name] for name in self.repair.needs})
         return fit
 
     def _gather(

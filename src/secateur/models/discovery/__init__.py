@@ -12,19 +12,3 @@ from .tiny import (
 )
 from .trace import Traced, traced
 from .undeclared import undeclared_family
-
-__all__ = [
-    "TOLERANCES",
-    "Traced",
-    "dense_config",
-    "layer_kinds",
-    "linearise_norms",
-    "norm_sizes",
-    "running_model",
-    "shallow_config",
-    "tiny_choices",
-    "tiny_model",
-    "tokens",
-    "traced",
-    "undeclared_family",
-]

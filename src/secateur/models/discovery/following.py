@@ -31,20 +31,13 @@ def followers(
             other = getattr(modules[1].get(name), attribute, None)
             if attribute in _NO_COUNTS or type(number) is not int or type(other) is not int:
                 continue
-            size = _count((number, other), sizes, among)
-            if size is not None and not _says_shape(module, attribute):
+            size = next(
+                (s for s in among if [s.at(c.values) for c in sizes] == [number, other]), None
+            )
+            if size is not None and number > 1 and not _says_shape(module, attribute):
                 yield name, attribute, size
         for attribute in _read_from_config(module):
             yield name, f"config.{attribute}", _HEAD_COUNTS[attribute]
-
-
-def _count(
-    numbers: tuple[int, int], sizes: tuple[Sizes, Sizes], among: tuple[Size, ...]
-) -> Size | None:
-    for size in among:
-        if tuple(size.at(choice.values) for choice in sizes) == numbers and numbers[0] > 1:
-            return size
-    return None
 
 
 def _says_shape(module: nn.Module, attribute: str) -> bool:

@@ -5,8 +5,7 @@ says what the operation is: that the weight multiplies its input, which of its i
 input channel, and which make which output channel, is read off gradients.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,15 +40,18 @@ class Read:
 
 
 class Watcher(TorchFunctionMode):
-    """Notes the reads of `parameters`; reads number `cut` pass no gradient to what came before."""
+    """While entered, notes what reads the parameters of `layer`.
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], cut: frozenset[int]) -> None:
+    Reads number `cut` pass no gradient to what came before.
+    """
+
+    def __init__(self, layer: nn.Module, cut: frozenset[int] = frozenset()) -> None:
         super().__init__()
         self.reads: list[Read] = []
         self._cut = cut
         # Results are kept with their ids: another tensor could get the id of one that is gone.
         self._weights: dict[int, tuple[Tensor, str]] = {
-            id(parameter): (parameter, name) for name, parameter in parameters.items()
+            id(parameter): (parameter, name) for name, parameter in layer.named_parameters()
         }
 
     def __torch_function__(
@@ -82,14 +84,6 @@ class Watcher(TorchFunctionMode):
             )  # fmt: skip
             self.reads.append(read)
         return result
-
-
-@contextmanager
-def watching(layer: nn.Module, cut: frozenset[int] = frozenset()) -> Iterator[Watcher]:
-    """Watch what reads the parameters of `layer` while entered."""
-    watcher = Watcher(dict(layer.named_parameters()), cut)
-    with watcher:
-        yield watcher
 
 
 def touched(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

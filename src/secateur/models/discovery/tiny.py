@@ -36,12 +36,17 @@ def running_model(config: Any, seed: int) -> Any:
             failures.append(error)
     if isinstance(failures[0], SecateurError):
         raise failures[0]
-    reason = " ".join(str(failures[0]).split())[:200]
-    raise SecateurError(
+    raise does_not_run(config, failures[0]) from failures[0]
+
+
+def does_not_run(config: Any, error: Exception) -> SecateurError:
+    """What to say of a family whose code runs on no small model."""
+    reason = " ".join(str(error).split())[:200]
+    return SecateurError(
         f"The coupled structures of {config.model_type!r} cannot be traced: its code does not run"
-        f" on a small model ({type(failures[0]).__name__}: {reason}).\n"
+        f" on a small model ({type(error).__name__}: {reason}).\n"
         "This family needs a declared layout."
-    ) from failures[0]
+    )
 
 
 def tiny_model(config: Any, sizes: Sizes, seed: int) -> Any:

@@ -28,9 +28,9 @@ from ...structure import Coupling, Role, Slice
 from ..families import Family
 from ..streamed import StreamedModel
 from .couplings import NoLayoutError, Place, Row, row_couplings
-from .reads import Read, along, probe_sum, read_map, touched, watching, write_dims
+from .reads import Read, Watcher, along, probe_sum, read_map, touched, write_dims
 from .sizes import Sizes, tiny_choices
-from .tiny import fill, linearise_norms, tiny_model, tokens
+from .tiny import does_not_run, fill, linearise_norms, tiny_model, tokens
 
 _SEEDS = (0, 1)
 
@@ -68,31 +68,19 @@ def traced(config: Any, layer: int, family: Family) -> Traced:
     failures: list[SecateurError] = []
     found: list[Traced] = []
     for sizes in tiny_choices(config):
-        if found and (not found[-1].left or len(found) == _RUNS or _differ(sizes, found[-1].sizes)):
+        # what runs in fp64 need not run in fp32
+        other = bool(found) and sizes[0].dtype != found[-1].sizes[0].dtype
+        if found and (not found[-1].left or len(found) == _RUNS or other):
             break
         try:
             found.append(_attempt(config, layer, family, sizes))
         except SecateurError as error:
             failures.append(error)
         except Exception as error:  # the family's own code runs: anything may come out of it
-            failures.append(_does_not_run(config, error))
+            failures.append(does_not_run(config, error))
     if not found:
         raise failures[0]
     return min(found, key=lambda some: (not some.has_heads, len(some.left)))
-
-
-def _differ(some: tuple[Sizes, Sizes], others: tuple[Sizes, Sizes]) -> bool:
-    """Whether they are of different dtypes: what runs in fp64 need not run in fp32."""
-    return some[0].dtype != others[0].dtype
-
-
-def _does_not_run(config: Any, error: Exception) -> SecateurError:
-    reason = " ".join(str(error).split())[:200]
-    return SecateurError(
-        f"The coupled structures of {config.model_type!r} cannot be traced: its code does not run"
-        f" on a small model ({type(error).__name__}: {reason}).\nThis family needs a declared"
-        " layout."
-    )
 
 
 def _attempt(config: Any, layer: int, family: Family, sizes: tuple[Sizes, Sizes]) -> Traced:
@@ -163,7 +151,7 @@ def _traced(
     hidden, call = _call(model, family, layer, seed)
     parameters = dict(module.named_parameters())
     residual = _residual_reads(module, hidden, call)
-    with watching(module, residual) as watcher:
+    with Watcher(module, residual) as watcher:
         module(hidden, *call[0], **call[1])
     consumers: dict[str, list[tuple[Read, list[Tensor]]]] = {}
     for number, read in enumerate(watcher.reads):
@@ -229,7 +217,7 @@ def _residual_reads(module: nn.Module, hidden: Tensor, call: Any) -> frozenset[i
         for name, parameter in module.named_parameters():
             if parameter.dim() > 1 or name not in norm_weights:
                 parameter.data.zero_()
-        with watching(module) as watcher:
+        with Watcher(module) as watcher:
             module(hidden, *call[0], **call[1])
         return frozenset(
             number

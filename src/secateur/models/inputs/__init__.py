@@ -2,27 +2,7 @@
 
 from .adapter import adapter_in, base_of, merged_view
 from .gguf import Gguf, gguf_file
-from .live import check_folder, check_live, check_named, holds_floats
+from .live import check_live, holds_floats
 from .multimodal import Outer, is_multimodal, outer_of
 from .quantised import dequantised, scheme_of, without_quantisation
 from .tokenizers import has_tokenizer, tokenizer_of
-
-__all__ = [
-    "Gguf",
-    "Outer",
-    "adapter_in",
-    "base_of",
-    "check_folder",
-    "check_live",
-    "check_named",
-    "dequantised",
-    "gguf_file",
-    "has_tokenizer",
-    "holds_floats",
-    "is_multimodal",
-    "merged_view",
-    "outer_of",
-    "scheme_of",
-    "tokenizer_of",
-    "without_quantisation",
-]

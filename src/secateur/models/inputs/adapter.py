@@ -6,7 +6,6 @@ its layer gets the weights of the base, merges them, and is thrown away.
 
 import copy
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +55,8 @@ def base_of(folder: Path) -> str:
     """The base of the adapter in `folder`: the weights beside it, or what its config names.
 
     Raises:
-        SecateurError: there is none, PEFT is missing, or the adapter lies in a pickle.
+        SecateurError: there is none, or the adapter lies in a pickle.
     """
-    if find_spec("peft") is None:
-        raise SecateurError(
-            'Merging an adapter needs the package peft.\nType: pip install "secateur[lora]"'
-        )
     if not (folder / _WEIGHTS).is_file():
         raise SecateurError(
             f"{folder} has no {_WEIGHTS}; adapters in pickle files (.bin) can run code and are not"

@@ -56,8 +56,44 @@ class Gguf:
         self.raw, self.config = self._config()
 
     def weights(self, skeleton: Any) -> View:
-        """What the file holds, under the names of `skeleton`, the empty model of its config."""
-        return _view(self._reader, skeleton)
+        """What the file holds, under the names of `skeleton`, the empty model of its config.
+
+        The first row of a tensor is the one that lies in the file.
+        """
+        from gguf import dequantize
+        from transformers import modeling_gguf_pytorch_utils as own
+
+        architecture = own.read_field(self._reader, "general.architecture")[0]
+        kind = own.TENSOR_PROCESSORS.get(architecture, own.TensorProcessor)
+        processor = kind(config=skeleton.config.to_dict())
+        names = own.get_gguf_hf_weights_map(skeleton, processor)
+        dtype: torch.dtype = skeleton.dtype
+        shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+        sources: dict[str, list[Any]] = {}
+        for tensor in self._reader.tensors:
+            # the experts of a layer have a part of a name
+            target = names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"))
+            if (target or tensor.name) in shapes:
+                sources.setdefault(target or tensor.name, []).append(tensor)
+
+        def read(name: str) -> Tensor:
+            merged: dict[str, Tensor] = {}
+            for source in sources[name]:
+                found = processor.process(
+                    weights=dequantize(source.data, source.tensor_type),
+                    name=source.name,
+                    tensor_key_mapping=names,
+                    parsed_parameters={"tensors": merged},
+                )
+                if found.name is not None:
+                    merged[name] = torch.from_numpy(found.weights.copy())
+            return merged[name].to(dtype)
+
+        return View(
+            {name: TensorSpec(shapes[name], dtype) for name in sources},
+            read,
+            lambda name: torch.from_numpy(sources[name][0].data[:1].copy()),
+        )
 
     def tokenizer(self) -> Any:
         """The tokenizer in the file."""
@@ -85,47 +121,6 @@ class Gguf:
             config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
         raw = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
         return raw, config
-
-
-def _view(reader: Any, skeleton: Any) -> View:
-    """The tensors of a GGUF file under the model's names, in the dtype of its config.
-
-    The first row of a tensor is the one that lies in the file.
-    """
-    from gguf import dequantize
-    from transformers import modeling_gguf_pytorch_utils as own
-
-    architecture = own.read_field(reader, "general.architecture")[0]
-    kind = own.TENSOR_PROCESSORS.get(architecture, own.TensorProcessor)
-    processor = kind(config=skeleton.config.to_dict())
-    names = own.get_gguf_hf_weights_map(skeleton, processor)
-    dtype: torch.dtype = skeleton.dtype
-    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    sources: dict[str, list[Any]] = {}
-    for tensor in reader.tensors:
-        # the experts of a layer have a part of a name
-        target = names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"))
-        if (target or tensor.name) in shapes:
-            sources.setdefault(target or tensor.name, []).append(tensor)
-
-    def read(name: str) -> Tensor:
-        merged: dict[str, Tensor] = {}
-        for source in sources[name]:
-            found = processor.process(
-                weights=dequantize(source.data, source.tensor_type),
-                name=source.name,
-                tensor_key_mapping=names,
-                parsed_parameters={"tensors": merged},
-            )
-            if found.name is not None:
-                merged[name] = torch.from_numpy(found.weights.copy())
-        return merged[name].to(dtype)
-
-    return View(
-        {name: TensorSpec(shapes[name], dtype) for name in sources},
-        read,
-        lambda name: torch.from_numpy(sources[name][0].data[:1].copy()),
-    )
 
 
 def _reader(file: Path) -> Any:

@@ -1,6 +1,5 @@
 """Live modules: which of them can be read as they are, and what to do with the others."""
 
-from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -14,32 +13,6 @@ _WRAPPERS = {
     "FullyShardedDataParallel": "module",
     "OptimizedModule": "_orig_mod",
 }
-
-
-def check_named(model: Any) -> None:
-    """Refuse what is neither a path, a name nor a module.
-
-    Raises:
-        TypeError: it is not.
-    """
-    if not isinstance(model, str | PathLike | nn.Module):
-        raise TypeError(
-            "The model is a folder, a name on the hub or a transformers module, not a"
-            f" {type(model).__name__}."
-        )
-
-
-def check_folder(model: Any) -> None:
-    """Refuse what is neither a path nor a name.
-
-    Raises:
-        TypeError: it is not.
-    """
-    if not isinstance(model, str | PathLike):
-        raise TypeError(
-            f"The model is a folder or a name on the hub here, not a {type(model).__name__}:"
-            " write a live module to one first."
-        )
 
 
 def check_live(model: nn.Module) -> None:
