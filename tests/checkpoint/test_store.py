@@ -107,3 +107,31 @@ def test_a_tensor_that_is_damaged_is_told(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8] + bytes(8))
     with pytest.raises(SecateurError, match=r"is damaged.\nAdd --fresh"):
         Kept(tmp_path).found(0)["a"]
+
+
+def test_links_and_foreign_files_are_not_touched(tmp_path: Path) -> None:
+    """Whatever lies in a store or in a pass: only what a pass kept goes."""
+    with Store(tmp_path / "store") as store:
+        store.kept("statistics", {}, {"needs": []}).end()
+        own = store.passes()[0].folder
+    elsewhere = tmp_path / "elsewhere"
+    own.rename(elsewhere)
+    (elsewhere / "thesis.txt").write_text("years")
+    own.symlink_to(elsewhere)
+    with Store(tmp_path / "store", fresh=True) as store:
+        assert store.passes() == []
+        store.kept("statistics", {}, {"needs": []}).end()
+    assert Store(tmp_path / "store").clean() == 0
+    assert {file.name for file in elsewhere.iterdir()} >= {"thesis.txt", "end.safetensors"}
+    own.unlink()
+    elsewhere.rename(own)
+    Store(tmp_path / "store").clean()
+    assert [file.name for file in own.iterdir()] == ["thesis.txt"]
+
+
+def test_a_pass_that_says_it_was_asked_for_something_else_is_none(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.kept("statistics", {"model": "m"}, {"needs": ["moments"]}).end()
+        about = store.passes()[0].folder / "about.json"
+        about.write_text(about.read_text().replace("moments", "norm"))
+        assert store.earlier("statistics", {"model": "m"}) == []

@@ -11,6 +11,7 @@ tensor stands the sum of its bytes: what a power cut or a bad disk has left of i
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,7 +29,8 @@ from .renaming import token
 from .view import OnDemand
 from .weights import DTYPES
 
-STATES, END, _PARTIAL = "states.safetensors", "end.safetensors", "partial-"
+STATES, END, PARTIAL = "states.safetensors", "end.safetensors", "partial-"
+_LAYER = re.compile(r"layer-(\d{1,6})\.safetensors")
 # Keeping states takes at most this share of the time, once it has taken a second in all.
 _SHARE, _FREE = 0.1, 1.0
 
@@ -50,7 +52,7 @@ class Kept:
         self.seconds = 0.0
         if folder is not None:
             if made:
-                for rest in folder.glob(f"{_PARTIAL}*"):
+                for rest in folder.glob(f"{PARTIAL}*"):
                     rest.unlink()
             self._read(folder)
             self.seconds = math.inf if self.done or self.whole else 0.0
@@ -63,8 +65,7 @@ class Kept:
     @property
     def layers(self) -> list[int]:
         """The layers in which something was found, in ascending order."""
-        names = (name.partition("-")[2].partition(".")[0] for name in self._found if name != END)
-        return sorted(map(int, names))
+        return sorted(int(layer[1]) for name in self._found if (layer := _LAYER.fullmatch(name)))
 
     def file(self, name: str) -> Path | None:
         """Where something of the pass's own lies that it reads and writes; None in memory."""
@@ -144,7 +145,7 @@ class Kept:
                 self.done = _layers_done(folder)
         names = [_layer(index) for index in self.done]
         if (folder / END).is_file():
-            names = [*(file.name for file in folder.glob("layer-*")), END]
+            names = [*(file.name for file in folder.iterdir() if _LAYER.fullmatch(file.name)), END]
         self._found = {name: (_tensors(folder / name), _value(folder / name)) for name in names}
 
 
@@ -182,7 +183,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     sums = {name: checksum(tensor) for name, tensor in plain.items()}
     raw = header(plain, {"value": json.dumps(value), "sums": json.dumps(sums)})
-    partial = path.with_name(f"{_PARTIAL}{token()}")
+    partial = path.with_name(f"{PARTIAL}{token()}")
     try:
         with partial.open("wb") as file:
             file.write(raw)

@@ -9,8 +9,10 @@ it, so that a run finds what others asked on the same walk. A pass whose lock an
 made in memory; of those that nobody holds, the oldest go when all are larger than the limit.
 """
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from typing import Any
 from ..errors import SecateurError
 from ..parsing import parse_json, read_text
 from ..progress import note
-from .kept import END, Kept
+from .kept import END, PARTIAL, Kept
 from .lock import locked
 
 GIB = 20.0
@@ -98,6 +100,8 @@ class Store:
                 continue
             with suppress(SecateurError):  # damaged: as if it were not there
                 asked = _about(folder)["asked"]
+                if folder.name != f"{_stem(kind, walk)}-{digest(asked)[:12]}":
+                    continue  # it is not what it says
                 kept = self.kept(kind, walk, asked)
                 if kept.whole:
                     found.append((asked, kept))
@@ -127,6 +131,8 @@ class Store:
 
     def _opened(self, folder: Path, about: Mapping[str, Any]) -> Kept:
         try:
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             folder.mkdir(parents=True, exist_ok=True)
             self._locks.enter_context(locked(folder / _LOCK, folder))
             if self._fresh:
@@ -197,6 +203,8 @@ def _about(folder: Path) -> Mapping[str, Any]:
         SecateurError: the folder holds none.
     """
     file = folder / _ABOUT
+    if folder.is_symlink():  # what lies there is not ours
+        raise SecateurError(f"{folder} is a link.\nRemove it.")
     unsound = SecateurError(f"{file} is damaged.\nRemove {folder}.")
     about = parse_json(read_text(file), lambda why: unsound)
     if not isinstance(about, dict) or not isinstance(about.get("asked"), dict):
@@ -205,9 +213,9 @@ def _about(folder: Path) -> Mapping[str, Any]:
 
 
 def _emptied(folder: Path) -> None:
-    for file in folder.iterdir():
-        if file.name not in (_ABOUT, _LOCK):
-            file.unlink()
+    """Remove what a pass kept, and nothing else that may lie there."""
+    for file in (*folder.glob("*.safetensors"), *folder.glob(f"{PARTIAL}*")):
+        file.unlink()
 
 
 def _removed(folder: Path) -> bool:

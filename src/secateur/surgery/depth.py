@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Kept
+from ..checkpoint import Kept, checksum, damaged
 from ..stats import Activations, LayerStep, Walk
 from ..stats.collect import find
 from ..stats.stream import Call, hidden_of
@@ -124,22 +124,25 @@ class _Ahead:
         for index in kept.layers:
             value = kept.value(index)
             self.adding |= {index} if value["adds"] else set()
-            for place, shape in value["found"]:
-                self.found[place[0], place[1]] = self._states(place, shape, walk.source.dtype)
+            for place, shape, total in value["found"]:
+                states = self._states(place, shape, walk.source.dtype)
+                if kept.folder is not None and checksum(states.tensor) != total:
+                    raise damaged(kept.folder)
+                self.found[place[0], place[1]] = states
 
     def _states(self, place: Sequence[Any], shape: Sequence[int], dtype: Any) -> Activations:
         count, length, width = shape
         name = f"after-{place[0]}-{place[1]}"
         return Activations.kept(self.kept, name, (count, length, width), dtype, self._walk.limit)
 
-    def add(self, start: Place, states: Activations) -> tuple[Place, list[int]]:
+    def add(self, start: Place, states: Activations) -> tuple[Place, list[int], int]:
         """Keep the stream after the gap that follows `start`; what says so in the layer's value."""
         if self.kept.folder is not None:
             own = self._states(start, states.tensor.shape, states.tensor.dtype)
             own.tensor.copy_(states.tensor)
             states = own
         self.found[start] = states
-        return start, list(states.tensor.shape)
+        return start, list(states.tensor.shape), checksum(states.tensor)
 
 
 def _look_ahead(walk: Walk, axes: Sequence[Axis], depth: Depth, ahead: _Ahead) -> None:
