@@ -2,9 +2,11 @@
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -52,10 +54,18 @@ class Registered:
             return self.function(*args, **given)
         except SecateurError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, torch.OutOfMemoryError) or not self.own:
                 raise
-            raise SecateurError(f"{fails}: {type(error).__name__}: {error}") from error
+            at = f"{type(error).__name__}: {error}{self._place(error)}"
+            raise SecateurError(f"{fails}: {at}") from error
+
+    def _place(self, error: BaseException) -> str:
+        """The line of the user's file that an error comes from."""
+        file = inspect.getfile(self.function)
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+        return f" ({Path(file).name}, line {lines[-1]})" if lines else ""
 
 
 def is_name(name: object) -> TypeGuard[str]:

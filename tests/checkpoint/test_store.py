@@ -135,3 +135,21 @@ def test_a_pass_that_says_it_was_asked_for_something_else_is_none(tmp_path: Path
         about = store.passes()[0].folder / "about.json"
         about.write_text(about.read_text().replace("moments", "norm"))
         assert store.earlier("statistics", {"model": "m"}) == []
+
+
+@pytest.mark.parametrize("damage", ["value", "order", "layer"])
+def test_of_a_whole_pass_nothing_that_changed_is_believed(damage: str, tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    kept.layer(0, {"a": torch.arange(64.0)}, {"loss": 12345.0}, {})
+    kept.layer(1, {"a": torch.arange(64.0)}, None, {})
+    kept.end(value=1.5)
+    file = tmp_path / "layer-0.safetensors"
+    data = file.read_bytes()
+    if damage == "value":
+        file.write_bytes(data.replace(b"12345.0", b"12346.0"))
+    elif damage == "order":
+        file.write_bytes(data[:-256] + data[-128:] + data[-256:-128])
+    else:
+        file.unlink()
+    with pytest.raises(SecateurError, match="is damaged"):
+        Kept(tmp_path).found(0)["a"]

@@ -448,3 +448,70 @@ def test_a_score_made_of_gram_matrices_is_that_of_all_of_them(
     found = scores(opened.structure.axes, "energy", opened.weights, statistics, seed=0)
     config = make_config(model=str(model), **{k: v for k, v in settings.items() if k != "use"})
     assert kept_units(opened.structure, found, config) == dict(plan.keep)
+
+
+def test_a_run_that_fails_leaves_what_an_earlier_one_kept(
+    texts: dict[str, Any],
+    tiny_folder: Callable[..., Path],
+    tmp_path: Path,
+    layers_run: list[int],
+    cut_short: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, out = tiny_folder(), tmp_path / "small"
+    secateur.prune(model, out=tmp_path / "whole", **texts)
+    count = len(layers_run)
+    cut_short(4)
+    with pytest.raises(KeyboardInterrupt):
+        secateur.prune(model, out=out, **texts)
+    cut_short(-1)
+    monkeypatch.setattr("secateur.pipeline.keeping.WORTH", 5.0)
+    with pytest.raises(secateur.SecateurError):
+        secateur.prune(model, out=out, **{**texts, "calibration": "no/such.txt"})
+    layers_run.clear()
+    secateur.prune(model, out=out, **texts)
+    assert len(layers_run) == count - 4
+    assert same(tmp_path / "whole", out)
+
+
+def test_a_store_in_hand_goes_on_after_an_interrupt(
+    texts: dict[str, Any],
+    tiny_folder: Callable[..., Path],
+    tmp_path: Path,
+    cut_short: Callable[[int], None],
+) -> None:
+    """As in a notebook; where nothing can be written, too."""
+    model = tiny_folder()
+    secateur.prune(model, out=tmp_path / "whole", **texts)
+    (tmp_path / "file").write_text("no folder")
+    for number, place in enumerate((tmp_path / "store", tmp_path / "file" / "store")):
+        with Store(place) as store:
+            cut_short(2)
+            with pytest.raises(KeyboardInterrupt):
+                secateur.prune(model, out=tmp_path / f"small-{number}", store=store, **texts)
+            cut_short(-1)
+            secateur.prune(model, out=tmp_path / f"small-{number}", store=store, **texts)
+        assert same(tmp_path / "whole", tmp_path / f"small-{number}")
+
+
+def test_streams_that_a_repair_looked_ahead_at_are_checked_and_go(
+    texts: dict[str, Any],
+    tiny_folder: Callable[..., Path],
+    tmp_path: Path,
+    cut_short: Callable[[int], None],
+) -> None:
+    model, store = tiny_folder(), tmp_path / "store"
+    settings = {**texts, **RUNS["depth"], "store": store}
+    cut_short(5)
+    with pytest.raises(KeyboardInterrupt):
+        secateur.prune(model, out=tmp_path / "small", **settings)
+    cut_short(-1)
+    kept = list(store.glob("*/after-*"))
+    assert kept
+    for states in kept:
+        states.write_bytes(states.read_bytes()[:-64] + bytes(64))
+        with pytest.raises(secateur.SecateurError, match="is damaged"):
+            secateur.prune(model, out=tmp_path / "small", **settings)
+    secateur.prune(model, out=tmp_path / "small", fresh=True, **settings)
+    assert not list(store.glob("*/after-*"))
+    assert {one.kind for one in Store(store).passes()} == {"statistics", "repair", "perplexity"}

@@ -17,6 +17,7 @@ from ..errors import SecateurError
 from .ours import RECOVERY, foreign, known, written_by_us
 from .place import Place
 from .renaming import exchange, rename_new, token
+from .store import Store
 
 # What makes a folder a result comes last and goes first, the first of these at the very end.
 _LAST = ("config.json", "plan.json", "comparison.json")
@@ -35,7 +36,7 @@ def appear(place: Place, partial: Path, *, replaced: int | None, training: bool)
         partial.rename(whole)
         if training:
             place.training.unlink(missing_ok=True)
-        _remove(place.store)
+        Store(place.store).clean()
         if replaced is not None and not _is(place.path, replaced):
             _keep(place, whole, "changed")
         _end(place, whole)
@@ -57,7 +58,7 @@ def tidy(place: Place) -> bool:
             else:
                 if (whole / RECOVERY).is_file():  # killed before the state of its training went
                     place.training.unlink(missing_ok=True)
-                _remove(place.store)
+                Store(place.store).clean()
                 _end(place, whole)
                 ended = True
         for old in place.left("old"):

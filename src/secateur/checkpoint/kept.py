@@ -6,14 +6,17 @@
     end.safetensors       what was found after the layers; where it is, the pass is whole
 
 Each file is written under another name and renamed, so that it is whole or not there. Beside every
-tensor stands the sum of its bytes: what a power cut or a bad disk has left of it is not believed.
+tensor stands a checksum, and one of all that stands beside the tensors: what a power cut or a bad
+disk has left of it is not believed. Of hidden states, of which there are many, it is the sum of
+their bytes; of what was found a CRC.
 """
 
 import json
 import math
 import re
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,7 +49,7 @@ class Kept:
     def __init__(self, folder: Path | None = None, *, made: bool = True) -> None:
         self.folder = folder
         self.done: tuple[int, ...] = ()
-        self.dropped = False
+        self.dropped, self._made = False, made
         self._found: dict[str, tuple[Mapping[str, Tensor], Any]] = {}
         self._started, self._spent = time.monotonic(), 0.0
         self.seconds = 0.0
@@ -97,20 +100,36 @@ class Kept:
 
     def end(self, found: Mapping[str, Tensor] | None = None, value: Any = None) -> None:
         """The pass is whole: keep what was found last, and nothing that it would go on with."""
-        self._keep(END, found or {}, value)
+        self._keep(END, found or {}, {"value": value, "layers": self.layers})
         if self.folder is not None:
             (self.folder / STATES).unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Of the pass nothing is needed any more."""
-        self.dropped = True
-        for file in self.folder.glob("*.safetensors") if self.folder is not None else ():
-            file.unlink()
+        if self.folder is not None and self._made:
+            self.dropped = True
+            for file in self.folder.glob("*.safetensors"):
+                file.unlink(missing_ok=True)
 
     @property
     def ended(self) -> tuple[Mapping[str, Tensor], Any]:
         """What was found last."""
-        return self._found[END]
+        found, about = self._found[END]
+        return found, about["value"]
+
+    def held(self) -> "Kept":
+        """The same with everything in memory: for what another run may remove.
+
+        Raises:
+            SecateurError: it is not whole, or needs files of its own.
+        """
+        assert self.folder is not None, "it is read from a folder"
+        files = {file.name for file in self.folder.glob("*.safetensors")}
+        if not self.whole or files != set(self._found):
+            raise damaged(self.folder)
+        self._found = {name: (dict(found), value) for name, (found, value) in self._found.items()}
+        self.folder = None
+        return self
 
     def _affordable(self) -> bool:
         return self._spent < max(_FREE, _SHARE * (time.monotonic() - self._started))
@@ -145,7 +164,8 @@ class Kept:
                 self.done = _layers_done(folder)
         names = [_layer(index) for index in self.done]
         if (folder / END).is_file():
-            names = [*(file.name for file in folder.iterdir() if _LAYER.fullmatch(file.name)), END]
+            about = _metadata(folder / END, "value")
+            names = [*map(_layer, about["layers"]), END]
         self._found = {name: (_tensors(folder / name), _value(folder / name)) for name in names}
 
 
@@ -181,8 +201,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None
         OSError: it cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    sums = {name: checksum(tensor) for name, tensor in plain.items()}
-    raw = header(plain, {"value": json.dumps(value), "sums": json.dumps(sums)})
+    total = _total(path)
+    sums = {name: [total(one), str(one.dtype), list(one.shape)] for name, one in plain.items()}
+    about = json.dumps({"value": value, "sums": sums})
+    raw = header(plain, {"about": about, "crc": str(zlib.crc32(about.encode()))})
     partial = path.with_name(f"{PARTIAL}{token()}")
     try:
         with partial.open("wb") as file:
@@ -221,6 +243,15 @@ def checksum(tensor: Tensor) -> int:
     return int(data[:eights].view(torch.int64).sum()) + int(data[eights:].sum())
 
 
+def _crc(tensor: Tensor) -> int:
+    return zlib.crc32(_bytes(tensor).numpy().data)
+
+
+def _total(path: Path) -> Callable[[Tensor], int]:
+    """The checksum of the tensors in a file."""
+    return checksum if path.name == STATES else _crc
+
+
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.flatten().view(torch.uint8)
 
@@ -235,7 +266,7 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
                 tensor: Tensor = file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise damaged(path) from error
-        if checksum(tensor) != sums[name]:
+        if [_total(path)(tensor), str(tensor.dtype), list(tensor.shape)] != sums[name]:
             raise damaged(path)
         return tensor
 
@@ -249,6 +280,9 @@ def _value(path: Path) -> Any:
 def _metadata(path: Path, name: str) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
-            return parse_json((file.metadata() or {})[name], lambda why: damaged(path))
+            metadata = file.metadata() or {}
+        if str(zlib.crc32(metadata["about"].encode())) != metadata["crc"]:
+            raise damaged(path)
+        return parse_json(metadata["about"], lambda why: damaged(path))[name]
     except (OSError, SafetensorError, KeyError) as error:
         raise damaged(path) from error

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from .lock import locked
 
 GIB = 20.0
 _ABOUT, _LOCK = "about.json", "lock"
+_NAME = re.compile(r"[a-z-]+-[0-9a-f]{12}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Pass:
     @property
     def kind(self) -> str:
         """What was looked for on the way."""
-        return str(self.about.get("kind", "?"))
+        return self.folder.name[: -len("-0123456789ab-0123456789ab")].replace("-", " ")
 
 
 class Store:
@@ -90,6 +92,9 @@ class Store:
         name = f"{_stem(kind, walk)}-{digest(asked)[:12]}"
         if name not in self._open:
             self._open[name] = self._opened(self.folder / name, about)
+        elif not self._open[name].whole:  # an interrupt in this process: what is on disk counts
+            folder = self._open[name].folder
+            self._open[name] = Kept() if folder is None else self._read(folder, kind)
         return self._open[name]
 
     def earlier(self, kind: str, walk: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Kept]]:
@@ -111,17 +116,21 @@ class Store:
         """What is there, the latest used first."""
         found = []
         for folder in self.folder.iterdir() if self.folder.is_dir() else ():
-            with suppress(SecateurError, OSError):
-                about, used = _about(folder), (folder / _ABOUT).stat().st_mtime
+            with suppress(OSError):
+                if folder.is_symlink() or not _NAME.fullmatch(folder.name):
+                    continue
+                about, used = _about_or_none(folder), folder.stat().st_mtime
                 size = sum(file.stat().st_size for file in folder.iterdir())
                 found.append(Pass(folder, about, (folder / END).is_file(), size, used))
         return sorted(found, key=lambda one: -one.used)
 
     def clean(self) -> int:
         """Remove all that nobody holds; how many bytes that were."""
-        freed = sum(one.bytes for one in self.passes() if _removed(one.folder))
-        with suppress(OSError):  # not empty
-            self.folder.rmdir()
+        passes = self.passes()
+        freed = sum(one.bytes for one in passes if _removed(one.folder))
+        if passes:
+            with suppress(OSError):  # not empty
+                self.folder.rmdir()
         return freed
 
     @property
@@ -131,35 +140,38 @@ class Store:
 
     def _opened(self, folder: Path, about: Mapping[str, Any]) -> Kept:
         try:
+            str(folder).encode()  # what safetensors opens has a name in UTF-8
             if folder.is_symlink():
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             folder.mkdir(parents=True, exist_ok=True)
             self._locks.enter_context(locked(folder / _LOCK, folder))
             if self._fresh:
                 _emptied(folder)
-            if not (folder / _ABOUT).is_file():
-                (folder / _ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            (folder / _ABOUT).touch()
-        except OSError as error:
-            self._tell(f"passes cannot be kept in {self.folder} ({error.strerror})")
+            _say_what(folder, about)
+            return self._read(folder, about["kind"])
+        except (OSError, UnicodeEncodeError) as error:
+            why = getattr(error, "strerror", None) or "its name is not UTF-8"
+            self._tell(f"passes cannot be kept in {self.folder} ({why})")
             return Kept()
         except SecateurError:  # another run holds it
-            return self._others(folder, about["kind"])
+            return Kept() if self._fresh else self._others(folder, about["kind"])
+
+    def _read(self, folder: Path, kind: str) -> Kept:
+        """What an earlier run kept of a pass that is ours now."""
         try:
             kept = Kept(folder)
         except SecateurError:
-            self._tell(f"what an earlier run kept of the {about['kind']} is damaged: made anew")
+            self._tell(f"what an earlier run kept of the {kind} is damaged: made anew")
             _emptied(folder)
             return Kept(folder)
         if kept.whole:
-            self._tell(f"{about['kind']}: as an earlier run found it (--fresh looks again)")
+            self._tell(f"{kind}: as an earlier run found it (--fresh looks again)")
         return kept
 
     def _others(self, folder: Path, kind: str) -> Kept:
         """What another run has made of a pass, or one of our own in memory while it still does."""
         with suppress(SecateurError):
-            if (kept := Kept(folder, made=False)).whole:
-                return kept
+            return Kept(folder, made=False).held()
         self._tell(f"another run makes the same pass ({kind}): this one keeps none")
         return Kept()
 
@@ -170,11 +182,12 @@ class Store:
             note(message)
 
     def _bound(self) -> None:
-        """Remove the oldest passes that are over the limit."""
-        total = 0
+        """Remove what the limit has no room for beside passes that were used later."""
+        left = self._limit
         for one in self.passes():
-            total += one.bytes
-            if total > self._limit:
+            if one.bytes <= left:
+                left -= one.bytes
+            else:
                 _removed(one.folder)
 
 
@@ -206,10 +219,28 @@ def _about(folder: Path) -> Mapping[str, Any]:
     if folder.is_symlink():  # what lies there is not ours
         raise SecateurError(f"{folder} is a link.\nRemove it.")
     unsound = SecateurError(f"{file} is damaged.\nRemove {folder}.")
+    if not file.is_file():  # a pipe would never end
+        raise unsound
     about = parse_json(read_text(file), lambda why: unsound)
     if not isinstance(about, dict) or not isinstance(about.get("asked"), dict):
         raise unsound
     return about
+
+
+def _about_or_none(folder: Path) -> Mapping[str, Any]:
+    try:
+        return _about(folder)
+    except SecateurError:
+        return {}
+
+
+def _say_what(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write what a pass depends on, if that does not stand there; it was used now."""
+    if _about_or_none(folder) != about:
+        partial = folder / f"{PARTIAL}about"
+        partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        partial.replace(folder / _ABOUT)
+    os.utime(folder)
 
 
 def _emptied(folder: Path) -> None:
@@ -222,7 +253,7 @@ def _removed(folder: Path) -> bool:
     """Remove a pass, if nobody holds it; what tells what it is goes last."""
     with suppress(SecateurError, OSError), locked(folder / _LOCK, folder):
         _emptied(folder)
-        (folder / _ABOUT).unlink()
+        (folder / _ABOUT).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
     return not folder.exists()

@@ -59,9 +59,12 @@ def store_command(folder: str, clean: bool, as_json: bool) -> None:
 
 
 def _row(one: Any) -> tuple[str, ...]:
-    walk, asked = one.about.get("walk", {}), one.about.get("asked", {})
-    shape = " x ".join(str(size) for size in walk.get("shape", ()))
-    needs = ", ".join(map(str, asked.get("needs", ()))) or str(asked.get("repair", ""))
+    walk, asked = (one.about.get(name) or {} for name in ("walk", "asked"))
+    try:
+        shape = " x ".join(str(size) for size in walk.get("shape", ()))
+        needs = ", ".join(map(str, asked.get("needs", ()))) or str(asked.get("repair", ""))
+    except (AttributeError, TypeError):  # anybody may have edited it
+        shape = needs = "?"
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
     kind = one.kind if one.whole else f"{one.kind} (unfinished)"
     return kind, str(one.about.get("of", "")), shape, needs, used, size_text(one.bytes)

@@ -5,7 +5,7 @@ To add one, write a file like `fluctuation.py` and import it here.
 
 from . import fluctuation, magnitude, random, taylor
 from .members import REDUCTIONS
-from .registry import IMPORTANCE, Importance, importance, source_of
+from .registry import IMPORTANCE, Importance, importance
 from .scoring import Ingredients, gradients_needed, score
 
 __all__ = [
@@ -19,6 +19,5 @@ __all__ = [
     "magnitude",
     "random",
     "score",
-    "source_of",
     "taylor",
 ]

@@ -15,11 +15,8 @@
 vector, coarse, first, second or mixed: see `secateur.stats.taylor`.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from ..registry import Function, Registered, entered
 
@@ -30,15 +27,6 @@ class Importance(Registered):
 
 
 IMPORTANCE: dict[str, Importance] = {}
-
-
-def source_of(function: Callable[..., Any]) -> str:
-    """The text of the file that a function stands in; its name, where nobody can read that."""
-    try:
-        file = inspect.getsourcefile(function)
-        return Path(file).read_text(encoding="utf-8") if file else function.__qualname__
-    except (OSError, TypeError, ValueError):
-        return function.__qualname__
 
 
 def importance(name: str, *, paper: str) -> Callable[[Function], Function]:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 
 from ..arguments import is_panic
-from ..checkpoint import View
+from ..checkpoint import View, weight_files
 from ..errors import SecateurError
 from ..structure import Structure
 from .adapters import Adapter
@@ -26,6 +28,11 @@ from .structures import structure_of
 
 # Files that decide what a model computes.
 _READ = (".safetensors", ".gguf", ".json")
+
+
+def _stands(stat: os.stat_result) -> tuple[int, ...]:
+    """By what a file is known without reading it."""
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 @dataclass(frozen=True)
@@ -108,15 +115,17 @@ class OpenModel:
     def identity(self) -> str:
         """A hash of config and weights: of files by size and time, of all values of a live model.
 
-        The same model elsewhere may have another; another model never has the same.
+        The same model elsewhere, or touched since, has another.
         """
         parts = hashlib.sha256(json.dumps(self.raw_config, default=str, sort_keys=True).encode())
         around = self.around.architecture if self.around is not None else ""
         parts.update(f"{self.made} {around} {self.structure.weights}".encode())
         for place in (self.folder, *self.read) if self.folder is not None else ():
-            files = sorted(place.glob("[!.]*")) if place.is_dir() else [place]
-            stats = ((f.name, f.stat()) for f in files if f.suffix in _READ and f.is_file())
-            parts.update(repr([(n, s.st_size, s.st_mtime_ns, s.st_ino) for n, s in stats]).encode())
+            files = {*place.glob("[!.]*")} if place.is_dir() else {place}
+            with suppress(SecateurError):  # none that are listed: GGUF
+                files |= set(weight_files(place)[0])
+            found = (file for file in sorted(files) if file.suffix in _READ and file.is_file())
+            parts.update(repr([(str(f), *_stands(f.stat())) for f in found]).encode())
         for name in self.weights.specs if self.folder is None else ():
             data = self.weights.tensor(name).detach().cpu().contiguous().flatten()
             parts.update(name.encode() + data.view(torch.uint8).numpy().data)

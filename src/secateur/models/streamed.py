@@ -129,7 +129,8 @@ class StreamedModel:
     @property
     def identity(self) -> str:
         """A hash of weights and config; empty where nobody knows one."""
-        return self._identity()
+        own = self._identity()
+        return f"{own} {self.model.config._attn_implementation}" if own else ""
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:

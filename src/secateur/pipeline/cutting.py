@@ -112,7 +112,14 @@ def added_biases(
             if "weight" in chosen.needs:
                 weight = weights.tensor(consumer.tensor)
                 given["weight"] = consumer.view(weight, axis.units)[removed]
-            biases[f"{consumer.module}.bias"] = chosen.function(**given)
+            bias = chosen.called(f"The repair {repair!r} fails on {axis.name}", **given)
+            fan = weights.specs[consumer.tensor].shape[1 - consumer.dim]
+            if not isinstance(bias, Tensor) or bias.shape != (fan,):
+                raise SecateurError(
+                    f"The repair {repair!r} returned {tuple(getattr(bias, 'shape', ()))} for"
+                    f" {axis.name}; expected one number for each of {fan} outputs."
+                )
+            biases[f"{consumer.module}.bias"] = bias
     return biases
 
 

@@ -1,13 +1,14 @@
 """Where a run keeps its passes: in a store that was named, or beside --out till it is done."""
 
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
+from ..arguments import of_kind
 from ..checkpoint import GIB, Store, real_path, store_folder
-from ..errors import SecateurError
+from ..errors import ArgumentError, SecateurError
 from ..paths import resolved, typed_path
 from ..progress import note
 
@@ -30,6 +31,8 @@ def keeping(
         SecateurError: the store that was named cannot be one.
     """
     if isinstance(store, Store):
+        if fresh:
+            raise SecateurError("fresh=True goes with a folder; here: Store(folder, fresh=True).")
         yield store
     elif store is not None:
         with _named(store, out, fresh) as named:
@@ -44,13 +47,13 @@ def keeping(
 
 @contextmanager
 def _beside(place: Path, fresh: bool) -> Iterator[Store]:
-    store = Store(place, gib=math.inf, fresh=fresh)
+    store, earlier = Store(place, gib=math.inf, fresh=fresh), place.exists()
     try:
         with store:
             yield store
     except BaseException as error:
-        if store.seconds < WORTH:
-            shutil.rmtree(place, ignore_errors=True)
+        if not earlier and store.seconds < WORTH:
+            store.clean()
             raise
         kept = f"what was found so far is in {place.name} beside --out: type the same command to"
         if isinstance(error, KeyboardInterrupt):
@@ -60,8 +63,16 @@ def _beside(place: Path, fresh: bool) -> Iterator[Store]:
 
 
 def _named(store: str | Path, out: str | Path | None, fresh: bool) -> Store:
+    if not isinstance(store, str | PathLike):
+        raise ArgumentError(f"store must be a folder or a Store, not {of_kind(store)}.")
     place = typed_path(store, "--store")
     there = resolved(place)
+    if out is not None:
+        target = real_path(Path(out))
+        if there == store_folder(target.parent, target):
+            raise SecateurError(
+                f"--store {store} is where a run keeps its own beside --out.\nChoose another."
+            )
     if out is not None and real_path(Path(out)) in (there, *there.parents):
         raise SecateurError(f"--store {store} lies in --out. Choose another --store.")
     try:

@@ -1,6 +1,6 @@
 """Recovery, from top to bottom: a pruned folder is trained, alone or right after the cut."""
 
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ..arguments import a_flag, a_folder_or_name, a_progress, a_word, an_output, public
-from ..checkpoint import real_path, training_file
+from ..checkpoint import real_path, token, training_file
 from ..config import (
     READING,
     RECIPES,
@@ -198,13 +198,13 @@ def prune_and_recover(
         with (
             _resumable(state),
             keeping(store, folder, out, fresh=fresh) as kept,
-            tempfile.TemporaryDirectory(dir=folder) as place,
+            _between(folder) as place,
         ):
             # what is trained is read again, whatever the outcome is written as
             own: PruneSettings = {**settings, "format": "safetensors"}
-            pruned = prune(model, out=Path(place) / "pruned", store=kept, progress=progress, **own)
+            pruned = prune(model, out=place / "pruned", store=kept, progress=progress, **own)
             update: dict[str, Any] = {
-                "model": str(Path(place) / "pruned"),
+                "model": str(place / "pruned"),
                 "data": pruned.config.calibration or DEFAULT_CALIBRATION,
                 "bos": pruned.config.bos,
                 "merge_adapter": None,
@@ -286,6 +286,17 @@ def _numbers(
         "evaluation": {"text": data.text.name if data.text else "none"},
         "bos": data.begin.to_json(),
     }
+
+
+@contextmanager
+def _between(folder: Path) -> Iterator[Path]:
+    """A folder beside that of the result, with a name that the next run there would tidy away."""
+    place = folder.with_name(f"{folder.name.rpartition('-')[0]}-{token()}")
+    place.mkdir()
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager

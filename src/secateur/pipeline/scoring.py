@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..checkpoint import View, digest
+from ..checkpoint import View, token
 from ..errors import SecateurError
-from ..importance import IMPORTANCE, Importance, score, source_of
+from ..importance import IMPORTANCE, Importance, score
 from ..progress import track
 from ..search import Limits, Units
 from ..stats import Reduction, Statistics, Tally
@@ -53,6 +53,7 @@ def scores(
     return found
 
 
+_THIS_PROCESS = token()
 # Statistics of an axis that are too large for those of all axes to be there at once.
 _LARGE = ("input_gram",)
 
@@ -73,8 +74,13 @@ def reduction(importance: str, weights: View, seed: int) -> tuple[str, Reduction
 
 
 def _made_in_pass(importance: Importance, seed: int) -> str:
-    """The name of a score that is made in the pass: of its own text, which may be anybody's."""
-    return f"score {importance.name} {seed} {digest(source_of(importance.function))[:12]}"
+    """The name of a score that is made in the pass.
+
+    What a score of somebody's own depends on nobody knows: no other process takes it.
+    """
+    package = __name__.partition(".")[0]
+    own = importance.function.__module__.partition(".")[0] != package
+    return f"score {importance.name} {seed} {_THIS_PROCESS if own else ''}"
 
 
 def _score(

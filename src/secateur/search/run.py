@@ -186,9 +186,10 @@ def _check_shares(
 
 
 def _check_met(name: str, removals: Mapping[str, Removal], units: Units, budget: float) -> None:
-    """Make sure that a search meets the budget, to a step of each axis."""
+    """Make sure that a search of somebody's own meets the budget, to its largest step."""
     spent = cost_of(units, removals)
-    if abs(spent - budget) > _slack(removals):
+    largest = max((int(one.costs.max()) for one in removals.values() if len(one.ends)), default=0)
+    if abs(spent - budget) > largest:
         raise SecateurError(
             f"The search {name!r} returned steps of {spent:,} parameters; the ratio asks for"
             f" {budget:,.0f}.\nChange --ratio, or what the search returns."

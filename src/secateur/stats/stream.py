@@ -146,7 +146,7 @@ class Walk:
             "batches": [windows.stop for windows in self.batches],
             "without": sorted(self.without),
             "dtype": str(source.dtype),
-            "device": source.device.type,
+            "device": _machine(source.device),
             "threads": torch.get_num_threads(),
             "code": code_version(),
         }
@@ -206,6 +206,13 @@ class Walk:
     def call(self, index: int, batch: int) -> Call:
         """The arguments besides the hidden states of layer `index` for batch number `batch`."""
         return self._calls[batch][index]
+
+
+def _machine(device: torch.device) -> list[str]:
+    """What decides how a device computes, as far as it says so."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    own = name or torch.backends.cpu.get_cpu_capability()
+    return [device.type, own, torch.get_float32_matmul_precision()]
 
 
 class LayerStep:

@@ -106,12 +106,23 @@ def streams_after(walk: Walk, axes: Sequence[Axis], depth: Depth) -> dict[Place,
     """
     if not depth.gaps:
         return {}
-    kept = walk.kept("dense stream", gaps=sorted(depth.gaps.items()), blocks=sorted(depth.blocks))
+    kept = _pass(walk, depth)
     ahead = _Ahead(walk, kept)
     if not kept.whole:
         _look_ahead(walk, axes, depth, ahead)
         kept.end()
     return ahead.found
+
+
+def forget_streams(walk: Walk, depth: Depth) -> None:
+    """They are hidden states, as large as all windows, and of use to one repair alone."""
+    if depth.gaps:
+        _pass(walk, depth).drop()
+
+
+def _pass(walk: Walk, depth: Depth) -> Kept:
+    gaps, blocks = sorted(depth.gaps.items()), sorted(depth.blocks)
+    return walk.kept("dense stream", gaps=gaps, blocks=blocks, layers=sorted(depth.layers))
 
 
 class _Ahead:

@@ -38,7 +38,7 @@ from ..stats.collect import find
 from ..stats.stream import not_finite
 from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan, Structure
-from .depth import WHOLE, Depth, Place, streams_after
+from .depth import WHOLE, Depth, Place, forget_streams, streams_after
 from .normal import Normal
 from .observe import Consumer, Seen, see, stream_multipliers
 from .refit import Fit
@@ -142,6 +142,7 @@ def sequential_repair(
         )
         _operate(walk, fine, surgeon, kept)
         kept.end()
+        forget_streams(walk, depth)
     return Repaired.of(kept, depth)
 
 
