@@ -138,8 +138,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         say(f"Error: {error.format_message()}\nType: {where} --help", error=True)
         return 2
     except SecateurError as error:
-        if _TRACEBACK in words:  # of code that a user brings, say
-            say("".join(traceback.format_exception(error)), error=True)
         say(f"Error: {error}", error=True)
         return 2
     except (click.Abort, KeyboardInterrupt) as interruption:
