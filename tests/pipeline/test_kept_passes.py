@@ -515,3 +515,24 @@ def test_streams_that_a_repair_looked_ahead_at_are_checked_and_go(
     secateur.prune(model, out=tmp_path / "small", fresh=True, **settings)
     assert not list(store.glob("*/after-*"))
     assert {one.kind for one in Store(store).passes()} == {"statistics", "repair", "perplexity"}
+
+
+def test_what_one_run_dropped_the_next_with_the_same_store_makes_anew(
+    texts: dict[str, Any], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The inputs of layers, which the gradients of other terms need again."""
+    model, settings = tiny_folder(), {**texts, "method": "saap"}
+    with Store(tmp_path / "store") as store:
+        secateur.prune(model, out=tmp_path / "first", store=store, **settings)
+        secateur.prune(model, out=tmp_path / "small", store=store, fine="second", **settings)
+    secateur.prune(model, out=tmp_path / "whole", fine="second", **settings)
+    assert same(tmp_path / "whole", tmp_path / "small")
+    assert "layer inputs" not in {one.kind for one in Store(tmp_path / "store").passes()}
+
+
+def test_an_empty_folder_of_passes_that_a_kill_left_goes(
+    texts: dict[str, Any], tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out" / ".small.store").mkdir(parents=True)
+    secateur.prune(tiny_folder(), out=tmp_path / "out" / "small", **texts)
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["small"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import secateur
 from conftest import tiny_model
+from secateur.checkpoint import Store
 from secateur.config import make_config
 from secateur.importance import IMPORTANCE
 from secateur.models import OpenModel, open_model
@@ -20,7 +21,7 @@ from secateur.search import one_by_one
 from secateur.stats import Walk, collect, collect_gradients
 from secateur.structure import Plan, Structure
 from secateur.surgery import Repaired, sequential_repair, with_consumers
-from secateur.surgery.depth import Depth, streams_after
+from secateur.surgery.depth import Depth, forget_streams, streams_after
 
 # The part of the residual stream that the MLP of layer 1 alone writes to.
 OWN = slice(40, 48)
@@ -282,3 +283,17 @@ def test_settings_of_a_search_are_told_to_be_idle_where_layers_go_one_by_one() -
     notes = idle_settings(make_config(**given, rescore=True))
     assert [note.partition(" ")[0] for note in notes] == ["--scale", "--search"]
     assert all("wifv, --rescore and bias do not ask for it" in note for note in notes)
+
+
+def test_streams_that_were_forgotten_are_made_anew(tokens: Tensor, tmp_path: Path) -> None:
+    opened = open_model(tiny_model("llama-gqa"))
+    axes = opened.structures.axes
+    depth = Depth.of(axes, without(opened.structures, "layers.1.layer"))
+    fine = [axis for axis in axes if not axis.of]
+    with Store(tmp_path / "store") as store:
+        walk = Walk(opened.streamed(device="cpu"), tokens, batch=4, store=store)
+        first = {k: v.tensor.clone() for k, v in streams_after(walk, fine, depth).items()}
+        forget_streams(walk, depth)
+        again = streams_after(walk, fine, depth)
+        assert first
+        assert all(torch.equal(first[place], states.tensor) for place, states in again.items())

@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import SecateurError
@@ -36,7 +36,7 @@ def appear(place: Place, partial: Path, *, replaced: int | None, training: bool)
         partial.rename(whole)
         if training:
             place.training.unlink(missing_ok=True)
-        Store(place.store).clean()
+        _forget(place)
         if replaced is not None and not _is(place.path, replaced):
             _keep(place, whole, "changed")
         _end(place, whole)
@@ -58,7 +58,7 @@ def tidy(place: Place) -> bool:
             else:
                 if (whole / RECOVERY).is_file():  # killed before the state of its training went
                     place.training.unlink(missing_ok=True)
-                Store(place.store).clean()
+                _forget(place)
                 _end(place, whole)
                 ended = True
         for old in place.left("old"):
@@ -200,6 +200,13 @@ def _is(path: Path, inode: int) -> bool:
         return path.stat().st_ino == inode
     except OSError:
         return False
+
+
+def _forget(place: Place) -> None:
+    """The passes of a run that is done go; what somebody else put among them stays."""
+    Store(place.store).clean()
+    with suppress(OSError):  # not there, or not empty
+        place.store.rmdir()
 
 
 def _remove(entry: Path) -> None:

@@ -92,7 +92,8 @@ class Store:
         name = f"{_stem(kind, walk)}-{digest(asked)[:12]}"
         if name not in self._open:
             self._open[name] = self._opened(self.folder / name, about)
-        elif not self._open[name].whole:  # an interrupt in this process: what is on disk counts
+        elif self._open[name].dropped or not self._open[name].whole:
+            # dropped, or interrupted in this process: what is on disk counts
             folder = self._open[name].folder
             self._open[name] = Kept() if folder is None else self._read(folder, kind)
         return self._open[name]

@@ -100,10 +100,6 @@ class Tally:
             {name: tensor for name, tensor in states.items() if "/" not in name},
         )
 
-    def has(self, need: str) -> bool:
-        """Whether a holder, or a term, is there."""
-        return need in self.terms or any(h.partition("#")[0] == need for h in self.accumulators)
-
 
 @dataclass
 class Statistics:

@@ -64,15 +64,13 @@ def collect_gradients(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) ->
     def look(axes: Sequence[Axis], missing: list[str]) -> Kept:
         kept = own.kept("gradients", needs=missing, axes=[axis.name for axis in axes])
         if not kept.whole:
-            _descent(own, axes, missing, lowest, kept)
+            _pass(own, axes, missing, lowest, kept)
         return kept
 
     return what_is_missing(own, "gradients", axes, wanted, look)
 
 
-def _descent(
-    walk: Walk, axes: Sequence[Axis], needs: Sequence[str], lowest: int, kept: Kept
-) -> None:
+def _pass(walk: Walk, axes: Sequence[Axis], needs: Sequence[str], lowest: int, kept: Kept) -> None:
     """The pass: up, with the inputs of every layer kept, then down from the loss."""
     count, length = walk.tokens.shape
     inputs = _Inputs(walk, lowest)
