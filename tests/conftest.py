@@ -30,7 +30,10 @@ from torch import Tensor  # noqa: E402
 import secateur  # noqa: E402  (registers the pruned classes)
 from secateur.cli.main import run  # noqa: E402
 from secateur.export.proof import mask  # noqa: E402
+from secateur.models import OpenModel  # noqa: E402
+from secateur.pipeline import added_biases  # noqa: E402
 from secateur.progress import Lines, Quiet  # noqa: E402
+from secateur.stats import Walk, collect  # noqa: E402
 from secateur.structure import Plan, Structure  # noqa: E402
 
 torch.set_num_threads(1)
@@ -480,3 +483,11 @@ def cached(folder: Path, place: Path, name: str = "models--org--name") -> Path:
             shutil.copyfile(file, blobs / str(number))
             link.symlink_to(os.path.relpath(blobs / str(number), link.parent))
     return snapshot
+
+
+def flap_biases(opened: OpenModel, plan: Plan, tokens: Tensor) -> dict[str, Tensor]:
+    """What the repair `bias` adds, by tensor name."""
+    structure = opened.structure
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
+    statistics = collect(walk, structure.axes, ["input_mean"])
+    return added_biases(structure, plan, "bias", opened.weights, statistics)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import VARIANTS, tiny_model
+from conftest import VARIANTS, flap_biases, tiny_model
 from secateur.errors import SecateurError
 from secateur.export import pruned_form
 from secateur.models import OpenModel, filled, open_model
-from secateur.stats import Walk, collect
+from secateur.stats import Walk
 from secateur.structure import Plan, Structure
 from secateur.surgery import (
     REPAIRS,
@@ -273,20 +273,6 @@ def logits(opened: OpenModel, plan: Plan, tokens: Tensor, **tensors: Any) -> Ten
     )
     with torch.no_grad():
         return filled(form.empty(), form.weights)(tokens).logits
-
-
-def flap_biases(opened: OpenModel, plan: Plan, tokens: Tensor) -> dict[str, Tensor]:
-    walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
-    statistics = collect(walk, opened.structure.axes, ["input_mean"])
-    added = {}
-    for axis in opened.structure.axes:
-        weight = opened.weights.tensor(axis.consumer.tensor)
-        gone = plan.removed_tensor(axis)
-        mean = statistics[axis.name]["input_mean"][axis.consumer.blocks.indices(gone)]
-        value = bias(axis.consumer.view(weight, axis.units)[gone], mean)
-        if len(gone):
-            added[f"{axis.consumer.module}.bias"] = value
-    return added
 
 
 @pytest.mark.parametrize("repair", ["refit", "mask-tuning"])

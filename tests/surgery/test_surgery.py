@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import ALL, left_padded, masked, tiny_model
+from conftest import ALL, flap_biases, left_padded, masked, tiny_model
 from secateur.export import Form, pruned_form
 from secateur.export.proof import ragged_plan
 from secateur.models import OpenModel, filled, open_model
-from secateur.stats import Walk, collect
 from secateur.structure import Plan
 from secateur.surgery import bias, pruned_view
 
@@ -58,24 +57,6 @@ def test_an_empty_plan_gives_bit_equal_logits_and_a_stock_checkpoint(variant: st
         assert torch.equal(again, dense(**left_padded()).logits)
 
 
-def collected(opened: OpenModel, tokens: Tensor) -> Any:
-    walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
-    return collect(walk, opened.structure.axes, ["input_mean"])
-
-
-def added_by_bias(opened: OpenModel, plan: Plan, tokens: Tensor) -> dict[str, Tensor]:
-    statistics = collected(opened, tokens)
-    added = {}
-    for axis in opened.structure.axes:
-        weight = opened.weights.tensor(axis.consumer.tensor)
-        gone = plan.removed_tensor(axis)
-        mean = statistics[axis.name]["input_mean"][axis.consumer.blocks.indices(gone)]
-        value = bias(axis.consumer.view(weight, axis.units)[gone], mean)
-        if len(gone):
-            added[f"{axis.consumer.module}.bias"] = value
-    return added
-
-
 def test_a_removed_constant_input_is_repaired_exactly() -> None:
     """gate and up of MLP channels 3 and 9 are made constant: relu(0 x + 1) * (0 x + 2)."""
     dense = tiny_model("llama-biased", hidden_act="relu")
@@ -89,7 +70,7 @@ def test_a_removed_constant_input_is_repaired_exactly() -> None:
     kept = tuple(unit for unit in range(axis.units) if unit not in (3, 9))
     plan = Plan({axis.name: kept}, opened.structure.architecture, opened.structure.weights)
     tokens = left_padded()["input_ids"]
-    form = cut(opened, plan, added_by_bias(opened, plan, tokens))
+    form = cut(opened, plan, flap_biases(opened, plan, tokens))
     with torch.no_grad():
         got = filled(form.empty(), form.weights)(tokens).logits
         assert torch.allclose(got, dense(tokens).logits, atol=1e-5)
@@ -101,7 +82,7 @@ def test_the_bias_makes_the_mean_error_of_a_consumer_zero(variant: str, tokens: 
     opened = open_model(dense)
     axis = opened.structure.by_name["layers.0.mlp"]
     plan = Plan({axis.name: tuple(range(0, axis.units, 2))}, "", "")
-    added = added_by_bias(opened, plan, tokens)
+    added = flap_biases(opened, plan, tokens)
     cut_weights = pruned_view(opened.weights, opened.structure, plan, added)
     inputs: list[Tensor] = []
     consumer = dense.model.layers[0].mlp.down_proj
