@@ -161,7 +161,11 @@ def test_fresh_begins_anew(
         ({"method": "hywia"}, {"ratio": 0.2}, "repair perplexity"),
         ({"method": "flap"}, {"seed": 1}, "statistics perplexity"),
         ({"method": "flap", "layers": "1-2"}, {"layers": "0-2"}, "statistics perplexity"),
-        ({"method": "saap", "layers": "1-2"}, {"layers": "0-2"}, "layer-inputs gradients perplexity"),
+        (
+            {"method": "saap", "layers": "1-2"},
+            {"layers": "0-2"},
+            "layer-inputs gradients perplexity",
+        ),
         ({"method": "flap"}, {"batch": 3}, "statistics perplexity"),
     ],
 )
