@@ -9,19 +9,19 @@ numbers differ by a factor of two, so both are reported.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ..checkpoint import Kept, Store
 from ..errors import SecateurError
 from ..stats import LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
-from ..stats.gradients import in_pieces
-from ..stats.stream import not_finite
+from ..stats.finite import not_finite
+from ..stats.loss import summed_loss
 
 WINDOWS = (128, 2048)
 
@@ -82,20 +82,7 @@ def _summed(walk: Walk, predicted: Bool[Tensor, "window token"], kept: Kept, sta
         for windows in walk.batches:
             told = predicted[windows]
             hidden = states[windows][:, :-1][told]
-            total += summed_loss(logits_of, hidden, walk.tokens[windows][:, 1:][told])
+            total += summed_loss(logits_of, hidden, walk.tokens[windows][:, 1:][told]).cpu()
     if not torch.isfinite(total):
         raise not_finite("the logits (the output of the head)", walk.source.dtype)
     return total.item()
-
-
-def summed_loss(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden: Float[Tensor, "token hidden"],
-    targets: Int64[Tensor, " token"],
-) -> Tensor:
-    """Sum of -log p(target) in fp64, in pieces that keep the logits small."""
-    total = torch.zeros((), dtype=torch.float64)
-    for _, logits, wanted in in_pieces(logits_of, hidden, targets):
-        losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
-        total += losses.double().sum().cpu()
-    return total

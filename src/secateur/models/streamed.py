@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..checkpoint import View
 from ..memory import give_back
 from .families import Family
+from .head import Head
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -163,7 +164,7 @@ class StreamedModel:
         """
         with ExitStack() as stack:
             self._enter_outside(stack, skip=self.model.get_input_embeddings())
-            yield self._logits
+            yield Head(self.model, self._layers, self._logits, self.device)
 
     def _record(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
         calls: list[Call] = []

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ..checkpoint import Kept, digest
 from ..errors import SecateurError
-from ..evaluation import summed_loss
 from ..fusion import FUSIONS, Scope, fuse
 from ..stats import LayerStep, Statistics, Walk
 from ..stats.collect import find
+from ..stats.loss import summed_loss
 from ..stats.stream import hidden_of
 from ..stats.substitute import substituted
 from ..structure import Axis
@@ -173,7 +173,7 @@ def _asked(
         for windows in walk.batches:
             hidden = states[windows][:, :-1].flatten(0, 1)
             targets = walk.tokens[windows][:, 1:].flatten()
-            losses[windows.start // count] += summed_loss(logits_of, hidden, targets)
+            losses[windows.start // count] += summed_loss(logits_of, hidden, targets).cpu()
     return losses.tolist()
 
 

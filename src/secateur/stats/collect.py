@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ..checkpoint import Kept
 from ..structure import Axis
+from .finite import Finite
 from .gram import Gram
 from .moments import Moments
 from .norm import Norm
 from .slices import watched
-from .stream import Walk, not_finite
+from .stream import LayerStep, Walk
 
 
 @runtime_checkable
@@ -201,7 +202,7 @@ def _walk(
     states = walk.embed(kept)
     for step in walk.layers(kept, {"hidden": states}, stage="statistics"):
         here = [axis for axis in axes if axis.layer == step.index]
-        with _observed(step.module, here, seen) as tallies:
+        with _observed(step, here, seen) as tallies:
             step.run(states)
         step.found = partial(_found, here, tallies, holders, reduced)
     kept.end()
@@ -234,19 +235,21 @@ def _kept_of(
 
 @contextmanager
 def _observed(
-    layer: nn.Module, axes: Sequence[Axis], holders: Sequence[str]
+    step: LayerStep, axes: Sequence[Axis], holders: Sequence[str]
 ) -> Iterator[dict[str, Tally]]:
     """Hook the consumers of `axes`; the hooks are gone afterwards, on errors too."""
     tallies: dict[str, Tally] = {}
     hooks = []
     slices: dict[Tensor, Callable[[int, Tensor], None]] = {}
     for axis in axes:
-        module = find(layer, axis.consumer.module, axis.layer)
+        module = find(step.module, axis.consumer.module, axis.layer)
         tallies[axis.name] = tally = Tally()
         if axis.consumer.parameter == "weight":
-            hooks.append(module.register_forward_pre_hook(_observer(axis, tally, holders)))
+            observer = _observer(axis, tally, holders, step.finite)
+            hooks.append(module.register_forward_pre_hook(observer))
         else:
-            slices[getattr(module, axis.consumer.parameter)] = _expert(axis, tally, holders)
+            observer = _expert(axis, tally, holders, step.finite)
+            slices[getattr(module, axis.consumer.parameter)] = observer
     try:
         with watched(slices):
             yield tallies
@@ -255,7 +258,9 @@ def _observed(
             hook.remove()
 
 
-def _expert(axis: Axis, tally: Tally, holders: Sequence[str]) -> Callable[[int, Tensor], None]:
+def _expert(
+    axis: Axis, tally: Tally, holders: Sequence[str], finite: Finite
+) -> Callable[[int, Tensor], None]:
     for holder in holders:
         for group in range(axis.groups):
             empty = ACCUMULATORS[holder].empty(axis.units // axis.groups)
@@ -263,18 +268,18 @@ def _expert(axis: Axis, tally: Tally, holders: Sequence[str]) -> Callable[[int, 
 
     def observe(group: int, inputs: Tensor) -> None:
         inputs = inputs.detach().flatten(0, -2)
-        if not torch.isfinite(inputs).all():
-            raise not_finite(f"the input of expert {group} of {axis.consumer.tensor}", inputs.dtype)
+        finite.see(f"the input of expert {group} of {axis.consumer.tensor}", inputs)
         tally.update(inputs, group)
 
     return observe
 
 
-def _observer(axis: Axis, tally: Tally, holders: Sequence[str]) -> Callable[..., None]:
+def _observer(
+    axis: Axis, tally: Tally, holders: Sequence[str], finite: Finite
+) -> Callable[..., None]:
     def observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs = args[0].detach().flatten(0, -2)
-        if not torch.isfinite(inputs).all():
-            raise not_finite(f"the input of {axis.consumer.module}", inputs.dtype)
+        finite.see(f"the input of {axis.consumer.module}", inputs)
         for holder in holders:
             if holder not in tally.accumulators:
                 tally.accumulators[holder] = ACCUMULATORS[holder].empty(inputs.shape[-1])

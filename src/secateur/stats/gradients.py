@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ..checkpoint import Kept, checksum, damaged
@@ -27,16 +26,15 @@ from ..registry import choose
 from ..structure import Axis, Member
 from .activations import Activations
 from .collect import Statistics, find, what_is_missing
-from .stream import LayerStep, Walk, hidden_of, not_finite
+from .finite import not_finite
+from .loss import hidden_gradient
+from .stream import LayerStep, Walk, hidden_of
 from .taylor import MODES, TERMS, Taylor
 
 GRADIENTS = tuple(f"{mode}_{term}" for mode in MODES for term in TERMS)
 
 # Needs for which the gradients of several windows may be summed before anything else happens.
 _LINEAR = {"batch_vector", "batch_coarse", "batch_first"}
-
-# Logits are made for so many values at once: 2^24 are 64 MiB in fp32, whatever the vocabulary.
-_LOGITS_AT_ONCE = 2**24
 
 
 def collect_gradients(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) -> Statistics:
@@ -187,47 +185,8 @@ def _start(walk: Walk, states: Activations, into: Activations) -> None:
             gradient = torch.zeros_like(states[windows])
             hidden = states[windows][:, :-1].flatten(0, 1)
             targets = walk.tokens[windows][:, 1:].flatten()
-            pieces = torch.cat(list(_loss_gradients(logits_of, hidden, targets)))
-            gradient[:, :-1] = pieces.view_as(gradient[:, :-1])
+            gradient[:, :-1] = hidden_gradient(logits_of, hidden, targets).view_as(gradient[:, :-1])
             into[windows] = gradient
-
-
-def _loss_gradients(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden: Float[Tensor, "token hidden"],
-    targets: Int64[Tensor, " token"],
-) -> Iterator[Float[Tensor, "piece hidden"]]:
-    """Gradients of the summed loss, in pieces that keep the logits small.
-
-    Raises:
-        SecateurError: the loss is not finite.
-    """
-    with torch.enable_grad():
-        for piece, logits, wanted in in_pieces(
-            logits_of, hidden.detach().requires_grad_(), targets
-        ):
-            loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-            if not torch.isfinite(loss):
-                raise not_finite("the loss (the output of the head)", hidden.dtype)
-            yield torch.autograd.grad(loss, piece)[0][0]
-
-
-def in_pieces(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden: Float[Tensor, "token hidden"],
-    targets: Int64[Tensor, " token"],
-) -> Iterator[tuple[Tensor, Float[Tensor, "piece vocabulary"], Int64[Tensor, " piece"]]]:
-    """Hidden states [1, piece, hidden] with their logits, fp32, and targets: a bounded number.
-
-    The head looks at one position at a time, so positions of many windows go in one row.
-    """
-    start, size = 0, 64
-    while start < len(targets):
-        piece = hidden[None, start : start + size]
-        logits = logits_of(piece)[0].float()
-        yield piece, logits, targets[start : start + size].to(logits.device)
-        start += size
-        size = max(64, _LOGITS_AT_ONCE // logits.shape[-1])
 
 
 def _descend(

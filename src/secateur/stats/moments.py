@@ -5,8 +5,13 @@ n, m, M (Chan, Golub, LeVeque 1979; one token at a time it is Welford's):
 
     d = m_B - m;  m += d n_B/(n + n_B);  M += M_B + d^2 n n_B/(n + n_B);  n += n_B
 
-M_B takes two passes over the batch in fp32, the merge is in fp64: the result equals the two-pass
-value over all tokens.
+A batch is read once, in fp32, about a mean c that is known before (that of the batches so far, or
+of the first tokens): with s = sum (x - c) and q = sum (x - c)^2,
+
+    m_B = c + s/n_B,  M_B = q - s^2/n_B
+
+where nothing cancels, as c is near m_B. The merge is in fp64, on the device of the inputs: the
+result equals the two-pass value over all tokens.
 """
 
 from dataclasses import dataclass
@@ -14,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from .blocks import in_cache
 
 
 @dataclass
@@ -34,20 +41,32 @@ class Moments:
         """Add the tokens of one batch, whatever its dtype and device."""
         if not len(inputs):  # an expert that no token came to
             return
-        inputs = inputs.float()
-        mean = inputs.mean(dim=0)
-        deviations = (inputs - mean).square().sum(dim=0)
-        self.merge(Moments(len(inputs), mean.double().cpu(), deviations.double().cpu()))
+        near = self._near(inputs)
+        total, squares = torch.zeros_like(near), torch.zeros_like(near)
+        for rows in in_cache(inputs):
+            values = rows.float() - near
+            total += values.sum(dim=0)
+            squares += values.square_().sum(dim=0)
+        mean = total.double() / len(inputs)
+        deviations = (squares.double() - mean.square() * len(inputs)).clamp(min=0)
+        self.merge(Moments(len(inputs), near.double() + mean, deviations))
+
+    def _near(self, inputs: Tensor) -> Float[Tensor, " channel"]:
+        """A mean that is known before a batch is read."""
+        if self.count:
+            return self.mean.to(inputs.device, torch.float32)
+        return next(in_cache(inputs)).float().mean(dim=0)
 
     def merge(self, other: "Moments") -> None:
         """Add what another pass (another batch, another process) has seen."""
         total = self.count + other.count
         if total == 0:
             return
-        delta = other.mean - self.mean
-        self.mean = self.mean + delta * (other.count / total)
+        mean, deviations = self.mean.to(other.mean.device), self.deviations.to(other.mean.device)
+        delta = other.mean - mean
+        self.mean = mean + delta * (other.count / total)
         self.deviations = (
-            self.deviations + other.deviations + delta.square() * (self.count * other.count / total)
+            deviations + other.deviations + delta.square() * (self.count * other.count / total)
         )
         self.count = total
 
@@ -58,7 +77,11 @@ class Moments:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save; `from_state` makes an equal value of them."""
-        return {"count": torch.tensor(self.count), "mean": self.mean, "deviations": self.deviations}
+        return {
+            "count": torch.tensor(self.count),
+            "mean": self.mean.cpu(),
+            "deviations": self.deviations.cpu(),
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> "Moments":

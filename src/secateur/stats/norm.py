@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .blocks import in_cache
+
 
 @dataclass
 class Norm:
@@ -25,13 +27,15 @@ class Norm:
 
     def update(self, inputs: Float[Tensor, "token channel"]) -> None:
         """Add the tokens of one batch, whatever its dtype and device."""
-        squares = inputs.float().square().sum(dim=0).double().cpu()
-        self.merge(Norm(len(inputs), squares))
+        squares = torch.zeros(inputs.shape[-1], device=inputs.device)
+        for rows in in_cache(inputs):
+            squares += rows.float().square().sum(dim=0)
+        self.merge(Norm(len(inputs), squares.double()))
 
     def merge(self, other: "Norm") -> None:
         """Add what another pass (another batch, another process) has seen."""
         self.count += other.count
-        self.squares = self.squares + other.squares
+        self.squares = self.squares.to(other.squares.device) + other.squares
 
     @property
     def norm(self) -> Float[Tensor, " channel"]:
@@ -40,7 +44,7 @@ class Norm:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save; `from_state` makes an equal value of them."""
-        return {"count": torch.tensor(self.count), "squares": self.squares}
+        return {"count": torch.tensor(self.count), "squares": self.squares.cpu()}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> "Norm":

@@ -32,9 +32,9 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..checkpoint import Kept, Store, code_version
-from ..errors import SecateurError
 from ..progress import note, track
 from .activations import MEMORY_LIMIT, Activations
+from .finite import Finite
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -219,7 +219,8 @@ class LayerStep:
     """One decoder layer with its weights, on the way.
 
     `found` and `value` (which JSON can say) are what the pass keeps of it. A function that gives
-    what was found is asked when the layer's weights have gone.
+    what was found is asked when the layer's weights have gone. What `finite` is shown is checked
+    when all windows have passed.
     """
 
     def __init__(self, walk: Walk, index: int, module: nn.Module) -> None:
@@ -227,38 +228,28 @@ class LayerStep:
         self.module = module
         self.found: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]] = {}
         self.value: Any = None
+        self.finite = Finite()
         self._walk = walk
 
     def run(self, states: Activations, *, into: Activations | None = None) -> None:
         """Send all windows through the layer, from `states` to `into` (default: in place).
 
         Raises:
-            SecateurError: the layer's output is not finite.
+            SecateurError: the layer's output, or what else `finite` was shown, is not finite.
         """
         into = into or states
         for windows, inputs, (args, kwargs) in self.batches(states):
             with torch.no_grad():
                 output = hidden_of(self.module(inputs, *args, **kwargs))
-            if not torch.isfinite(output).all():
-                raise not_finite(f"the output of layer {self.index}", output.dtype)
+            self.finite.see(f"the output of layer {self.index}", output)
             into[windows] = output
+        self.finite.check()
 
     def batches(self, states: Activations) -> Iterator[tuple[slice, Tensor, Call]]:
         """Which windows, their inputs on the device, and the layer's other arguments."""
         for number, windows in enumerate(self._walk.batches):
             inputs = states[windows].to(self._walk.source.device)
             yield windows, inputs, self._walk.call(self.index, number)
-
-
-def not_finite(what: str, dtype: torch.dtype) -> SecateurError:
-    """The error for NaN or infinity in activations, named by layer and tensor."""
-    name = str(dtype).removeprefix("torch.")
-    # float16 ends at 65,504, which activations of some models pass
-    wider = "--dtype bfloat16 (or float32)" if dtype == torch.float16 else "--dtype float32"
-    return SecateurError(
-        f"NaN or infinity in {what}, computed in {name}.\n"
-        f"Try {wider}; if it stays, the checkpoint is damaged: download it again."
-    )
 
 
 def hidden_of(output: Any) -> Tensor:

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..structure import Axis, Member
-from .stream import not_finite
+from .finite import not_finite
 
 # A term by name, and the sum over a channel's weights that it is made of.
 TERMS = {

