@@ -324,7 +324,7 @@ def test_layers_that_stay_in_memory_are_frozen_again_on_errors_too(
     axes, family = opened.structure.axes, opened.family
     source = StreamedModel(model, family, module_view(model), torch.device("cpu"))
     if fails:
-        monkeypatch.setattr(Taylor, "end_window", lambda _: 1 / 0)
+        monkeypatch.setattr(Taylor, "end_windows", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError) if fails else nullcontext():
         collect_gradients(Walk(source, tokens, batch=4), axes, GRADIENTS)
     for parameter in model.parameters():
@@ -372,3 +372,41 @@ def test_wrong_input_is_told_what_was_expected(
 def test_windows_of_one_token_have_no_loss(tokens: Tensor) -> None:
     with pytest.raises(SecateurError, match="two tokens"):
         collected(tiny_model(), tokens[:, :1], "batch_first")
+
+
+@pytest.mark.parametrize("variant", ["llama-biased", "gpt2", "falcon", "qwen3_moe", "olmo2"])
+@pytest.mark.parametrize("need", GRADIENTS)
+def test_a_term_alone_is_what_it_is_beside_others(need: str, variant: str, tokens: Tensor) -> None:
+    model = tiny_model(variant)
+    alone, all_of_them = collected(model, tokens, need), collected(model, tokens, *GRADIENTS)
+    for axis, tally in alone.tallies.items():
+        assert close(tally[need], all_of_them[axis][need])
+
+
+@pytest.mark.parametrize("need", ["batch_vector", "per_sample_coarse", "samples_vector"])
+def test_signed_terms_need_no_gradient_of_a_weight(
+    need: str, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("llama-gqa")
+    expected = collected(model, tokens, need)
+    monkeypatch.setattr("secateur.stats.linears._gradients", lambda *_: 1 / 0)
+    assert collected(model, tokens, need).tallies.keys() == expected.tallies.keys()
+    with pytest.raises(ZeroDivisionError):
+        collected(model, tokens, "batch_first")
+
+
+def test_a_module_that_looks_like_a_linear_and_is_none_is_left_to_autograd(tokens: Tensor) -> None:
+    class Twice(torch.nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    model = tiny_model("llama-gqa")
+    for layer in model.model.layers:
+        layer.mlp.down_proj.__class__ = Twice
+    statistics = collected(model, tokens, *GRADIENTS)
+    gradients = window_gradients(model, tokens)
+    for axis in open_model(model).structure.axes:
+        for name, expected in expected_terms(model, axis, gradients).items():
+            got = statistics[axis.name][name]
+            got = got if name.startswith("samples") else in_our_order(axis, got)
+            assert close(got, expected), (axis.name, name)

@@ -4,17 +4,20 @@ On the way forward the inputs of every layer are kept (hidden states only). On t
 
     loss_n = -1/(T-1) sum_t log p(token t | tokens before it)     L = mean_n loss_n
 
-each layer runs again window by window, now with gradients; that of a member is multiplied with its
-weight, summed up to units (`Taylor`) and dropped as soon as it is there, and that of the layer's
-input takes the place of the input. No gradient of the whole model ever exists.
+each layer runs again, now with gradients; those of a member, one for every window where that is
+asked for, are multiplied with its weight, summed up to units (`Weight`, `Taylor`) and dropped as
+soon as they are there, and that of the layer's input takes the place of the input. No gradient of
+the whole model ever exists.
 
 What goes back is the gradient of (T-1) loss_n: the mean would put small gradients below what half
 precision can hold. The factor is taken out in fp32.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,23 +29,24 @@ from ..registry import choose
 from ..structure import Axis, Member
 from .activations import Activations
 from .collect import Statistics, find, what_is_missing
-from .finite import not_finite
+from .linears import linears, watched
 from .loss import hidden_gradient
-from .stream import LayerStep, Walk, hidden_of
+from .products import Weight
+from .stream import Call, LayerStep, Walk, hidden_of
 from .taylor import MODES, TERMS, Taylor
 
 GRADIENTS = tuple(f"{mode}_{term}" for mode in MODES for term in TERMS)
 
-# Needs for which the gradients of several windows may be summed before anything else happens.
-_LINEAR = {"batch_vector", "batch_coarse", "batch_first"}
+# So many tokens go down a layer at once, however many windows a batch has.
+_TOKENS = 2**13
 
 
 def collect_gradients(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) -> Statistics:
     """Walk the layers forward and back and collect the gradient terms `needs` of `axes`.
 
     `needs` are names of `GRADIENTS`; `statistics[axis][name]` is [member, unit, channel], or
-    [sample, unit] for `samples_...` (see `Taylor`). The windows go one by one, except for needs
-    that are linear in the gradient; `walk.limit` holds for the inputs of all layers together.
+    [sample, unit] for `samples_...` (see `Taylor`). `walk.limit` holds for the inputs of all layers
+    together.
 
     Raises:
         SecateurError: an unknown need, no windows or windows of one token, or a loss or a gradient
@@ -54,7 +58,7 @@ def collect_gradients(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) ->
     count, length = walk.tokens.shape
     if not count or length < 2:
         raise SecateurError("Gradients need at least one calibration window of two tokens.")
-    batch = walk.batches[0].stop if wanted <= _LINEAR else 1
+    batch = min(walk.batches[0].stop, max(_TOKENS // length, 1))
     lowest = min(axis.layer for axis in axes)
     # the limit holds for the inputs of all layers, the last output and its gradient
     own = walk.like(batch=batch, parts=len(walk.source) - lowest + 2)
@@ -75,24 +79,33 @@ def _pass(walk: Walk, axes: Sequence[Axis], needs: Sequence[str], lowest: int, k
     if len(kept.done) < len(inputs.order):
         inputs.ascend()
         gradient = inputs.gradient(kept.state("gradient") if kept.done else None)
-        for step in walk.layers(
-            kept, {"gradient": gradient}, reverse=True, lowest=lowest, stage="gradients"
-        ):
-            here = [
-                Taylor(axis, needs, count, 1 / (length - 1), walk.source.device)
-                for axis in axes
-                if axis.layer == step.index
-            ]
-            with _reduced(step, here):
-                _descend(step, inputs.at(step.index), gradient, here, lowest)
+        going = {"gradient": gradient}
+        single = cache(lambda: walk.like(batch=1).prepared())
+        for step in walk.layers(kept, going, reverse=True, lowest=lowest, stage="gradients"):
+            own = [axis for axis in axes if axis.layer == step.index]
+            here = [Taylor(axis, needs, count, walk.source.device) for axis in own]
+            weights = _weights(step, here, 1 / (length - 1), count)
+            states = inputs.at(step.index)
+            descent = _Descent(states, gradient, here, weights, step.index > lowest)
+            if not descent.by_linears(step):
+                together = all(weight.linear for weight in weights.values())
+                descent.by_autograd(step if together else step.along(single()))
+            step.finite.check()
             inputs.over(step.index)
-            step.found = {
-                f"{taylor.axis.name}/{name}": tensor
-                for taylor in here
-                for name, tensor in taylor.finished().items()
-            }
+            step.found = _found(here, weights.values())
     inputs.kept.drop()
     kept.end()
+
+
+def _found(here: Sequence[Taylor], weights: Iterable[Weight]) -> dict[str, Tensor]:
+    """The terms of a layer's axes."""
+    for weight in weights:
+        weight.end()
+    return {
+        f"{taylor.axis.name}/{name}": tensor
+        for taylor in here
+        for name, tensor in taylor.finished().items()
+    }
 
 
 class _Inputs:
@@ -189,52 +202,90 @@ def _start(walk: Walk, states: Activations, into: Activations) -> None:
             into[windows] = gradient
 
 
-def _descend(
-    step: LayerStep,
-    states: Activations,
-    gradients: Activations,
-    here: Sequence[Taylor],
-    lowest: int,
-) -> None:
-    """Send `gradients` of the layer's output down to its input `states`: they become of that."""
-    for windows, inputs, (args, kwargs) in step.batches(states):
-        leaf = inputs.detach().requires_grad_(step.index > lowest)
-        with torch.enable_grad():
-            output = hidden_of(step.module(leaf, *args, **kwargs))
-        output.backward(gradients[windows].to(output.device))
-        for taylor in here:
-            taylor.end_window()
-        if leaf.grad is not None:
-            if not torch.isfinite(leaf.grad).all():
-                raise not_finite(f"the gradient of the input of layer {step.index}", leaf.dtype)
-            gradients[windows] = leaf.grad
-
-
-@contextmanager
-def _reduced(step: LayerStep, here: Sequence[Taylor]) -> Iterator[None]:
-    """Hand every member's gradient to its axis and drop it; nothing of it is left afterwards."""
-    listeners: dict[nn.Parameter, list[tuple[Taylor, Member]]] = {}
+def _weights(
+    step: LayerStep, here: Sequence[Taylor], scale: float, windows: int
+) -> dict[nn.Parameter, Weight]:
+    """The tensors of a layer that members are slices of."""
+    owners: dict[nn.Parameter, list[tuple[Taylor, Member]]] = {}
     for taylor in here:
         for member in taylor.axis.members:
             parameter = getattr(find(step.module, member.module, step.index), member.parameter)
-            listeners.setdefault(parameter, []).append((taylor, member))
+            owners.setdefault(parameter, []).append((taylor, member))
+    return {parameter: Weight(parameter, own, scale, windows) for parameter, own in owners.items()}
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """A layer on the way down: `gradients` are of its output, and become those of its input.
+
+    `input_too` is False where nobody asks for the latter.
+    """
+
+    states: Activations
+    gradients: Activations
+    here: Sequence[Taylor]
+    weights: Mapping[nn.Parameter, Weight]
+    input_too: bool
+
+    def by_linears(self, step: LayerStep) -> bool:
+        """Descend by what passes the linears; False, and nothing done, if that is not enough."""
+        chosen = linears(step.module, self.weights)
+        if chosen is None:
+            return False
+        for number, (windows, inputs, call) in enumerate(step.batches(self.states)):
+            leaf = inputs.detach().requires_grad_()
+            count = windows.stop - windows.start
+            with watched(chosen, count, step.finite, check=number == 0) as plain:
+                output = _forward(step, leaf, call)
+                if not plain():
+                    return False
+                output.backward(self.gradients[windows].to(output.device))
+            self._end(step, windows, leaf)
+        return True
+
+    def by_autograd(self, step: LayerStep) -> None:
+        """Descend with gradients of the parameters, each dropped as soon as it is there."""
+        with _listening(self.weights, step):
+            for windows, inputs, call in step.batches(self.states):
+                leaf = inputs.detach().requires_grad_(self.input_too)
+                output = _forward(step, leaf, call)
+                output.backward(self.gradients[windows].to(output.device))
+                self._end(step, windows, leaf)
+
+    def _end(self, step: LayerStep, windows: slice, leaf: Tensor) -> None:
+        """Some windows went down."""
+        for taylor in self.here:
+            taylor.end_windows()
+        if self.input_too:
+            assert leaf.grad is not None, "it was asked for"
+            step.finite.see(f"the gradient of the input of layer {step.index}", leaf.grad)
+            self.gradients[windows] = leaf.grad
+
+
+def _forward(step: LayerStep, hidden: Tensor, call: Call) -> Tensor:
+    with torch.enable_grad():
+        return hidden_of(step.module(hidden, *call[0], **call[1]))
+
+
+@contextmanager
+def _listening(weights: Mapping[nn.Parameter, Weight], step: LayerStep) -> Iterator[None]:
+    """Hand every gradient to its tensor's owners; nothing of it is left afterwards."""
     hooks = [
-        parameter.requires_grad_().register_post_accumulate_grad_hook(_listener(members))
-        for parameter, members in listeners.items()
+        parameter.requires_grad_().register_post_accumulate_grad_hook(_listener(weight, step))
+        for parameter, weight in weights.items()
     ]
     try:
         yield
     finally:
-        for hook, parameter in zip(hooks, listeners, strict=True):
+        for hook, parameter in zip(hooks, weights, strict=True):
             hook.remove()
             parameter.requires_grad_(False).grad = None
 
 
-def _listener(members: Sequence[tuple[Taylor, Member]]) -> Callable[[Tensor], None]:
+def _listener(weight: Weight, step: LayerStep) -> Callable[[Tensor], None]:
     def reduce(parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None, "the hook runs when there is a gradient"
-        for taylor, member in members:
-            taylor.add(member, parameter.detach(), gradient)
+        weight.add([gradient[None]], step.finite)
 
     return reduce

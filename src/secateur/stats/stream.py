@@ -157,21 +157,32 @@ class Walk:
         Where an earlier run was cut short, its states `name` after the last layer that is done.
         """
         states: Activations | None = None
-        pool = _Pool()
-        self._calls = []
-        with self.source.front() as front:
-            for windows in self.batches:
-                hidden, calls = front(self.tokens[windows])
-                if states is None:
-                    shape = (*self.tokens.shape, hidden.shape[-1])
-                    states = Activations(shape, self.source.dtype, limit=self.limit)
-                states[windows] = hidden
-                self._calls.append([(pool.share(args), pool.share(kw)) for args, kw in calls])
+        for windows, hidden in self._begun():
+            if states is None:
+                shape = (*self.tokens.shape, hidden.shape[-1])
+                states = Activations(shape, self.source.dtype, limit=self.limit)
+            states[windows] = hidden
         assert states is not None, "there is at least one window"
         earlier = kept.state(name) if kept is not None and kept.done else None
         if earlier is not None:
             states.tensor.copy_(earlier)
         return states
+
+    def prepared(self) -> "Walk":
+        """Itself, with what the model passes to each layer noted; hidden states are elsewhere."""
+        for _ in self._begun():
+            pass
+        return self
+
+    def _begun(self) -> Iterator[tuple[slice, Tensor]]:
+        """The first hidden states of each batch."""
+        pool = _Pool()
+        self._calls = []
+        with self.source.front() as front:
+            for windows in self.batches:
+                hidden, calls = front(self.tokens[windows])
+                self._calls.append([(pool.share(args), pool.share(kw)) for args, kw in calls])
+                yield windows, hidden
 
     def layers(
         self,
@@ -230,6 +241,12 @@ class LayerStep:
         self.value: Any = None
         self.finite = Finite()
         self._walk = walk
+
+    def along(self, walk: Walk) -> "LayerStep":
+        """The same layer on another way."""
+        other = LayerStep(walk, self.index, self.module)
+        other.finite = self.finite
+        return other
 
     def run(self, states: Activations, *, into: Activations | None = None) -> None:
         """Send all windows through the layer, from `states` to `into` (default: in place).

@@ -22,14 +22,13 @@ its own unit, to the widest common width: channel c of a unit is then c of each 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..structure import Axis, Member
-from .finite import not_finite
 
 # A term by name, and the sum over a channel's weights that it is made of.
 TERMS = {
@@ -41,36 +40,18 @@ TERMS = {
 }
 MODES = ("batch", "per_sample", "samples")
 
-# Products of weight and gradient are made for so many weights at once: 8 MiB in fp32.
-_PRODUCTS_AT_ONCE = 2**21
-
-
-def channel_sum(
-    kind: str,
-    change: Float[Tensor, "unit width fan"],
-    curvature: Float[Tensor, "unit width fan"] | None,
-) -> Float[Tensor, "unit width"]:
-    """Sum of p (`change`) and s (`curvature`) over the weights of each channel."""
-    if kind == "signed":
-        return change.sum(dim=2)
-    if kind == "first":
-        return change.abs().sum(dim=2)
-    assert curvature is not None, "second-order sums are given the curvature"
-    return curvature.sum(dim=2) if kind == "second" else (change - curvature / 2).abs().sum(dim=2)
-
 
 def unit_term(
-    term: str, sums: Float[Tensor, "unit width"], channels: int
-) -> Float[Tensor, "unit channel"]:
-    """A term of one member from its channel sums, folded to `channels` a unit (`coarse`: one)."""
+    term: str, sums: Float[Tensor, "window unit width"], channels: int
+) -> Float[Tensor, "window unit channel"]:
+    """A term of one member from its channel sums, folded to `channels` a unit (`coarse`: one).
+
+    Channel c of a unit is the sum over c of each of its heads.
+    """
     if term == "coarse":
-        return sums.sum(dim=1, keepdim=True).abs()
-    return folded(sums.abs() if term == "vector" else sums, channels)
-
-
-def folded(values: Float[Tensor, "unit width"], channels: int) -> Float[Tensor, "unit channel"]:
-    """Channel c of a unit is the sum over c of each of its heads."""
-    return values.reshape(len(values), -1, channels).sum(dim=1)
+        return sums.sum(dim=2, keepdim=True).abs()
+    sums = sums.abs() if term == "vector" else sums
+    return sums.unflatten(2, (-1, channels)).sum(dim=2)
 
 
 def modules(axis: Axis) -> tuple[tuple[Member, ...], ...]:
@@ -82,18 +63,19 @@ def modules(axis: Axis) -> tuple[tuple[Member, ...], ...]:
 
 
 class Taylor:
-    """Terms of one axis, from its members' gradients as the windows go by.
+    """Terms of one axis, from its members' channel sums as the windows go by.
 
     `needs` are names MODE_TERM: `batch_first` and `per_sample_first` are [member, unit, channel],
-    `samples_first` is [sample, unit], one row a window, summed over members and channels. Per
-    weight it keeps nothing but the running mean of p, and of s, where `batch_first` or
-    `batch_mixed` need them.
+    `samples_first` is [sample, unit], one row a window, summed over members and channels.
+    `windows` is how many there will be.
 
-    `windows` is how many there will be; gradients are of each window's summed loss times 1/`scale`.
+    `kinds` are the sums (see `TERMS`) that it is to be given of every window, or, if they are all
+    `linear` in the gradient, of several windows together; `mean_kinds` those of the mean over all
+    windows, which are made of something kept per weight (`secateur.stats.products`).
     """
 
     def __init__(
-        self, axis: Axis, needs: Iterable[str], windows: int, scale: float, device: torch.device
+        self, axis: Axis, needs: Iterable[str], windows: int, device: torch.device
     ) -> None:
         needs = set(needs)
         self.axis = axis
@@ -101,101 +83,72 @@ class Taylor:
             mode: [term for term in TERMS if f"{mode}_{term}" in needs] for mode in MODES
         }
         self._share = 1 / windows
-        self._scale = scale
         self._modules = modules(axis)
         self._widths = [members[0].blocks.width for members in self._modules]
         self._device = device
-        own = {TERMS[term] for mode in ("per_sample", "samples") for term in self._terms[mode]}
-        self._kinds = sorted({"signed"} | own | ({"second"} & set(self._terms["batch"])))
-        self._window = self._zeros(self._kinds)
-        self._batch = self._zeros({TERMS[term] for term in self._terms["batch"]})
-        self._changes: dict[Member, Tensor] = {}
-        self._curvatures: dict[Member, Tensor] = {}
+        by_window = {TERMS[term] for mode in MODES[1:] for term in self._terms[mode]}
+        batch = {TERMS[term] for term in self._terms["batch"]}
+        self.kinds = by_window | ({"signed", "second"} & batch)
+        self.mean_kinds = {"first", "mixed"} & batch
+        self.linear = self.kinds <= {"signed"} and not by_window
+        self._windows: list[dict[str, Tensor]] = [{} for _ in self._modules]
+        self._batch = [
+            {kind: torch.zeros(axis.units, width, device=device) for kind in batch}
+            for width in self._widths
+        ]
         self._found: dict[str, Tensor] = {}
         self._samples: dict[str, list[Tensor]] = {}
 
-    def add(self, member: Member, weight: Tensor, gradient: Tensor) -> None:
-        """Add what the current window's gradient of one member says, whatever its dtype.
+    def add(self, member: Member, sums: Mapping[str, Float[Tensor, "window *index"]]) -> None:
+        """Add the sums of one member, by kind: all that its tensor has along the member's dims."""
+        own = self._windows[self._position(member)]
+        for kind in self.kinds:
+            value = self._blocks(member, sums[kind])
+            value = value.sum(dim=0, keepdim=True) if self.linear else value
+            own[kind] = own[kind] + value if kind in own else value
 
-        Raises:
-            SecateurError: the gradient is not finite.
-        """
-        units = self.axis.units
-        weights, gradients = member.view(weight, units), member.view(gradient, units)
-        sums = self._window[self._position(member)]
-        for rows in _pieces(weights):
-            change = weights[rows].float().mul_(gradients[rows].float()).mul_(self._scale)
-            curvature = change.square() if {"second", "mixed"} & set(self._kinds) else None
-            for kind in self._kinds:
-                sums[kind][rows] += channel_sum(kind, change, curvature)
-            self._keep(member, weights.shape, rows, change)
-        if not torch.isfinite(sums["signed"]).all():
-            raise not_finite(f"the gradient of {member.tensor}", gradient.dtype)
+    def add_mean(self, member: Member, sums: Mapping[str, Float[Tensor, "one *index"]]) -> None:
+        """Add those of the mean over all windows."""
+        own = self._batch[self._position(member)]
+        for kind in self.mean_kinds:
+            own[kind] += self._blocks(member, sums[kind])[0]
 
-    def end_window(self) -> None:
-        """All members of the window (or of windows whose gradients were summed) were added."""
-        for mode in ("per_sample", "samples"):
+    def end_windows(self) -> None:
+        """All members of some windows were added."""
+        for mode in MODES[1:]:
             for term in self._terms[mode]:
-                value = self._stacked(term, self._window)
+                value = self._stacked(term, self._windows)
                 if mode == "samples":
-                    self._samples.setdefault(term, []).append(value.sum(dim=(0, 2)))
+                    self._samples.setdefault(term, []).append(value.sum(dim=(0, 3)))
                 else:
                     name = f"per_sample_{term}"
-                    self._found[name] = self._found.get(name, 0) + value * self._share
-        for own, batch in zip(self._window, self._batch, strict=True):
+                    self._found[name] = self._found.get(name, 0) + value.sum(dim=1) * self._share
+        for own, batch in zip(self._windows, self._batch, strict=True):
             for kind in {"signed", "second"} & set(batch):
-                batch[kind] += own[kind] * self._share
-        self._window = self._zeros(self._kinds)
+                batch[kind] += own[kind].sum(dim=0) * self._share
+        self._windows = [{} for _ in self._modules]
 
     def finished(self) -> dict[str, Tensor]:
-        """The tensors of `needs` by name, fp32, once: what was kept per weight is let go."""
-        while self._changes:
-            member, change = self._changes.popitem()
-            sums = self._batch[self._position(member)]
-            curvature = self._curvatures.pop(member, None)
-            for rows in _pieces(change):
-                for kind in {"first", "mixed"} & set(sums):
-                    own = None if curvature is None else curvature[rows]
-                    sums[kind][rows] += channel_sum(kind, change[rows], own)
+        """The tensors of `needs` by name, fp32."""
+        batch = [{kind: sums[None] for kind, sums in own.items()} for own in self._batch]
         found = dict(self._found)
         found |= {
-            f"batch_{term}": self._stacked(term, self._batch) for term in self._terms["batch"]
+            f"batch_{term}": self._stacked(term, batch)[:, 0] for term in self._terms["batch"]
         }
-        found |= {f"samples_{term}": torch.stack(rows) for term, rows in self._samples.items()}
+        found |= {f"samples_{term}": torch.cat(rows) for term, rows in self._samples.items()}
         return {name: tensor.cpu() for name, tensor in found.items()}
 
-    def _keep(self, member: Member, shape: torch.Size, rows: slice, change: Tensor) -> None:
-        """Running means per weight, of the current layer only."""
-        if {"first", "mixed"} & set(self._terms["batch"]):
-            self._mean_of(self._changes, member, shape)[rows].add_(change, alpha=self._share)
-        if "mixed" in self._terms["batch"]:
-            mean = self._mean_of(self._curvatures, member, shape)[rows]
-            mean.addcmul_(change, change, value=self._share)
-
-    def _mean_of(self, means: dict[Member, Tensor], member: Member, shape: torch.Size) -> Tensor:
-        if member not in means:
-            means[member] = torch.zeros(shape, device=self._device)
-        return means[member]
+    def _blocks(
+        self, member: Member, sums: Float[Tensor, "window *index"]
+    ) -> Float[Tensor, "window unit width"]:
+        indices = member.blocks.indices(torch.arange(self.axis.units))
+        return sums.flatten(1)[:, indices.to(sums.device)]
 
     def _stacked(
-        self, term: str, sums: Sequence[dict[str, Tensor]]
-    ) -> Float[Tensor, "member unit channel"]:
+        self, term: str, sums: Sequence[Mapping[str, Tensor]]
+    ) -> Float[Tensor, "member window unit channel"]:
         channels = math.gcd(*self._widths)
         return torch.stack([unit_term(term, own[TERMS[term]], channels) for own in sums])
 
-    def _zeros(self, kinds: Iterable[str]) -> list[dict[str, Tensor]]:
-        kinds, units = list(kinds), self.axis.units
-        return [
-            {kind: torch.zeros(units, width, device=self._device) for kind in kinds}
-            for width in self._widths
-        ]
-
     def _position(self, member: Member) -> int:
         return next(n for n, members in enumerate(self._modules) if member in members)
-
-
-def _pieces(weights: Float[Tensor, "unit width fan"]) -> Iterator[slice]:
-    """Runs of units that hold a bounded number of weights."""
-    units = max(1, _PRODUCTS_AT_ONCE // max(weights[0].numel(), 1)) if len(weights) else 1
-    for start in range(0, len(weights), units):
-        yield slice(start, start + units)
