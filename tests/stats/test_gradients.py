@@ -401,9 +401,12 @@ def test_a_module_that_looks_like_a_linear_and_is_none_is_left_to_autograd(token
             return 2 * super().forward(input)
 
     model = tiny_model("llama-gqa")
-    for layer in model.model.layers:
+    opened = open_model(model)
+    source = opened.streamed(device="cpu")
+    for layer in (*model.model.layers, *source.model.model.layers):
         layer.mlp.down_proj.__class__ = Twice
-    statistics = collected(model, tokens, *GRADIENTS)
+    walk = Walk(source, tokens, batch=4)
+    statistics = collect_gradients(walk, opened.structure.axes, GRADIENTS)
     gradients = window_gradients(model, tokens)
     for axis in open_model(model).structure.axes:
         for name, expected in expected_terms(model, axis, gradients).items():
