@@ -89,6 +89,10 @@ class Weight:
 
     def _piece(self, gradients: Float[Tensor, "window *shape"], finite: Finite) -> Sums:
         finite.see(f"the gradient of {self.name}", gradients)
+        if self._change is not None and self._curvature is None and not self._kinds:
+            for each in gradients:
+                self._change += each
+            return {}
         sums = self._empty(len(gradients), self._kinds)
         for rows in self._rows(len(gradients)):
             own = gradients[:, rows].float()
