@@ -24,7 +24,8 @@ from secateur.methods import METHODS
 from secateur.models import open_model
 from secateur.pipeline import compare, comparing, held_out, passes, texts
 from secateur.pipeline.choice import layers_of
-from secateur.pipeline.estimate import masked_losses, split_windows
+from secateur.pipeline.estimate import split_windows
+from secateur.pipeline.probing import masked_losses
 from secateur.search import SEARCHES
 from secateur.stats import Walk
 
@@ -84,8 +85,10 @@ def test_the_middle_layers_alone_lose_units() -> None:
 
 
 @pytest.mark.parametrize("variant", ["qwen2-gqa", "gpt2", "mixtral", "qwen3_moe"])
-def test_masked_losses_are_those_of_masked_models(variant: str, tokens: torch.Tensor) -> None:
-    """Probes of one layer, of two, of none; windows that do not fill the last batch."""
+def test_masked_losses_are_those_of_masked_models(
+    variant: str, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probes of one layer, of two, of none; batches of one window, of two probes, of all."""
     opened = open_model(tiny_model(variant))
     axes = opened.structure.axes
     generator = torch.Generator().manual_seed(0)
@@ -95,8 +98,9 @@ def test_masked_losses_are_those_of_masked_models(variant: str, tokens: torch.Te
         mask[1] &= axis.layer == 1
         mask[2] &= axis.kind == "mlp"
         mask[3] = False
-    for batch in (1, 2, len(tokens)):
-        walk = Walk(opened.streamed(device="cpu"), tokens, batch=batch)
+    for batch in (1, len(tokens) + 2, 6 * len(tokens)):
+        monkeypatch.setattr("secateur.pipeline.probing._TOKENS", batch * tokens.shape[1])
+        walk = Walk(opened.streamed(device="cpu"), tokens, batch=min(batch, len(tokens)))
         got = masked_losses(walk, masks)
         assert got.tolist() == pytest.approx(_masked_by_hand(variant, tokens, masks), rel=1e-5)
 

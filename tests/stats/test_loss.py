@@ -5,7 +5,7 @@ import torch
 
 from secateur.errors import SecateurError
 from secateur.stats import blocks
-from secateur.stats.loss import hidden_gradient, loss_and_gradient, summed_loss, token_losses
+from secateur.stats.loss import each_loss, hidden_gradient, loss_and_gradient, token_losses
 
 VOCABULARY, TOKENS = 37, 150
 
@@ -47,7 +47,9 @@ def test_through_a_head_they_are_those_of_the_whole() -> None:
     def logits_of(states: torch.Tensor) -> torch.Tensor:
         return states @ head.T
 
-    torch.testing.assert_close(summed_loss(logits_of, hidden, targets), loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        each_loss(logits_of, hidden, targets).double().sum(), loss, rtol=1e-6, atol=0
+    )
     found = hidden_gradient(logits_of, hidden, targets)
     torch.testing.assert_close(found.double(), exact.grad, rtol=1e-5, atol=1e-6)
 

@@ -21,7 +21,7 @@ from ..errors import SecateurError
 from ..stats import LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
 from ..stats.finite import not_finite
-from ..stats.loss import summed_loss
+from ..stats.loss import each_loss
 
 WINDOWS = (128, 2048)
 
@@ -82,7 +82,9 @@ def _summed(walk: Walk, predicted: Bool[Tensor, "window token"], kept: Kept, sta
         for windows in walk.batches:
             told = predicted[windows]
             hidden = states[windows][:, :-1][told]
-            total += summed_loss(logits_of, hidden, walk.tokens[windows][:, 1:][told]).cpu()
+            total += (
+                each_loss(logits_of, hidden, walk.tokens[windows][:, 1:][told]).double().sum().cpu()
+            )
     if not torch.isfinite(total):
         raise not_finite("the logits (the output of the head)", walk.source.dtype)
     return total.item()

@@ -11,9 +11,10 @@ from ..search import LossOfUnits, Units, one_by_one
 from ..stats import Statistics
 from ..structure import Axis, Plan
 from .choice import budget_of, kept_units, limits_of
-from .estimate import Estimate, fused_scores, masked_losses, split_windows
+from .estimate import Estimate, fused_scores, split_windows
 from .passes import look, needs_of_scores, walk
 from .planned import recorded
+from .probing import masked_losses
 from .scoring import masks_of_parts, scores, sums_by_sample, sums_of_parts
 from .subject import Subject
 

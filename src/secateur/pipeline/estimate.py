@@ -7,23 +7,17 @@ they come for each calibration window too.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checkpoint import Kept, digest
 from ..errors import SecateurError
 from ..fusion import FUSIONS, Scope, fuse
-from ..stats import LayerStep, Statistics, Walk
-from ..stats.collect import find
-from ..stats.loss import summed_loss
-from ..stats.stream import hidden_of
-from ..stats.substitute import substituted
+from ..stats import Statistics, Walk
 from ..structure import Axis
+from .probing import masked_losses
 
 # What the coarse score of a fusion is made of.
 _COARSE = ("per_sample_coarse", "samples_coarse")
@@ -125,71 +119,3 @@ def _scope(tally: Any, fine: str) -> Scope:
         coarse_by_sample=tally[_COARSE[1]],
         fine_by_sample=tally[each],
     )
-
-
-def masked_losses(
-    walk: Walk, masks: Mapping[Axis, Bool[Tensor, "probe _"]]
-) -> Float[Tensor, " probe"]:
-    """Mean loss on the tokens of `walk` with the units of each probe masked: all in one pass.
-
-    What lies below a probe's first masked layer is the whole model, which runs once for all.
-    """
-    count, layers = len(walk.tokens), len(walk.source)
-    masked = torch.stack([mask.any(dim=1) for mask in masks.values()])
-    at = torch.tensor([axis.layer for axis in masks])[:, None].expand_as(masked)
-    first = at.where(masked, layers).min(dim=0).values.tolist()
-    # probe 0 is the whole model; batches hold windows of one probe
-    several = walk.like(times=1 + len(first))
-    units = {axis.name: mask.nonzero().tolist() for axis, mask in masks.items()}
-    kept = several.kept("probes", masks=digest(units))
-    if not kept.whole:
-        kept.end(value=_asked(several, count, masks, first, kept))
-    losses = torch.tensor(kept.ended[1], dtype=torch.float64)
-    whole = torch.tensor([layer == layers for layer in first], dtype=torch.bool)
-    return losses[1:].where(~whole, losses[0]) / walk.tokens[:, 1:].numel()
-
-
-def _asked(
-    walk: Walk,
-    count: int,
-    masks: Mapping[Axis, Bool[Tensor, "probe _"]],
-    first: Sequence[int],
-    kept: Kept,
-) -> list[float]:
-    """The pass: the summed loss of the whole model and of every probe, `count` windows each."""
-    states = walk.embed(kept)
-    for step in walk.layers(kept, {"hidden": states}, stage="probes"):
-        here = {axis: mask for axis, mask in masks.items() if axis.layer == step.index}
-        for probe in (p for p, layer in enumerate(first, 1) if layer == step.index):
-            states[probe * count : (probe + 1) * count] = states[:count]
-        for windows, inputs, (args, kwargs) in step.batches(states):
-            probe = windows.start // count - 1
-            if probe >= 0 and first[probe] > step.index:
-                continue
-            with _masked(step, here, probe), torch.no_grad():
-                states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
-    losses = torch.zeros(1 + len(first), dtype=torch.float64)
-    with walk.source.back() as logits_of:
-        for windows in walk.batches:
-            hidden = states[windows][:, :-1].flatten(0, 1)
-            targets = walk.tokens[windows][:, 1:].flatten()
-            losses[windows.start // count] += summed_loss(logits_of, hidden, targets).cpu()
-    return losses.tolist()
-
-
-def _masked(
-    step: LayerStep, masks: Mapping[Axis, Bool[Tensor, "probe _"]], probe: int
-) -> AbstractContextManager[None]:
-    """What reads the masked units of one probe has zeros for them; nothing is masked for -1."""
-    parameters: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
-    for axis, mask in masks.items() if probe >= 0 else ():
-        units = mask[probe].nonzero().flatten()
-        for member in axis.consumers if len(units) else ():
-            module = find(step.module, member.module, axis.layer)
-            place = module, member.parameter
-            own = parameters.get(place)  # units that overlap are read by one consumer
-            if own is None:
-                own = module.get_parameter(member.parameter)
-            masked = member.masked(own.detach(), units)
-            parameters[place] = nn.Parameter(masked, requires_grad=False)
-    return substituted(parameters)

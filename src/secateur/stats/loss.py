@@ -72,16 +72,14 @@ def _alike(logits: Tensor, targets: Tensor) -> Iterator[Tensor]:
         start += len(rows)
 
 
-def summed_loss(
+def each_loss(
     logits_of: Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "token hidden"],
     targets: Int64[Tensor, " token"],
-) -> Float[Tensor, ""]:
-    """Sum of the losses in fp64, on the device."""
-    total = torch.zeros((), dtype=torch.float64)
-    for _, logits, wanted in in_pieces(logits_of, hidden, targets):
-        total = total.to(logits.device) + token_losses(logits, wanted).double().sum()
-    return total
+) -> Float[Tensor, " token"]:
+    """The loss of every token from its hidden states, fp32, on the device."""
+    pieces = in_pieces(logits_of, hidden, targets)
+    return torch.cat([token_losses(logits, wanted) for _, logits, wanted in pieces])
 
 
 def hidden_gradient(
