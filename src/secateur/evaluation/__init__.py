@@ -1,3 +1,3 @@
 """How good a model is."""
 
-from .perplexity import WINDOWS, Perplexity, perplexity, window_lengths
+from .perplexity import WINDOWS, Perplexity, perplexities, perplexity, window_lengths

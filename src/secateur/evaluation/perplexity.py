@@ -9,8 +9,9 @@ numbers differ by a factor of two, so both are reported.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int64
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from ..checkpoint import Kept, Store
 from ..errors import SecateurError
-from ..stats import LayerSource, Walk
+from ..stats import Activations, LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
 from ..stats.finite import not_finite
 from ..stats.loss import each_loss
+from ..stats.stream import Way, side_by_side
 
 WINDOWS = (128, 2048)
 
@@ -58,33 +60,76 @@ def perplexity(
     Raises:
         SecateurError: no windows, or an activation is not finite.
     """
-    if not len(tokens) or tokens.shape[1] < 2:
-        raise SecateurError("Perplexity needs at least one window of two tokens.")
-    predicted = ~torch.isin(tokens[:, 1:], torch.tensor(begin, dtype=tokens.dtype))
-    count = int(predicted.sum())
-    if not count:
-        raise SecateurError("Perplexity needs a token to predict; all windows are BOS alone.")
-    walk = Walk(source, tokens, batch=batch, limit=limit, store=store)
-    kept = walk.kept("perplexity", begin=list(begin))
-    if not kept.whole:
-        kept.end(value=_summed(walk, predicted, kept, stage))
-    mean = kept.ended[1] / count
-    return Perplexity(tokens.shape[1], math.exp(min(mean, 700.0)), count)
+    options: dict[str, Any] = {"limit": limit, "begin": begin, "store": store, "stage": stage}
+    (found,) = perplexities(source, [tokens], [batch], **options)
+    return found
 
 
-def _summed(walk: Walk, predicted: Bool[Tensor, "window token"], kept: Kept, stage: str) -> float:
-    """The pass: the sum of -log p over the tokens that are to be `predicted`."""
-    states = walk.embed(kept)
-    for step in walk.layers(kept, {"hidden": states}, stage=stage):
-        step.run(states)
-    total = torch.zeros((), dtype=torch.float64)
-    with walk.source.back() as logits_of:
-        for windows in walk.batches:
-            told = predicted[windows]
+def perplexities(
+    source: LayerSource,
+    sets: Sequence[Int64[Tensor, "_ _"]],
+    batches: Sequence[int],
+    *,
+    limit: int = MEMORY_LIMIT,
+    begin: Sequence[int] = (),
+    store: Store | None = None,
+    stage: str = "perplexity",
+) -> list[Perplexity]:
+    """The same on several sets of windows, of which every layer that is read sees all.
+
+    `batches` windows of each go at once; the sets share `limit`.
+
+    Raises:
+        SecateurError: as `perplexity`.
+    """
+    asked = [
+        _Asked.of(Walk(source, tokens, batch=batch, limit=limit // len(sets), store=store), begin)
+        for tokens, batch in zip(sets, batches, strict=True)
+    ]
+    left = [one for one in asked if not one.kept.whole]
+    if left:
+        ways = [Way(o.walk, o.kept, {"hidden": o.walk.embed(o.kept)}) for o in left]
+        for steps in side_by_side(ways, range(len(source)), stage=stage):
+            for step in steps:
+                step.run(next(way for way in ways if way.walk is step.walk).states["hidden"])
+        with source.back() as logits_of:
+            for one, way in zip(left, ways, strict=True):
+                one.kept.end(value=one.summed(logits_of, way.states["hidden"]))
+    return [one.perplexity() for one in asked]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One set of windows: which tokens are `predicted`, and the pass that asks."""
+
+    walk: Walk
+    predicted: Bool[Tensor, "window token"]
+    kept: Kept
+
+    @classmethod
+    def of(cls, walk: Walk, begin: Sequence[int]) -> "_Asked":
+        tokens = walk.tokens
+        if not len(tokens) or tokens.shape[1] < 2:
+            raise SecateurError("Perplexity needs at least one window of two tokens.")
+        predicted = ~torch.isin(tokens[:, 1:], torch.tensor(begin, dtype=tokens.dtype))
+        if not predicted.any():
+            raise SecateurError("Perplexity needs a token to predict; all windows are BOS alone.")
+        return cls(walk, predicted, walk.kept("perplexity", begin=list(begin)))
+
+    def summed(self, logits_of: Callable[[Tensor], Tensor], states: Activations) -> float:
+        """The sum of -log p over the tokens that are to be predicted."""
+        total = torch.zeros((), dtype=torch.float64)
+        for windows in self.walk.batches:
+            told = self.predicted[windows]
             hidden = states[windows][:, :-1][told]
-            total += (
-                each_loss(logits_of, hidden, walk.tokens[windows][:, 1:][told]).double().sum().cpu()
-            )
-    if not torch.isfinite(total):
-        raise not_finite("the logits (the output of the head)", walk.source.dtype)
-    return total.item()
+            losses = each_loss(logits_of, hidden, self.walk.tokens[windows][:, 1:][told])
+            total += losses.double().sum().cpu()
+        if not torch.isfinite(total):
+            raise not_finite("the logits (the output of the head)", self.walk.source.dtype)
+        return total.item()
+
+    def perplexity(self) -> Perplexity:
+        """What the whole pass found."""
+        count = int(self.predicted.sum())
+        mean = self.kept.ended[1] / count
+        return Perplexity(self.walk.tokens.shape[1], math.exp(min(mean, 700.0)), count)

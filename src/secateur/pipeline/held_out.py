@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import data
+from .. import data, evaluation
 from ..checkpoint import Store, digest
 from ..errors import SecateurError
-from ..evaluation import Perplexity, perplexity, window_lengths
+from ..evaluation import Perplexity, window_lengths
 from ..export import Form
 from ..models import OpenModel, StreamedModel
 from ..stats.activations import MEMORY_LIMIT
@@ -92,19 +92,19 @@ def perplexities(
     limit: int = MEMORY_LIMIT,
     store: Store | None = None,
 ) -> list[Perplexity]:
-    """One value a window length; batches of long windows are smaller, so that memory stays even."""
-    return [
-        perplexity(
-            source,
-            text.windows(length),
-            batch=max(1, batch * DEFAULT_LENGTH // length),
-            limit=limit,
-            begin=text.begin.window,
-            store=store,
-            stage=f"{stage}, {length}",
-        )
-        for length in lengths
-    ]
+    """One value a window length; batches of long windows are smaller, so that memory stays even.
+
+    One walk serves all lengths.
+    """
+    return evaluation.perplexities(
+        source,
+        [text.windows(length) for length in lengths],
+        [max(1, batch * DEFAULT_LENGTH // length) for length in lengths],
+        limit=limit,
+        begin=text.begin.window,
+        store=store,
+        stage=stage,
+    )
 
 
 def streamed(form: Form, opened: OpenModel, like: StreamedModel, *made_by: str) -> StreamedModel:

@@ -22,8 +22,9 @@ A pass that is kept goes on where an earlier run was cut short:
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -199,24 +200,55 @@ class Walk:
         Those that are done in `kept` are not visited. After each step, what it found is kept with
         the `states` as they are by then.
         """
+        way = Way(self, kept or Kept(), states or {})
         last = len(self.source) - 1 if highest is None else highest
-        order = [i for i in range(lowest, last + 1) if i not in self.without]
-        done = () if kept is None else kept.done
-        left = [i for i in (reversed(order) if reverse else order) if i not in done]
-        if done and left:
-            note(f"{stage}: going on after layer {done[-1]}, where an earlier run was cut short")
-        for index in track(left, stage, len(left), "layer"):
-            with self.source.layer(index) as module:
-                step = LayerStep(self, index, module)
-                yield step
-            if kept is not None:
-                tensors = {name: one.tensor for name, one in (states or {}).items()}
-                found = step.found() if callable(step.found) else step.found
-                kept.layer(index, found, step.value, tensors)
+        order = range(lowest, last + 1)
+        for (step,) in side_by_side([way], reversed(order) if reverse else order, stage=stage):
+            yield step
 
     def call(self, index: int, batch: int) -> Call:
         """The arguments besides the hidden states of layer `index` for batch number `batch`."""
         return self._calls[batch][index]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A pass on its way: what it keeps, and its hidden states by name."""
+
+    walk: Walk
+    kept: Kept
+    states: Mapping[str, Activations]
+
+    def has_left(self, index: int) -> bool:
+        """Whether the pass has to go through a layer."""
+        return index not in self.walk.without and index not in self.kept.done
+
+    def end_layer(self, step: "LayerStep") -> None:
+        """Keep what was found in a layer, and the states after it."""
+        tensors = {name: one.tensor for name, one in self.states.items()}
+        found = step.found() if callable(step.found) else step.found
+        self.kept.layer(step.index, found, step.value, tensors)
+
+
+def side_by_side(
+    ways: Sequence[Way], order: Iterable[int], *, stage: str
+) -> "Iterator[list[LayerStep]]":
+    """Visit the layers for several ways through one source: each is materialised once for all.
+
+    A step for each way that has not done the layer, in the order of the ways.
+    """
+    source = ways[0].walk.source
+    left = [index for index in order if any(way.has_left(index) for way in ways)]
+    done = ways[0].kept.done
+    if done and left:
+        note(f"{stage}: going on after layer {done[-1]}, where an earlier run was cut short")
+    for index in track(left, stage, len(left), "layer"):
+        going = [way for way in ways if way.has_left(index)]
+        with source.layer(index) as module:
+            steps = [LayerStep(way.walk, index, module) for way in going]
+            yield steps
+        for way, step in zip(going, steps, strict=True):
+            way.end_layer(step)
 
 
 def _machine(device: torch.device) -> list[str]:
@@ -240,7 +272,7 @@ class LayerStep:
         self.found: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]] = {}
         self.value: Any = None
         self.finite = Finite()
-        self._walk = walk
+        self.walk = walk
 
     def along(self, walk: Walk) -> "LayerStep":
         """The same layer on another way."""
@@ -264,9 +296,9 @@ class LayerStep:
 
     def batches(self, states: Activations) -> Iterator[tuple[slice, Tensor, Call]]:
         """Which windows, their inputs on the device, and the layer's other arguments."""
-        for number, windows in enumerate(self._walk.batches):
-            inputs = states[windows].to(self._walk.source.device)
-            yield windows, inputs, self._walk.call(self.index, number)
+        for number, windows in enumerate(self.walk.batches):
+            inputs = states[windows].to(self.walk.source.device)
+            yield windows, inputs, self.walk.call(self.index, number)
 
 
 def hidden_of(output: Any) -> Tensor:
