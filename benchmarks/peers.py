@@ -112,14 +112,14 @@ class Case:
 
 
 CASES = (
-    Case("FLAP fp32, 96 x 128", "flap", 96, 128, plain=True),
-    Case("FLAP bf16, 96 x 128", "flap", 96, 128, "bfloat16", "bfloat16", plain=True),
+    Case("FLAP fp32, 64 x 128", "flap", 64, 128, plain=True),
+    Case("FLAP bf16, 64 x 128", "flap", 64, 128, "bfloat16", "bfloat16", plain=True),
     Case("LLM-Pruner param_first fp32, 10 x 64", "llm-pruner", 10, 64, plain=True),
     Case("LLM-Pruner param_mix fp32, 10 x 64", "llm-pruner", 10, 64, terms="param_mix"),
     Case("LLM-Pruner vectorize fp32, 10 x 64", "llm-pruner", 10, 64, terms="vectorize"),
-    Case("LLM-Pruner param_first fp32, 32 x 128", "llm-pruner", 32, 128, plain=True),
+    Case("LLM-Pruner param_first fp32, 24 x 128", "llm-pruner", 24, 128, plain=True),
     Case("as they come: FLAP fp16, ours bf16, 16 x 128", "flap", 16, 128, "bfloat16", "float16"),
-    Case("as they come: LLM-Pruner fp32, ours bf16, 32 x 128", "llm-pruner", 32, 128, "bfloat16"),
+    Case("as they come: LLM-Pruner fp32, ours bf16, 24 x 128", "llm-pruner", 24, 128, "bfloat16"),
 )
 
 
