@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +66,7 @@ REQUIREMENTS = {
     "accelerate": "0.18.0",
     "numpy": "1.26.4",
     "safetensors": "0.8.0",
+    "sentencepiece": "0.2.3",
     "setuptools": "80.9.0",
 }
 # 110.5 million parameters. FLAP's code knows heads of 128 alone, LLM-Pruner's uses token 29892.
@@ -167,7 +167,8 @@ def code_of(peer: Peer, folder: Path) -> None:
         print(f"fetching {peer.source}", flush=True)
         run(["git", "init", "-q", place])
         git(place, "fetch", "-q", "--depth", "1", peer.source, peer.commit)
-        git(place, "checkout", "-q", peer.commit)
+        git(place, "update-ref", "HEAD", peer.commit)
+        git(place, "checkout", "-q", peer.commit, "--", *peer.files)
     if (found := git(place, "rev-parse", "HEAD").strip()) != peer.commit:
         raise SystemExit(f"{place} is at {found}, not at {peer.commit} of {peer.source}")
     if changed := git(place, "status", "--porcelain", "-uno", "--", *peer.files).strip():
@@ -183,16 +184,14 @@ def git(place: Path, *words: str) -> str:
 
 def environment_of(folder: Path, base: str) -> Path:
     """The Python of the peers' environment, made by the Python `base` where it is not there."""
-    python = folder / "venv" / "bin" / "python"
+    python, made = folder / "venv" / "bin" / "python", folder / "venv" / "made.json"
     torch = importlib.metadata.version("torch").partition("+")[0]
-    if not python.exists():
+    wanted = [f"{name}=={version}" for name, version in ({"torch": torch} | REQUIREMENTS).items()]
+    if not made.exists() or json.loads(made.read_text(encoding="utf-8")) != wanted:
         print("making an environment for the peers", flush=True)
-        if base == sys.executable:
-            venv.create(folder / "venv", with_pip=True)
-        else:
-            run([base, "-m", "venv", folder / "venv"])
-        wanted = [f"{name}=={version}" for name, version in REQUIREMENTS.items()]
-        run([python, "-m", "pip", "install", "-q", f"torch=={torch}", *wanted])
+        run([base, "-m", "venv", folder / "venv"])
+        run([python, "-m", "pip", "install", "-q", *wanted])
+        made.write_text(json.dumps(wanted), encoding="utf-8")
     return python
 
 
@@ -330,6 +329,7 @@ def summary(numbers: dict[str, Any], case: Case) -> dict[str, Any]:
     if not both:
         return {}
     faster = [theirs["seconds"] / ours["seconds"] for theirs, ours in both]
+    spent = [theirs["processor"] / ours["processor"] for theirs, ours in both]
     apart = [(theirs["seconds"] - theirs["loading"]) / ours["seconds"] for theirs, ours in both]
     theirs, ours = (_medians([pair[place] for pair in both]) for place in (0, 1))
     ceiling = [
@@ -342,6 +342,7 @@ def summary(numbers: dict[str, Any], case: Case) -> dict[str, Any]:
         "faster": statistics.median(faster),
         "least": min(faster),
         "greatest": max(faster),
+        "less processor time": statistics.median(spent),
         "faster than theirs without loading": statistics.median(apart),
         "less memory": theirs["peak"] / ours["peak"],
         "ceiling": statistics.median(ceiling) if ceiling else None,
@@ -362,6 +363,7 @@ def table(numbers: dict[str, Any]) -> str:
         "theirs, s",
         "ours, s",
         "times faster (least - greatest)",
+        "by processor time",
         "theirs without loading",
         "theirs / plain",
         "their peak, GB",
@@ -384,6 +386,7 @@ def row_of(case: Case, row: dict[str, Any]) -> tuple[str, ...]:
         f"{theirs['seconds']:.1f}",
         f"{ours['seconds']:.1f}",
         f"{row['faster']:.2f} ({row['least']:.2f} - {row['greatest']:.2f})",
+        f"{row['less processor time']:.2f}",
         f"{row['faster than theirs without loading']:.2f}",
         "" if row["ceiling"] is None else f"{row['ceiling']:.2f}",
         peak if unused is None else f"{peak} ({(theirs['peak'] - unused) / 1e9:.2f})",

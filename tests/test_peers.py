@@ -101,6 +101,7 @@ def test_table_compares_within_a_turn(peers: Peers, tmp_path: Path) -> None:
         "12.0",
         "3.0",
         "4.00 (4.00 - 4.00)",
+        "4.00",
         "3.62",  # median of 7 / 2 and 15 / 4
         "2.00",  # 7 / 3.5
         "4.00",
