@@ -441,10 +441,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "code": our_code(),
     }
     record = Record(options.out, about, fresh=options.fresh)
-    for case in CASES:
-        if options.only in case.name:
-            for turn in range(1, options.turns + 1):
-                compare(case, turn, dict.fromkeys(PEERS, python), folder, record)
+    for turn in range(1, options.turns + 1):
+        for case in (case for case in CASES if options.only in case.name):
+            compare(case, turn, dict.fromkeys(PEERS, python), folder, record)
             without_units(record)
     return record.numbers
 
