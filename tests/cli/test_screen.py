@@ -159,6 +159,27 @@ def test_a_command_shows_itself_before_what_takes_long_to_import(
     assert [round(spent) for spent in begun] == [3]
 
 
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [("prune m --out o", 1), ("prune --help", 0), ("store x", 0), ("--help", 0)],
+)
+def test_a_command_that_reads_a_model_says_so_before_it_is_imported(
+    command: str, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from secateur.cli import main as program
+
+    begun: list[float] = []
+    monkeypatch.setattr(Lines, "begin", lambda self, stage, spent=0.0: begun.append(spent))
+    monkeypatch.setattr(program, "run", lambda _: 0)  # nothing of the command is imported
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        program.main(command.split(), started=time.monotonic() - 3)
+    assert [round(spent) for spent in begun] == [3] * lines
+    assert isinstance(screen.Screen(reading=False), screen.Screen)
+    assert len(begun) == lines  # the lines that were begun go on
+    screen.close_screens()
+
+
 # --- comparisons ----------------------------------------------------------------------------------
 
 

@@ -77,6 +77,8 @@ _COMMANDS = {
     "store": ("storing", "List or clean the passes that --store keeps."),
     "convert": ("looking", "Write a model in floating point, in the layout of its stock class."),
 }
+# Those that read a model before anything can be counted.
+_READING = ("prune", "recover", "evaluate", "compare", "apply", "convert")
 
 
 class _Commands(click.Group):
@@ -115,7 +117,9 @@ def main(arguments: Sequence[str] | None = None, *, started: float | None = None
             signal.signal(one, _terminate)
     warnings.simplefilter("ignore")
     if started is not None:
-        count_from(started)
+        words = sys.argv[1:] if arguments is None else arguments
+        asks_help = any(word in ("-h", "--help", "--help-all") for word in words)
+        count_from(started, reads=not asks_help and any(word in _READING for word in words[:1]))
     code = run(arguments)
     try:
         sys.stdout.flush()

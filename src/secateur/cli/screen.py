@@ -40,9 +40,7 @@ class Screen:
     def __init__(self, *, reading: bool = True) -> None:
         self.console = Console(stderr=True, highlight=False)
         self._bar: Progress | None = None
-        self._lines = Lines(lambda line: say(line, error=True))
-        if reading:
-            self._lines.begin(READING, sum(time.monotonic() - began for began in _started))
+        self._lines = _waiting.pop() if _waiting else _reading() if reading else _lines()
         _open.append(self)
 
     def track(self, items: Iterable[T], stage: str, total: int, unit: str) -> Iterator[T]:
@@ -86,17 +84,36 @@ class Screen:
 
 _open: list[Screen] = []
 _started: list[float] = []  # when the process began, if it is one command
+_waiting: list[Lines] = []  # begun before the command was imported
 
 
-def count_from(started: float) -> None:
-    """Imports are a part of the command: it began at `started` (of time.monotonic)."""
+def count_from(started: float, *, reads: bool) -> None:
+    """Imports are a part of the command: it began at `started` (of time.monotonic).
+
+    One that `reads` a model says so while they last: they may take longer than anybody waits.
+    """
     _started[:] = [started]
+    if reads:
+        _waiting[:] = [_reading()]
 
 
 def close_screens() -> None:
     """End the lines of commands that are over."""
     while _open:
         _open.pop().close()
+    while _waiting:
+        _waiting.pop().close()
+
+
+def _lines() -> Lines:
+    return Lines(lambda line: say(line, error=True))
+
+
+def _reading() -> Lines:
+    """Lines that tell of what there is before anything can be counted."""
+    lines = _lines()
+    lines.begin(READING, sum(time.monotonic() - began for began in _started))
+    return lines
 
 
 class _Memory(ProgressColumn):
