@@ -166,8 +166,7 @@ def test_a_command_shows_itself_before_what_takes_long_to_import(
 def test_a_command_that_reads_a_model_says_so_before_it_is_imported(
     command: str, lines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from secateur.cli import main as program
-
+    program = sys.modules["secateur.cli.main"]
     begun: list[float] = []
     monkeypatch.setattr(Lines, "begin", lambda self, stage, spent=0.0: begun.append(spent))
     monkeypatch.setattr(program, "run", lambda _: 0)  # nothing of the command is imported
