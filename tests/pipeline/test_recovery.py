@@ -493,7 +493,7 @@ def test_a_disk_that_has_no_room_for_the_state_does_not_end_the_training(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("secateur.recovery.state.save_file", full)
+    monkeypatch.setattr("secateur.recovery.state.header", full)
     options = [part for name, value in QUICK.items() for part in (f"--{name}", str(value))]
     command = ["recover", str(folder), "--data", str(text_file), "--evaluate", "none", *options]
     assert run([*command, "--out", str(out)]) == 0

@@ -1,6 +1,7 @@
 """What a training step sees and makes smaller, and the loop: cut short, it goes on the same."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from secateur.models import open_model
 from secateur.pipeline.training_data import read_data
 from secateur.progress import telling
 from secateur.recovery import (
+    Batch,
     CachedDistillation,
     FullDistillation,
+    Halves,
     Lora,
     Plain,
     Schedule,
@@ -86,15 +89,29 @@ def test_examples_keep_their_labels_whatever_their_order(
     assert 0 < data.held < len(data.examples)
 
 
+def told_by(objective: Any, given: Tensor, labels: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    """The loss of whole logits [example, token, vocabulary], in one piece."""
+    example, position = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    places, following = example * ids.shape[1] + position, labels[example, position + 1]
+    batch = Batch(ids, places, following, rows[example], position)
+    loss: Tensor = objective(batch)(given.flatten(0, 1)[places], slice(0, len(places)))
+    return loss
+
+
+def live(teacher: Any) -> FullDistillation:
+    ids = torch.arange(6).view(2, 3)
+    return FullDistillation(Halves(teacher, ids, nullcontext))
+
+
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(tokens: Tensor) -> None:
     model = tiny_model()
     given = logits(model, tokens)
     rows = torch.arange(len(tokens))
-    full = FullDistillation(model)
-    assert float(full(given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-3)
+    full = live(model)
+    assert float(told_by(full, given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-3)
     walk = Walk(open_model(model).streamed(device="cpu"), tokens, batch=4)
     cached = CachedDistillation(walk, 20)
-    assert float(cached(given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-2)
+    assert float(told_by(cached, given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-2)
 
 
 @pytest.mark.parametrize("limit", [2**30, 0])
@@ -106,18 +123,18 @@ def test_the_cached_teacher_says_what_the_live_one_says(limit: int, tokens: Tens
     labels = tokens.clone()
     labels[:, :5] = IGNORED
     labels[2, 9:] = IGNORED
-    exact = float(FullDistillation(teacher)(given, labels, rows, tokens))
+    exact = float(told_by(live(teacher), given, labels, rows, tokens))
     source = open_model(teacher).streamed(device="cpu")
     told = []
     for top in (4, 32, 127):
         cached = CachedDistillation(Walk(source, tokens, batch=4, limit=limit), top)
-        told.append(float(cached(given, labels, rows, tokens)))
+        told.append(float(told_by(cached, given, labels, rows, tokens)))
     assert told[0] < told[1] < told[2] + 1e-3
     assert told[2] == pytest.approx(exact, rel=2e-3)
     # a part of the rows, cut shorter, is the same part of the sum
     part = torch.tensor([2])
-    cut = float(cached(given[part, :9], labels[part, :9], part, tokens[part, :9]))
-    own = float(FullDistillation(teacher)(given[part], labels[part], part, tokens[part]))
+    cut = float(told_by(cached, given[part, :9], labels[part, :9], part, tokens[part, :9]))
+    own = float(told_by(live(teacher), given[part], labels[part], part, tokens[part]))
     assert cut == pytest.approx(own, rel=2e-3)
 
 
@@ -136,7 +153,7 @@ def test_the_rest_of_a_cached_teacher_counts_as_one_more_token(tokens: Tensor) -
         for part in (listed, ours.gather(1, index))
     ]
     expected = float((parts[0] * (parts[0] / parts[1]).log()).sum())
-    found = float(cached(given, tokens, torch.arange(len(tokens)), tokens))
+    found = float(told_by(cached, given, tokens, torch.arange(len(tokens)), tokens))
     assert found == pytest.approx(expected, rel=1e-2)  # the cache holds half precision
     assert float((parts[0] * (parts[0] / parts[1]).log())[:, -1].sum().abs()) > 0.1 * expected
 
@@ -160,7 +177,7 @@ def test_the_loss_on_the_next_token_is_the_models_own(tokens: Tensor) -> None:
     with torch.no_grad():
         expected = model(tokens, labels=labels).loss
     count = Examples(tokens, labels).tokens
-    ours = next_token(logits(model, tokens), labels, torch.arange(6), tokens) / count
+    ours = told_by(next_token, logits(model, tokens), labels, torch.arange(6), tokens) / count
     assert float(ours) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -244,14 +261,17 @@ def test_training_that_does_harm_gives_back_what_it_was_given() -> None:
 def test_nan_is_named_and_the_last_good_state_kept(where: str) -> None:
     calls = []
 
-    def broken(given: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
-        value = next_token(given, labels, examples, ids)
-        if given.requires_grad:
-            calls.append(1)
-        if len(calls) > 3 * 5:  # three pieces a step
-            # the square root of nothing is finite, its gradient is not
-            return value * torch.nan if where == "loss" else value + (0 * value).sqrt()
-        return value
+    def broken(batch: Batch) -> Any:
+        def loss(given: Tensor, piece: slice) -> Tensor:
+            value = next_token(batch)(given, piece)
+            if given.requires_grad:
+                calls.append(1)
+            if len(calls) > 3 * 5:  # three micro-batches a step
+                # the square root of nothing is finite, its gradient is not
+                return value * torch.nan if where == "loss" else value + (0 * value).sqrt()
+            return value
+
+        return loss
 
     made, plain = trainer(broken)
     outcome = made.run()
@@ -262,8 +282,8 @@ def test_nan_is_named_and_the_last_good_state_kept(where: str) -> None:
 
 
 def test_where_nothing_is_finite_from_the_start_nothing_is_trained() -> None:
-    def broken(given: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
-        return next_token(given, labels, examples, ids) * torch.nan
+    def broken(batch: Batch) -> Any:
+        return lambda given, piece: next_token(batch)(given, piece) * torch.nan
 
     made, _ = trainer(broken)
     with pytest.raises(SecateurError, match="before the first step"):
@@ -331,9 +351,16 @@ def test_a_models_own_dropout_is_no_part_of_a_recipe(pruned: Any) -> None:
     model = opened.whole(torch.float32)
     lora = Lora(model, linears(opened), rank=2, alpha=4.0, dropout=0.5, seed=0)
     data = Examples.of_windows(torch.randint(3, 128, (9, 16)))
-    made = Trainer(model, lora.parameters, data, 2, next_token, schedule(),
+    dropping: list[set[str]] = []
+
+    def watched(batch: Batch) -> Any:
+        dropping.append({n for n, m in model.named_modules() if m.training and "dropout" in n})
+        return next_token(batch)
+
+    made = Trainer(model, lora.parameters, data, 2, watched, schedule(),
                    device=torch.device("cpu"))  # fmt: skip
     made._step(0)
-    dropping = {n for n, m in model.named_modules() if m.training and "dropout" in n.lower()}
-    assert dropping
-    assert all("lora_dropout" in name for name in dropping)
+    assert dropping[0]
+    assert all("lora_dropout" in name for name in dropping[0])
+    made._check(0)
+    assert not dropping[-1]

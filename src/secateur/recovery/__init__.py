@@ -1,8 +1,10 @@
 """Recovery: a short training that brings back what the cut took."""
 
+from .batch import Batch
 from .earlier import Check, Outcome
 from .grid import GRIDS, Quantised, quantised
 from .groupwise import Groupwise, GroupwiseLinear
+from .halves import Halves
 from .lora import Lora
 from .objectives import CachedDistillation, FullDistillation, Objective, next_token
 from .plain_weights import Plain
