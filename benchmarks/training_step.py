@@ -2,10 +2,11 @@
 
     python benchmarks/training_step.py small/ --teacher model/ --data text.jsonl
 
-A step is what `secateur recover --recipe distil` does between two checks: `--batch` examples, the
-teacher's predictions from the cache, the clipped gradient, AdamW. Plain is the student's own loss on
-the same examples, in the same pieces, dtype and with the same parameters trained, and its backward.
-The two take turns in one process. What keeping the state costs is measured apart: once, in seconds.
+A step is what `secateur recover --recipe distil` does between two checks: a batch of examples, the
+teacher's predictions from the cache, the clipped gradient, AdamW. Plain is the student's own loss
+on the same examples, as many at once, in the same dtype and with the same parameters trained, and
+its backward. The two take turns in one process. CPU seconds stand beside those of the clock, for a
+machine that does something else besides. What keeping the state costs is measured apart, once.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,15 @@ def plain(trainer: Any, student: Student, step: int) -> None:
         parameter.grad = None
 
 
-def seconds(act: Callable[[], Any], device: torch.device) -> float:
-    """How long `act` takes."""
+def seconds(act: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """How long `act` takes: by the clock, and of the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     act()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - used
 
 
 def opened(folder: str, data: str, **settings: Any) -> tuple[Student, TrainingData]:
@@ -67,25 +69,37 @@ def measured(folder: str, data: str, *, repeats: int = 3, **settings: Any) -> di
     with tempfile.TemporaryDirectory() as place:
         _, trainer = make_trainer(student, examples, Path(place) / "state")
         device = student.device
-        times: dict[str, list[float]] = {"plain": [], "step": []}
-        plain(trainer, student, 0)
-        trainer._step(0)
+        acts: dict[str, Callable[[int], Any]] = {
+            "plain": lambda at: plain(trainer, student, at),
+            "step": trainer._step,
+        }
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in acts}
+        for act in acts.values():
+            act(0)
         for turn in range(1, repeats + 1):
-            times["plain"].append(seconds(lambda at=turn: plain(trainer, student, at), device))
-            times["step"].append(seconds(lambda at=turn: trainer._step(at), device))
-        saving = seconds(trainer._save, device)
+            for name, act in acts.items():
+                times[name].append(seconds(partial(act, turn), device))
+        saving, _ = seconds(trainer._save, device)
         size = sum(file.stat().st_size for file in Path(place).rglob("*") if file.is_file())
-    multiples = [s / p for s, p in zip(times["step"], times["plain"], strict=True)]
+    of_clock, of_cpu = (
+        [step[kind] / own[kind] for step, own in zip(times["step"], times["plain"], strict=True)]
+        for kind in (0, 1)
+    )
     return {
-        "model": folder,
+        "model": Path(folder).name,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "dtype": str(student.autocast or torch.float32).removeprefix("torch."),
         "trained": student.config.trained,
-        "seconds": times,
-        "multiples": multiples,
-        "multiple": statistics.median(multiples),
-        "spread": max(multiples) - min(multiples),
+        "examples": student.config.schedule(len(examples.examples) - examples.held).batch,
+        "length": examples.examples.ids.shape[1],
+        "seconds": {name: [clock for clock, _ in found] for name, found in times.items()},
+        "cpu_seconds": {name: [cpu for _, cpu in found] for name, found in times.items()},
+        "multiples": of_clock,
+        "multiple": statistics.median(of_clock),
+        "spread": max(of_clock) - min(of_clock),
+        "cpu_multiple": statistics.median(of_cpu),
+        "cpu_spread": max(of_cpu) - min(of_cpu),
         "floor": FLOOR,
         "save": {"seconds": saving, "bytes": size},
     }

@@ -509,19 +509,24 @@ def test_a_state_that_is_not_finite_gives_no_model_that_is_not(
     kind: str, pruned: Any, text_file: Path, tmp_path: Path
 ) -> None:
     folder, out = pruned(), tmp_path / "out"
-    settings = {"steps": 3, "batch": 2, "samples": 20, "evaluate": "none"}
+    settings = {"steps": 30, "batch": 2, "samples": 20, "evaluate": "none"}
     with pytest.raises(KeyboardInterrupt):
-        recovered(folder, text_file, out, progress=Cut(2), **settings)
-    (state,) = tmp_path.glob(".out.training*")
-    with safe_open(state, framework="pt") as file:
-        about = dict(file.metadata())
-    nan = {
-        name: torch.full_like(tensor, math.nan) if name.startswith(kind) else tensor
-        for name, tensor in load_file(state).items()
-    }
-    assert any(tensor.isnan().any() for tensor in nan.values())
-    values = json.loads(about["values"]) | {"best_loss": 0.0}  # nothing that comes is better
-    save_file(nan, state, metadata={**about, "values": json.dumps(values)})
+        recovered(folder, text_file, out, progress=Cut(26), **settings)  # saved between two checks
+    state = tmp_path / ".out.training.safetensors"
+    (best,) = tmp_path.glob(".out.training.safetensors.best-*")
+    for file in (state, best):
+        with safe_open(file, framework="pt") as opened:
+            about = dict(opened.metadata())
+        nan = {
+            name: torch.full_like(tensor, math.nan) if name.startswith(kind) else tensor
+            for name, tensor in load_file(file).items()
+        }
+        damaged = any(tensor.isnan().any() for tensor in nan.values())
+        assert damaged == ((file == best) == (kind == "best"))
+        values = json.loads(about["values"])
+        if file == state:
+            values["best_loss"] = 0.0  # nothing that comes is better
+        save_file(nan, file, metadata={**about, "values": json.dumps(values)})
     if kind == "best":
         with pytest.raises(SecateurError, match="or damaged"):
             recovered(folder, text_file, out, **settings)

@@ -18,6 +18,7 @@ from ..export import Form, pruned_form, with_around
 from ..progress import note
 from ..recovery import (
     STATE_FORMAT,
+    TOKENS_AT_ONCE,
     CachedDistillation,
     FullDistillation,
     Groupwise,
@@ -26,9 +27,14 @@ from ..recovery import (
     Objective,
     Outcome,
     Trainer,
+    fits,
     forget_other,
+    free_bytes,
+    kept_bytes,
+    narrowed,
     next_token,
     read_state,
+    recomputed,
 )
 from ..stats import Walk
 from ..structure import Plan
@@ -49,6 +55,7 @@ _NOT_IN_WEIGHTS = (
     "format",
     "hidden_gib",
     "model",
+    "recompute",
     "teacher",
     *READING,
 )
@@ -118,6 +125,8 @@ def make_trainer(
     objective = _objective(student, data.examples)
     model = _whole(student)
     trained = make_trained(model, student.opened, student.config, student.linears)
+    if student.autocast is not None:
+        narrowed(model, student.autocast)
     trainer = Trainer(
         model,
         trained.parameters,
@@ -131,7 +140,23 @@ def make_trainer(
         fingerprint=known_by,
         anew=anew,
     )
+    if _recomputes(student, data, trainer):
+        recomputed(model.get_submodule(student.opened.family.layers))
     return trained, trainer
+
+
+def _recomputes(student: Student, data: TrainingData, trainer: Trainer) -> bool:
+    """Whether the layers keep nothing for the way back: as the settings say, or if it won't fit."""
+    asked, device = student.config.recompute, student.device
+    if asked != "auto" or device.type != "cuda":
+        return asked == "always"
+    length = data.examples.ids.shape[1]
+    one = kept_bytes(trainer.halves, data.examples.ids[:1].to(device))
+    at_once = one * max(trainer.micro or TOKENS_AT_ONCE // length, 1)
+    if fits(at_once, trainer.parameters, free_bytes(device)):
+        return False
+    note("layers run again on the way back: what they keep does not fit (--recompute)")
+    return True
 
 
 def fingerprint(student: Student, data: TrainingData) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import IGNORED, Examples
 
 # So many tokens go through the model at once, unless the number of examples is given.
-AT_ONCE = 2048
+TOKENS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Batch:
         """The examples `rows` of `data`."""
         part = data[rows]
         example, position = (part.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-        on_device = (
+        ids, places, labels = (
             tensor.to(device, non_blocking=True)
             for tensor in (
                 part.ids,
@@ -43,7 +43,7 @@ class Batch:
                 part.labels[example, position + 1],
             )
         )
-        return cls(*on_device, rows[example], position)
+        return cls(ids, places, labels, rows[example], position)
 
 
 def micro_batches(
@@ -51,8 +51,8 @@ def micro_batches(
 ) -> Iterator[Int64[Tensor, " example"]]:
     """Cut `rows` into what goes through the model at once: `micro` examples, or some of one length.
 
-    Without `micro` the shortest come first, as many together as are `AT_ONCE` tokens with their
-    padding, and one at least.
+    Without `micro` the shortest come first, as many together as are `TOKENS_AT_ONCE` tokens with
+    their padding, and one at least.
     """
     if micro is not None:
         yield from rows.split(micro)
@@ -62,7 +62,7 @@ def micro_batches(
     order = lengths.argsort(stable=True)
     start = 0
     for place, length in enumerate(lengths[order].tolist()):
-        if place > start and (place + 1 - start) * length > AT_ONCE:
+        if place > start and (place + 1 - start) * length > TOKENS_AT_ONCE:
             yield rows[order[start:place]]
             start = place
     yield rows[order[start:]]

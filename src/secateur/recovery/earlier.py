@@ -49,7 +49,8 @@ class Outcome:
 class Earlier:
     """What an earlier run left: tensors by name, and where it stood.
 
-    `mark` says which file has the best parameters; they are those of `now` too where that is "best".
+    `mark` says which file has the best parameters; `now`, which tensors were trained: "now", or
+    "best" where they are the same.
     """
 
     tensors: Mapping[str, Tensor]

@@ -46,6 +46,12 @@ class Halves:
         head = self._model.get_output_embeddings()
         return self._base is not None and any(p.requires_grad for p in head.parameters())
 
+    @property
+    def storages(self) -> frozenset[int]:
+        """Where the model's own tensors are."""
+        own = (*self._model.parameters(), *self._model.buffers())
+        return frozenset(tensor.untyped_storage().data_ptr() for tensor in own)
+
     def hidden(self, ids: Int64[Tensor, "example token"]) -> Float[Tensor, "example token hidden"]:
         """The last hidden states; where a model runs whole, logits in their place."""
         with self._within():
@@ -90,7 +96,7 @@ def _bases(model: Any) -> Iterator[nn.Module]:
 
 @contextmanager
 def _stand_in(base: nn.Module, output: Any) -> Iterator[None]:
-    base.forward = lambda *_, **__: output  # type: ignore[method-assign]
+    base.forward = lambda *_, **__: output
     try:
         yield
     finally:

@@ -114,7 +114,7 @@ class Trainer:
         self._optimizer = _optimizer(self._parameters, schedule)
         model.eval()  # the model's own dropout is no part of any recipe
         self._dropouts = [m for name, m in model.named_modules() if "lora_dropout" in name]
-        self._halves = Halves(model, data.ids[:2, :3].to(device), self._in_autocast)
+        self.halves = Halves(model, data.ids[:2, :3].to(device), self._in_autocast)
         self._saving = Saving(store, fingerprint)
         self._outcome = Outcome()
         self._best = {name: torch.empty_like(p, device="cpu") for name, p in self._named()}
@@ -128,6 +128,16 @@ class Trainer:
     def steps(self) -> int:
         """How many there are."""
         return self._schedule.steps
+
+    @property
+    def micro(self) -> int | None:
+        """How many examples go through the model at once, if that is given."""
+        return self._schedule.micro
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """What is trained."""
+        return tuple(self._parameters.values())
 
     def run(self) -> Outcome:
         """Train; the parameters hold the best state afterwards.
@@ -166,7 +176,7 @@ class Trainer:
         with torch.random.fork_rng(devices=self._cuda), self._dropping():
             torch.manual_seed(self._schedule.seed * 1_000_003 + step)
             for batch in self._batches(rows):
-                losses += backward(self._halves, self._objective, batch, 1 / tokens)
+                losses += backward(self.halves, self._objective, batch, 1 / tokens)
         norm = torch.nn.utils.get_total_norm(self._gradients)
         total, size = _added(losses, norm)
         if not math.isfinite(total) or not math.isfinite(size):
@@ -212,7 +222,7 @@ class Trainer:
         rows = torch.arange(self._train, len(self._data))
         losses: list[Tensor] = []
         for batch in self._batches(rows):
-            losses += loss_of(self._halves, self._objective, batch)
+            losses += loss_of(self.halves, self._objective, batch)
         held_out = _added(losses)[0] / max(self._data[rows].tokens, 1)
         trained = None
         if self._since:
