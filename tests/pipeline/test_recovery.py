@@ -472,6 +472,21 @@ def test_a_model_writes_some_hundred_examples_of_its_own(pruned: Any, monkeypatc
     assert asked == [512, 90]
 
 
+def test_layers_that_run_again_change_no_weight(
+    pruned: Any, text_file: Path, tmp_path: Path, assert_refused: Any
+) -> None:
+    folder = pruned()
+    found = []
+    for recompute in ("auto", "always"):
+        out = tmp_path / recompute
+        recovered(folder, text_file, out, recipe="lora", recompute=recompute, evaluate="none")
+        found.append(weights(out))
+        assert read_toml(out / "recovery.toml")["recompute"] == recompute
+    assert found[0] == found[1]
+    command = ["recover", folder, "--data", text_file, "--out", tmp_path / "out"]
+    assert_refused(*command, "--recompute", "alway", says=["'alway'", "Did you mean 'always'"])
+
+
 def test_a_training_that_gains_nothing_says_so(
     pruned: Any, text_file: Path, tmp_path: Path
 ) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from short_training import schedule, trainer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import Cut, linears, logits, tiny_model, tiny_tokenizer
 from secateur.config import make_recover_config
@@ -22,8 +24,6 @@ from secateur.recovery import (
     FullDistillation,
     Halves,
     Lora,
-    Plain,
-    Schedule,
     Trainer,
     forget_other,
     next_token,
@@ -181,33 +181,6 @@ def test_the_loss_on_the_next_token_is_the_models_own(tokens: Tensor) -> None:
     assert float(ours) == pytest.approx(float(expected), rel=1e-5)
 
 
-def schedule(**changes: Any) -> Schedule:
-    given = {
-        "steps": 12, "batch": 5, "micro": 2, "rate": 0.15, "relative": True, "warmup": 2, "seed": 3,
-    }  # fmt: skip
-    return Schedule(**{**given, **changes})
-
-
-def trainer(objective: Any = next_token, **changes: Any) -> Any:
-    model = tiny_model()
-    ids = torch.randint(3, 128, (23, 16), generator=torch.Generator().manual_seed(2))
-    ids[:, 8:] = ids[:, :8]  # something to learn
-    consumers = {a.consumer.tensor for a in open_model(model).structure.axes}
-    plain = Plain(model, sorted(consumers))
-    options = {key: changes.pop(key) for key in ("store", "fingerprint") if key in changes}
-    made = Trainer(
-        model,
-        plain.parameters,
-        Examples.of_windows(ids),
-        4,
-        objective,
-        schedule(**changes),
-        device=torch.device("cpu"),
-        **options,
-    )
-    return made, plain
-
-
 def test_every_example_comes_once_before_any_comes_again() -> None:
     plan = schedule(batch=4)
     seen = torch.cat([plan.rows(step, 10) for step in range(5)])
@@ -232,6 +205,49 @@ def test_how_many_examples_go_at_once_does_not_matter() -> None:
     for other in found[1:]:
         for name, tensor in found[0].items():
             assert torch.allclose(tensor, other[name], rtol=0, atol=1e-5)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes a device wait for its host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in _READS
+        return func(*args, **(kwargs or {}))
+
+
+_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+def test_a_step_reads_no_more_of_the_device_the_more_micro_batches_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of labels, which are on the host, numbers are read all the same; layers do as they like."""
+    counts = []
+    for micro in (1, 5):
+        made, _ = trainer(micro=micro)
+        made._step(0)
+        batches = list(made._batches(made._schedule.rows(1, made._train)))
+        hidden = iter([made.halves.hidden(batch.ids) for batch in batches])
+        with monkeypatch.context() as patch, Reads() as reads:
+            patch.setattr(made.halves, "hidden", lambda _, hidden=hidden: next(hidden))
+            patch.setattr(made, "_batches", lambda _, batches=batches: iter(batches))
+            made._step(1)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] == 3  # the labels of the step; sums are read by `tolist`
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_what_is_trained_at_one_rate_is_updated_at_once(relative: bool) -> None:
+    made, plain = trainer(relative=relative, rate=0.3)
+    groups = made._optimizer.param_groups
+    assert len(groups) == (len(plain.parameters) if relative else 1)
+    made._step(0)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for parameter in plain.parameters.values():
+        suits = relative_rate(parameter) if relative else 1.0
+        assert rates[id(parameter)] == pytest.approx(0.5 * 0.3 * suits, rel=0.01)
 
 
 def test_training_helps_trains_what_it_should_and_keeps_the_best() -> None:

@@ -41,6 +41,11 @@ class Halves:
         self._base = None
 
     @property
+    def splits(self) -> bool:
+        """Whether there are two halves; else the model runs whole."""
+        return self._base is not None
+
+    @property
     def head_trains(self) -> bool:
         """Whether every piece of logits adds to the gradient of a matrix as large as the head."""
         head = self._model.get_output_embeddings()
