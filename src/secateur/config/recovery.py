@@ -154,7 +154,7 @@ class RecoverConfig(Reading):
         ),
     ] = None
     recompute: Annotated[
-        str, Field(description="Layers run again on the way back, to need less memory")
+        str, Field(description="Activations made again on the way back, to save memory")
     ] = "auto"
     rate: Annotated[
         float | None,
