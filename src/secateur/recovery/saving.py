@@ -15,7 +15,7 @@ from .state import State, best_file, best_files, write_state
 # Saving takes at most this share of the time, once it has taken a second in all.
 _SHARE, _FREE = 0.03, 1.0
 # Bytes in a second that a disk is thought to take before the first save has shown it.
-_SPEED = 1e9
+_SPEED = 2e9
 
 
 class Saving:
