@@ -1,7 +1,7 @@
 """Layers that keep their inputs alone and run once more on the way back: memory for time.
 
-A training then holds the activations of one layer and not of all; a step takes about a third longer
-where everything is trained, and half as long again where little is.
+A training then holds the activations of one layer and not of all, and a step takes about a third
+longer: one more way forward.
 """
 
 from collections.abc import Iterable
