@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import resource
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from secateur.cli.screen import table
-from secateur.recovery import Groupwise, Lora, next_token
+from secateur.data import Examples
+from secateur.recovery import Batch, Groupwise, Halves, Lora, next_token
+from secateur.recovery.passes import backward
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 8192,
@@ -70,9 +73,9 @@ def step(recipe: str, windows: int, length: int) -> dict[str, float]:
     rotary.inv_freq = type(rotary)(model.config).inv_freq
     loaded = peak() - before
     ids = torch.randint(0, CONFIG["vocab_size"], (windows, length))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = model(input_ids=ids, use_cache=False).logits
-    next_token(logits, ids, torch.arange(windows), ids).backward()
+    halves = Halves(model.eval(), ids[:, :3], partial(torch.autocast, "cpu", torch.bfloat16))
+    batch = Batch.of(Examples.of_windows(ids), torch.arange(windows), torch.device("cpu"))
+    backward(halves, next_token, batch, 1.0)
     return {"loaded": loaded, "step": peak() - before}
 
 

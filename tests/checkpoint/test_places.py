@@ -179,8 +179,10 @@ def test_the_state_of_a_training_that_had_come_to_its_end_goes(tmp_path: Path) -
     """Killed between the last renaming but one and the removal of the state."""
     out = tmp_path / "out"
     state = training_file(tmp_path, out)
+    best = state.with_name(f"{state.name}.best-0123abcd")
     for trained in (False, True):
         state.write_text("state")
+        best.write_text("the best parameters")
         whole = tmp_path / ".out.ready-1"
         whole.mkdir()
         write(whole, "new")
@@ -188,7 +190,7 @@ def test_the_state_of_a_training_that_had_come_to_its_end_goes(tmp_path: Path) -
             (whole / "recovery.toml").write_text("")
         with pytest.raises(SecateurError, match="exists, and is whole"):
             make(out, "newer")
-        assert state.exists() != trained
+        assert state.exists() == best.exists() == (not trained)
         shutil.rmtree(out)
 
 

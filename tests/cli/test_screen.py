@@ -299,7 +299,7 @@ def test_a_state_with_our_fingerprint_and_other_content_is_refused_and_force_beg
     with safe_open(state, framework="pt") as file:
         about = dict(file.metadata())
     values = json.loads(about["values"])
-    first = next(name for name in tensors if name.startswith("now/"))
+    first = next(name for name in tensors if name.startswith("exp_avg/"))
     if damage == "no values":
         values = {}
     elif damage == "no tensor":

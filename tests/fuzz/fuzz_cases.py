@@ -80,14 +80,15 @@ class World:
         write_shards(folder, held, 3)
         return folder
 
-    def _state(self) -> bytes:
-        """The state of a training that was broken off."""
+    def _state(self) -> dict[str, bytes]:
+        """The state of a training that was broken off, and its best parameters: what is where."""
         from conftest import Cut
 
         out = self.place / "cut"
         with contextlib.suppress(KeyboardInterrupt):
             secateur.recover(self.pruned, out=out, progress=Cut(2), **TRAINING, data=str(self.text))
-        return (self.place / ".cut.training.safetensors").read_bytes()
+        files = self.place.glob(".cut.training.safetensors*")
+        return {file.name.replace(".cut", ".out", 1): file.read_bytes() for file in files}
 
 
 TRAINING: dict[str, Any] = {"steps": 3, "length": 16, "evaluate": "none", "batch": 2}
@@ -279,8 +280,9 @@ def _companion(world: World, place: Path, rng: random.Random) -> Attempt:
 
 def _state(world: World, place: Path, rng: random.Random) -> Attempt:
     out = place / "out"
-    file = place / ".out.training.safetensors"
-    file.write_bytes(mutated_header(world.state, rng))
+    damaged = rng.choice(sorted(world.state))
+    for name, content in world.state.items():
+        (place / name).write_bytes(mutated_header(content, rng) if name == damaged else content)
     options = {**TRAINING, "data": str(world.text), "force": rng.random() < 0.5}
     return "recover", lambda: secateur.recover(world.pruned, out=out, **options)
 

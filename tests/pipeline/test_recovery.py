@@ -472,6 +472,21 @@ def test_a_model_writes_some_hundred_examples_of_its_own(pruned: Any, monkeypatc
     assert asked == [512, 90]
 
 
+def test_layers_that_run_again_change_no_weight(
+    pruned: Any, text_file: Path, tmp_path: Path, assert_refused: Any
+) -> None:
+    folder = pruned()
+    found = []
+    for recompute in ("auto", "always"):
+        out = tmp_path / recompute
+        recovered(folder, text_file, out, recipe="lora", recompute=recompute, evaluate="none")
+        found.append(weights(out))
+        assert read_toml(out / "recovery.toml")["recompute"] == recompute
+    assert found[0] == found[1]
+    command = ["recover", folder, "--data", text_file, "--out", tmp_path / "out"]
+    assert_refused(*command, "--recompute", "alway", says=["'alway'", "Did you mean 'always'"])
+
+
 def test_a_training_that_gains_nothing_says_so(
     pruned: Any, text_file: Path, tmp_path: Path
 ) -> None:
@@ -493,7 +508,7 @@ def test_a_disk_that_has_no_room_for_the_state_does_not_end_the_training(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("secateur.recovery.state.save_file", full)
+    monkeypatch.setattr("secateur.recovery.state.header", full)
     options = [part for name, value in QUICK.items() for part in (f"--{name}", str(value))]
     command = ["recover", str(folder), "--data", str(text_file), "--evaluate", "none", *options]
     assert run([*command, "--out", str(out)]) == 0
@@ -509,19 +524,24 @@ def test_a_state_that_is_not_finite_gives_no_model_that_is_not(
     kind: str, pruned: Any, text_file: Path, tmp_path: Path
 ) -> None:
     folder, out = pruned(), tmp_path / "out"
-    settings = {"steps": 3, "batch": 2, "samples": 20, "evaluate": "none"}
+    settings = {"steps": 30, "batch": 2, "samples": 20, "evaluate": "none"}
     with pytest.raises(KeyboardInterrupt):
-        recovered(folder, text_file, out, progress=Cut(2), **settings)
-    (state,) = tmp_path.glob(".out.training*")
-    with safe_open(state, framework="pt") as file:
-        about = dict(file.metadata())
-    nan = {
-        name: torch.full_like(tensor, math.nan) if name.startswith(kind) else tensor
-        for name, tensor in load_file(state).items()
-    }
-    assert any(tensor.isnan().any() for tensor in nan.values())
-    values = json.loads(about["values"]) | {"best_loss": 0.0}  # nothing that comes is better
-    save_file(nan, state, metadata={**about, "values": json.dumps(values)})
+        recovered(folder, text_file, out, progress=Cut(26), **settings)  # saved between two checks
+    state = tmp_path / ".out.training.safetensors"
+    (best,) = tmp_path.glob(".out.training.safetensors.best-*")
+    for file in (state, best):
+        with safe_open(file, framework="pt") as opened:
+            about = dict(opened.metadata())
+        nan = {
+            name: torch.full_like(tensor, math.nan) if name.startswith(kind) else tensor
+            for name, tensor in load_file(file).items()
+        }
+        damaged = any(tensor.isnan().any() for tensor in nan.values())
+        assert damaged == ((file == best) == (kind == "best"))
+        values = json.loads(about["values"])
+        if file == state:
+            values["best_loss"] = 0.0  # nothing that comes is better
+        save_file(nan, file, metadata={**about, "values": json.dumps(values)})
     if kind == "best":
         with pytest.raises(SecateurError, match="or damaged"):
             recovered(folder, text_file, out, **settings)

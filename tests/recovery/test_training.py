@@ -1,12 +1,15 @@
 """What a training step sees and makes smaller, and the loop: cut short, it goes on the same."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from short_training import schedule, trainer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import Cut, linears, logits, tiny_model, tiny_tokenizer
 from secateur.config import make_recover_config
@@ -16,11 +19,11 @@ from secateur.models import open_model
 from secateur.pipeline.training_data import read_data
 from secateur.progress import telling
 from secateur.recovery import (
+    Batch,
     CachedDistillation,
     FullDistillation,
+    Halves,
     Lora,
-    Plain,
-    Schedule,
     Trainer,
     forget_other,
     next_token,
@@ -86,15 +89,29 @@ def test_examples_keep_their_labels_whatever_their_order(
     assert 0 < data.held < len(data.examples)
 
 
+def told_by(objective: Any, given: Tensor, labels: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    """The loss of whole logits [example, token, vocabulary], in one piece."""
+    example, position = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    places, following = example * ids.shape[1] + position, labels[example, position + 1]
+    batch = Batch(ids, places, following, rows[example], position)
+    loss: Tensor = objective(batch)(given.flatten(0, 1)[places], slice(0, len(places)))
+    return loss
+
+
+def live(teacher: Any) -> FullDistillation:
+    ids = torch.arange(6).view(2, 3)
+    return FullDistillation(Halves(teacher, ids, nullcontext))
+
+
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn(tokens: Tensor) -> None:
     model = tiny_model()
     given = logits(model, tokens)
     rows = torch.arange(len(tokens))
-    full = FullDistillation(model)
-    assert float(full(given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-3)
+    full = live(model)
+    assert float(told_by(full, given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-3)
     walk = Walk(open_model(model).streamed(device="cpu"), tokens, batch=4)
     cached = CachedDistillation(walk, 20)
-    assert float(cached(given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-2)
+    assert float(told_by(cached, given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-2)
 
 
 @pytest.mark.parametrize("limit", [2**30, 0])
@@ -106,18 +123,18 @@ def test_the_cached_teacher_says_what_the_live_one_says(limit: int, tokens: Tens
     labels = tokens.clone()
     labels[:, :5] = IGNORED
     labels[2, 9:] = IGNORED
-    exact = float(FullDistillation(teacher)(given, labels, rows, tokens))
+    exact = float(told_by(live(teacher), given, labels, rows, tokens))
     source = open_model(teacher).streamed(device="cpu")
     told = []
     for top in (4, 32, 127):
         cached = CachedDistillation(Walk(source, tokens, batch=4, limit=limit), top)
-        told.append(float(cached(given, labels, rows, tokens)))
+        told.append(float(told_by(cached, given, labels, rows, tokens)))
     assert told[0] < told[1] < told[2] + 1e-3
     assert told[2] == pytest.approx(exact, rel=2e-3)
     # a part of the rows, cut shorter, is the same part of the sum
     part = torch.tensor([2])
-    cut = float(cached(given[part, :9], labels[part, :9], part, tokens[part, :9]))
-    own = float(FullDistillation(teacher)(given[part], labels[part], part, tokens[part]))
+    cut = float(told_by(cached, given[part, :9], labels[part, :9], part, tokens[part, :9]))
+    own = float(told_by(live(teacher), given[part], labels[part], part, tokens[part]))
     assert cut == pytest.approx(own, rel=2e-3)
 
 
@@ -136,7 +153,7 @@ def test_the_rest_of_a_cached_teacher_counts_as_one_more_token(tokens: Tensor) -
         for part in (listed, ours.gather(1, index))
     ]
     expected = float((parts[0] * (parts[0] / parts[1]).log()).sum())
-    found = float(cached(given, tokens, torch.arange(len(tokens)), tokens))
+    found = float(told_by(cached, given, tokens, torch.arange(len(tokens)), tokens))
     assert found == pytest.approx(expected, rel=1e-2)  # the cache holds half precision
     assert float((parts[0] * (parts[0] / parts[1]).log())[:, -1].sum().abs()) > 0.1 * expected
 
@@ -160,35 +177,8 @@ def test_the_loss_on_the_next_token_is_the_models_own(tokens: Tensor) -> None:
     with torch.no_grad():
         expected = model(tokens, labels=labels).loss
     count = Examples(tokens, labels).tokens
-    ours = next_token(logits(model, tokens), labels, torch.arange(6), tokens) / count
+    ours = told_by(next_token, logits(model, tokens), labels, torch.arange(6), tokens) / count
     assert float(ours) == pytest.approx(float(expected), rel=1e-5)
-
-
-def schedule(**changes: Any) -> Schedule:
-    given = {
-        "steps": 12, "batch": 5, "micro": 2, "rate": 0.15, "relative": True, "warmup": 2, "seed": 3,
-    }  # fmt: skip
-    return Schedule(**{**given, **changes})
-
-
-def trainer(objective: Any = next_token, **changes: Any) -> Any:
-    model = tiny_model()
-    ids = torch.randint(3, 128, (23, 16), generator=torch.Generator().manual_seed(2))
-    ids[:, 8:] = ids[:, :8]  # something to learn
-    consumers = {a.consumer.tensor for a in open_model(model).structure.axes}
-    plain = Plain(model, sorted(consumers))
-    options = {key: changes.pop(key) for key in ("store", "fingerprint") if key in changes}
-    made = Trainer(
-        model,
-        plain.parameters,
-        Examples.of_windows(ids),
-        4,
-        objective,
-        schedule(**changes),
-        device=torch.device("cpu"),
-        **options,
-    )
-    return made, plain
 
 
 def test_every_example_comes_once_before_any_comes_again() -> None:
@@ -215,6 +205,49 @@ def test_how_many_examples_go_at_once_does_not_matter() -> None:
     for other in found[1:]:
         for name, tensor in found[0].items():
             assert torch.allclose(tensor, other[name], rtol=0, atol=1e-5)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes a device wait for its host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in _READS
+        return func(*args, **(kwargs or {}))
+
+
+_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+def test_a_step_reads_no_more_of_the_device_the_more_micro_batches_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of labels, which are on the host, numbers are read all the same; layers do as they like."""
+    counts = []
+    for micro in (1, 5):
+        made, _ = trainer(micro=micro)
+        made._step(0)
+        batches = list(made._batches(made._schedule.rows(1, made._train)))
+        hidden = iter([made.halves.hidden(batch.ids) for batch in batches])
+        with monkeypatch.context() as patch, Reads() as reads:
+            patch.setattr(made.halves, "hidden", lambda _, hidden=hidden: next(hidden))
+            patch.setattr(made, "_batches", lambda _, batches=batches: iter(batches))
+            made._step(1)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] == 3  # the labels of the step; sums are read by `tolist`
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_what_is_trained_at_one_rate_is_updated_at_once(relative: bool) -> None:
+    made, plain = trainer(relative=relative, rate=0.3)
+    groups = made._optimizer.param_groups
+    assert len(groups) == (len(plain.parameters) if relative else 1)
+    made._step(0)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for parameter in plain.parameters.values():
+        suits = relative_rate(parameter) if relative else 1.0
+        assert rates[id(parameter)] == pytest.approx(0.5 * 0.3 * suits, rel=0.01)
 
 
 def test_training_helps_trains_what_it_should_and_keeps_the_best() -> None:
@@ -244,14 +277,17 @@ def test_training_that_does_harm_gives_back_what_it_was_given() -> None:
 def test_nan_is_named_and_the_last_good_state_kept(where: str) -> None:
     calls = []
 
-    def broken(given: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
-        value = next_token(given, labels, examples, ids)
-        if given.requires_grad:
-            calls.append(1)
-        if len(calls) > 3 * 5:  # three pieces a step
-            # the square root of nothing is finite, its gradient is not
-            return value * torch.nan if where == "loss" else value + (0 * value).sqrt()
-        return value
+    def broken(batch: Batch) -> Any:
+        def loss(given: Tensor, piece: slice) -> Tensor:
+            value = next_token(batch)(given, piece)
+            if given.requires_grad:
+                calls.append(1)
+            if len(calls) > 3 * 5:  # three micro-batches a step
+                # the square root of nothing is finite, its gradient is not
+                return value * torch.nan if where == "loss" else value + (0 * value).sqrt()
+            return value
+
+        return loss
 
     made, plain = trainer(broken)
     outcome = made.run()
@@ -262,8 +298,8 @@ def test_nan_is_named_and_the_last_good_state_kept(where: str) -> None:
 
 
 def test_where_nothing_is_finite_from_the_start_nothing_is_trained() -> None:
-    def broken(given: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
-        return next_token(given, labels, examples, ids) * torch.nan
+    def broken(batch: Batch) -> Any:
+        return lambda given, piece: next_token(batch)(given, piece) * torch.nan
 
     made, _ = trainer(broken)
     with pytest.raises(SecateurError, match="before the first step"):
@@ -331,9 +367,16 @@ def test_a_models_own_dropout_is_no_part_of_a_recipe(pruned: Any) -> None:
     model = opened.whole(torch.float32)
     lora = Lora(model, linears(opened), rank=2, alpha=4.0, dropout=0.5, seed=0)
     data = Examples.of_windows(torch.randint(3, 128, (9, 16)))
-    made = Trainer(model, lora.parameters, data, 2, next_token, schedule(),
+    dropping: list[set[str]] = []
+
+    def watched(batch: Batch) -> Any:
+        dropping.append({n for n, m in model.named_modules() if m.training and "dropout" in n})
+        return next_token(batch)
+
+    made = Trainer(model, lora.parameters, data, 2, watched, schedule(),
                    device=torch.device("cpu"))  # fmt: skip
     made._step(0)
-    dropping = {n for n, m in model.named_modules() if m.training and "dropout" in n.lower()}
-    assert dropping
-    assert all("lora_dropout" in name for name in dropping)
+    assert dropping[0]
+    assert all("lora_dropout" in name for name in dropping[0])
+    made._check(0)
+    assert not dropping[-1]

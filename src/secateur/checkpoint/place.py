@@ -26,6 +26,7 @@ _KINDS = {
     "old": "[0-9a-f]{8}",
     "partial": "[0-9a-f]{8}",
     f"{_TRAINING}.partial": "[0-9a-f]{8}",
+    f"{_TRAINING}.best": "[0-9a-f]{8}",
 }
 
 
@@ -62,6 +63,12 @@ class Place:
     def training(self) -> Path:
         """The state of an unfinished training."""
         return training_file(self.beside, self.path)
+
+    def end_training(self) -> None:
+        """Remove the state of a training, with the best parameters beside it."""
+        self.training.unlink(missing_ok=True)
+        for best in self.left(f"{_TRAINING}.best"):
+            best.unlink(missing_ok=True)
 
     @property
     def store(self) -> Path:

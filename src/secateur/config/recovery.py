@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, ValidationError
 
 from ..errors import SecateurError
-from ..recovery import GRIDS, Schedule
+from ..recovery import GRIDS, TOKENS_AT_ONCE, Schedule
 from .explain import explained
 from .reading import BosMode, Device, Evaluate, EvaluateTokens, Format, Reading, TextField
 
@@ -98,7 +98,10 @@ RECOVER_GROUPS = {
     ),
     "Steps": ("steps batch rate", "epochs micro warmup patience seed"),
     "Texts": ("samples length evaluate", "field bos evaluate_tokens"),
-    "Machine": ("device dtype store", "fresh hidden_gib merge_adapter dequantise text_only format"),
+    "Machine": (
+        "device dtype store",
+        "fresh hidden_gib recompute merge_adapter dequantise text_only format",
+    ),
 }
 
 
@@ -111,6 +114,7 @@ class RecoverConfig(Reading):
         "loss": LOSSES,
         "grid": GRIDS,
         "dtype": dict.fromkeys(("auto", "float32", "bfloat16")),
+        "recompute": dict.fromkeys(("auto", "always", "never")),
     }
 
     model: Annotated[str, Field(description="Pruned folder, or any supported model")]
@@ -141,7 +145,17 @@ class RecoverConfig(Reading):
         int | None, Field(ge=1, description="Epochs over the data; steps, if given, rule")
     ] = None
     batch: Annotated[int | None, Field(ge=1, description="Examples in a step")] = None
-    micro: Annotated[int, Field(ge=1, description="Examples at once; gradients add up")] = 8
+    micro: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Examples at once, gradients add up; default: those of"
+            f" {TOKENS_AT_ONCE:,} tokens",
+        ),
+    ] = None
+    recompute: Annotated[
+        str, Field(description="Activations made again on the way back, to save memory")
+    ] = "auto"
     rate: Annotated[
         float | None,
         Field(
@@ -213,7 +227,7 @@ class RecoverConfig(Reading):
         return Schedule(
             steps=steps,
             batch=batch,
-            micro=min(self.micro, batch),
+            micro=None if self.micro is None else min(self.micro, batch),
             rate=self.rate or trained.rate,
             relative=trained.relative,
             warmup=warmup,

@@ -75,7 +75,8 @@ class RecoverSettings(TypedDict, total=False):
     steps: int | None
     epochs: int | None
     batch: int | None
-    micro: int
+    micro: int | None
+    recompute: str
     rate: float | None
     warmup: int | None
     patience: int

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,23 @@ from ..export import Form, pruned_form, with_around
 from ..progress import note
 from ..recovery import (
     STATE_FORMAT,
+    TOKENS_AT_ONCE,
     CachedDistillation,
     FullDistillation,
     Groupwise,
+    Halves,
     Lora,
     Objective,
     Outcome,
     Trainer,
+    fits,
     forget_other,
+    free_bytes,
+    kept_bytes,
+    narrowed,
     next_token,
     read_state,
+    recomputed,
 )
 from ..stats import Walk
 from ..structure import Plan
@@ -34,6 +42,7 @@ from ..surgery import pruned_view
 from .checks import vocabulary
 from .passes import hidden_bytes
 from .student import Student
+from .trainable import Trained as AnyTrained
 from .trainable import make_trained, trained_tensors
 from .training_data import FEW_TOKENS, TrainingData
 
@@ -46,6 +55,7 @@ _NOT_IN_WEIGHTS = (
     "format",
     "hidden_gib",
     "model",
+    "recompute",
     "teacher",
     *READING,
 )
@@ -97,30 +107,56 @@ def train(
             f"{data.trained_tokens:,} tokens to train on are few (under {FEW_TOKENS:,}): what is"
             " gained may not hold on other text"
         )
-    objective = _objective(student, data.examples)
-    model = _whole(student)
-    trained = make_trained(model, student.opened, student.config, student.linears)
-    schedule = student.config.schedule(len(data.examples) - data.held)
-    outcome = Trainer(
-        model,
-        trained.parameters,
-        data.examples,
-        data.held,
-        objective,
-        schedule,
-        device=student.device,
-        autocast=student.autocast,
-        store=state,
-        fingerprint=known_by,
-        anew=anew,
-    ).run()
-    _explain(outcome, schedule.steps)
+    trained, trainer = make_trainer(student, data, state, known_by, anew=anew)
+    outcome = trainer.run()
+    _explain(outcome, trainer.steps)
     packed = trained.packed() if isinstance(trained, Groupwise) else None
     form = _form(student, trained_tensors(trained, student.opened), own=packed is not None)
     if adapter is not None and isinstance(trained, Lora):
         trained.save(adapter)
     count = sum(p.numel() for p in dict(trained.parameters).values())
     return Trained(form, packed, outcome, count)
+
+
+def make_trainer(
+    student: Student, data: TrainingData, state: Path, known_by: str = "", *, anew: bool = False
+) -> tuple[AnyTrained, Trainer]:
+    """What is trained, and the loop that trains it: the teacher has run by then."""
+    objective = _objective(student, data.examples)
+    model = _whole(student)
+    trained = make_trained(model, student.opened, student.config, student.linears)
+    if student.autocast is not None:
+        narrowed(model, student.autocast)
+    trainer = Trainer(
+        model,
+        trained.parameters,
+        data.examples,
+        data.held,
+        objective,
+        student.config.schedule(len(data.examples) - data.held),
+        device=student.device,
+        autocast=student.autocast,
+        store=state,
+        fingerprint=known_by,
+        anew=anew,
+    )
+    if _recomputes(student, data, trainer):
+        recomputed(model.get_submodule(student.opened.family.layers))
+    return trained, trainer
+
+
+def _recomputes(student: Student, data: TrainingData, trainer: Trainer) -> bool:
+    """Whether the layers keep nothing for the way back: as the settings say, or if it won't fit."""
+    asked, device = student.config.recompute, student.device
+    if asked != "auto" or device.type != "cuda":
+        return asked == "always"
+    length = data.examples.ids.shape[1]
+    one = kept_bytes(trainer.halves, data.examples.ids[:1].to(device))
+    at_once = one * max(trainer.micro or TOKENS_AT_ONCE // length, 1)
+    if fits(at_once, trainer.parameters, free_bytes(device)):
+        return False
+    note("layers run again on the way back: what they keep does not fit (--recompute)")
+    return True
 
 
 def fingerprint(student: Student, data: TrainingData) -> str:
@@ -147,7 +183,10 @@ def _objective(student: Student, examples: Examples) -> Objective:
         return next_token
     assert teacher is not None, "a distillation has one"
     if config.top_k == 0:
-        return FullDistillation(teacher.whole(student.autocast or torch.float32).to(student.device))
+        dense = teacher.whole(student.autocast or torch.float32).to(student.device)
+        return FullDistillation(
+            Halves(dense.eval(), examples.ids[:2, :3].to(student.device), nullcontext)
+        )
     limit = hidden_bytes(config.hidden_gib) // 2  # the states and the cache share it
     source = teacher.streamed(device=config.device, dtype=config.dtype)
     walk = Walk(source, examples.ids, batch=AT_ONCE, limit=limit, store=student.store)

@@ -47,13 +47,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What an earlier run left: tensors by name, and where it stood."""
+    """What an earlier run left: tensors by name, and where it stood.
+
+    `mark` says which file has the best parameters; `now`, which tensors were trained: "now", or
+    "best" where they are the same.
+    """
 
     tensors: Mapping[str, Tensor]
     outcome: Outcome
     best_loss: float
     worse: int
     share: float
+    mark: str
+    now: str
     since: list[tuple[float, int]]
 
     @classmethod
@@ -63,9 +69,10 @@ class Earlier:
         Raises:
             KeyError, TypeError, ValueError: it does not.
         """
-        for name, parameter in parameters.items():
-            _check_tensors(state.tensors, name, parameter)
         values = dict(state.values)
+        mark, now = str(values.pop("best")), "best" if values.pop("at_best") else "now"
+        for name, parameter in parameters.items():
+            _check_tensors(state.tensors, now, name, parameter)
         best_loss, share = float(values.pop("best_loss")), float(values.pop("share"))
         worse = _count(values.pop("worse"))
         since = [(float(loss), _count(count)) for loss, count in values.pop("since")]
@@ -74,13 +81,14 @@ class Earlier:
         if max(_count(outcome.steps), _count(outcome.best_step)) > steps:
             raise ValueError("more steps than there are")
         outcome.tokens, outcome.seconds = _count(outcome.tokens), float(outcome.seconds)
-        return cls(state.tensors, outcome, best_loss, worse, share, since)
+        return cls(state.tensors, outcome, best_loss, worse, share, mark, now, since)
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], name: str, parameter: Tensor) -> None:
+def _check_tensors(tensors: Mapping[str, Tensor], now: str, name: str, parameter: Tensor) -> None:
     moments = [f"{key}/{name}" for key in MOMENTS if f"{key}/{name}" in tensors]
-    for key in (f"now/{name}", f"best/{name}", *moments):
-        if tensors[key].shape != parameter.shape or not tensors[key].is_floating_point():
+    for key in {f"{now}/{name}", f"best/{name}", *moments}:
+        tensor = tensors[key]
+        if tensor.shape != parameter.shape or not tensor.is_floating_point():
             raise ValueError(f"{key} is of another kind")
     if not tensors[f"best/{name}"].isfinite().all():  # it would be the result
         raise ValueError(f"the best {name} is not finite")

@@ -5,63 +5,68 @@
     top k          sum_t sum_{v in top k} p_T log(p_T / p_S) + r_T log(r_T / r_S),
                    r the probability of all other tokens together
 
-Right padding needs no mask: the models are causal, and padded tokens have no label.
+Right padding needs no mask: the models are causal, and padded tokens have no label. An objective is
+asked for the loss of a batch once, and then for pieces of its places: the logits of all are never
+there at once.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from ..checkpoint import checksum, damaged
-from ..data import IGNORED
 from ..stats import Activations, Walk
+from .batch import Batch
+from .halves import Halves
+from .picked import picked_logs
 
 _TINY = 1e-9
+
+# Of logits [place, vocabulary] and which of the batch's places they are at: the loss, summed.
+PieceLoss = Callable[[Tensor, slice], Tensor]
 
 
 @runtime_checkable
 class Objective(Protocol):
     """A loss summed over the labelled tokens of some examples."""
 
-    def __call__(
-        self,
-        logits: Float[Tensor, "example token vocabulary"],
-        labels: Int64[Tensor, "example token"],
-        examples: Int64[Tensor, " example"],
-        ids: Int64[Tensor, "example token"],
-    ) -> Tensor:
-        """`examples` are the numbers of the rows in the data, `labels` and `ids` on the device."""
+    def __call__(self, batch: Batch) -> PieceLoss:
+        """The loss of any piece of `batch`."""
         ...
 
 
-def next_token(logits: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
+def next_token(batch: Batch) -> PieceLoss:
     """Cross-entropy of the labels."""
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        labels[:, 1:].flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
+
+    def loss(logits: Float[Tensor, "place vocabulary"], piece: slice) -> Tensor:
+        return -picked_logs(logits, batch.labels[piece, None]).sum()
+
+    return loss
 
 
 class FullDistillation:
     """KL to the logits that `teacher` gives anew for every batch: exact, with both in memory."""
 
-    def __init__(self, teacher: Callable[..., Any]) -> None:
+    def __init__(self, teacher: Halves) -> None:
         self._teacher = teacher
 
-    def __call__(self, logits: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
+    def __call__(self, batch: Batch) -> PieceLoss:
         """KL summed over the positions before labelled tokens."""
         with torch.no_grad():
-            wanted = self._teacher(input_ids=ids, use_cache=False).logits
-        told = labels[:, 1:] != IGNORED
-        target = torch.log_softmax(wanted[:, :-1][told].float(), dim=-1)
-        ours = torch.log_softmax(logits[:, :-1][told].float(), dim=-1)
-        return torch.nn.functional.kl_div(ours, target, reduction="sum", log_target=True)
+            hidden = self._teacher.hidden(batch.ids).flatten(0, 1)[batch.places]
+
+        def loss(logits: Float[Tensor, "place vocabulary"], piece: slice) -> Tensor:
+            with torch.no_grad():
+                wanted = self._teacher.logits(hidden[piece])
+                target = torch.log_softmax(wanted, dim=-1, dtype=torch.float32)
+            ours = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+            return torch.nn.functional.kl_div(ours, target, reduction="sum", log_target=True)
+
+        return loss
 
 
 class CachedDistillation:
@@ -102,19 +107,21 @@ class CachedDistillation:
     def _sums(self) -> list[int]:
         return [checksum(kept.tensor) for kept in (self._tokens, self._logs)]
 
-    def __call__(self, logits: Tensor, labels: Tensor, examples: Tensor, ids: Tensor) -> Tensor:
+    def __call__(self, batch: Batch) -> PieceLoss:
         """KL summed over the positions before labelled tokens."""
-        told = labels[:, 1:] != IGNORED
-        length = logits.shape[1] - 1
-        tokens, logs = (
-            kept.tensor[examples.cpu(), :length].to(logits.device)[told]
+        tokens, target = (
+            kept.tensor[batch.rows, batch.positions].to(batch.ids.device, non_blocking=True)
             for kept in (self._tokens, self._logs)
         )
-        target, ours = logs.float(), torch.log_softmax(logits[:, :-1][told].float(), dim=-1)
-        ours = ours.gather(1, tokens.long())
-        rest, ours_rest = (_rest(part) for part in (target, ours))
-        kept_part = (target.exp() * (target - ours)).sum()
-        return kept_part + (rest * (rest.log() - ours_rest.log())).sum()
+
+        def loss(logits: Float[Tensor, "place vocabulary"], piece: slice) -> Tensor:
+            wanted = target[piece].float()
+            ours = picked_logs(logits, tokens[piece].long())
+            rest, ours_rest = _rest(wanted), _rest(ours)
+            kept_part = (wanted.exp() * (wanted - ours)).sum()
+            return kept_part + (rest * (rest.log() - ours_rest.log())).sum()
+
+        return loss
 
 
 def _rest(logs: Float[Tensor, "token top"]) -> Float[Tensor, " token"]:

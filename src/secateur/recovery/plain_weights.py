@@ -33,6 +33,19 @@ class Plain:
         return {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
 
 
+def narrowed(model: Any, dtype: torch.dtype) -> None:
+    """Hold the weights of frozen linears in the `dtype` that autocast gives them at every call.
+
+    The results are the same to the bit. Whatever else reads a weight (the embedding, where it is
+    tied to the head) keeps its own.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear and not any(p.requires_grad for p in module.parameters()):
+            for name, parameter in tuple(module.named_parameters(recurse=False)):
+                narrow = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+                setattr(module, name, narrow)
+
+
 def relative_rate(tensor: Tensor) -> float:
     """What a learning rate is multiplied with, to suit tensors of any size: rms / sqrt(side).
 

@@ -1,22 +1,29 @@
-"""The state of an unfinished training: one safetensors file, written whole or not at all."""
+"""The state of an unfinished training: a safetensors file, and one more with the best parameters.
+
+    PATH                  parameters now, Adam's moments; its values name the file of the best
+    PATH.best-TOKEN       the best parameters, written when they change and not at every save
+
+Each is written under another name and renamed, so that it is whole or not there; the best is there
+before the state that names it, and the one before goes after that. Parameters that are the best by
+themselves are written once.
+"""
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..checkpoint import token
+from ..checkpoint import OnDemand, header, token
 from ..errors import SecateurError
 from ..parsing import parse_json
 
 # Part of every fingerprint: a state of another format is that of another run.
-STATE_FORMAT = "2"
+STATE_FORMAT = "3"
 
 
 @dataclass(frozen=True)
@@ -27,27 +34,50 @@ class State:
     values: Mapping[str, Any]
 
 
-def write_state(path: Path, state: State, fingerprint: str) -> None:
-    """Write `state`; `fingerprint` says which run it belongs to.
+def write_state(path: Path, state: State, fingerprint: str, best: str | None = None) -> None:
+    """Write `state`, one tensor after the other; `fingerprint` says which run it belongs to.
+
+    With `best`, a mark, it is the best parameters beside the state `path`.
 
     Raises:
         SecateurError: the place cannot be written to.
     """
-    partial = path.with_name(f"{path.name}.partial-{token()}")  # safetensors' own file is in it
     about = {"fingerprint": fingerprint, "values": json.dumps(dict(state.values))}
+    partial = path.with_name(f"{path.name}.partial-{token()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
-        partial.mkdir()
-        save_file(tensors, partial / "state", metadata=about)
-        (partial / "state").replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        with partial.open("wb") as file:
+            file.write(header(state.tensors, about))
+            for name in state.tensors:  # of those on a GPU one is here at a time
+                data = state.tensors[name].detach().cpu().contiguous().flatten()
+                file.write(data.view(torch.uint8).numpy().data)
+        partial.replace(path if best is None else best_file(path, best))
+    except OSError as error:
+        reason = error.strerror or error
         raise SecateurError(
             f"Cannot keep the state of training in {path.parent}: {reason}."
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+
+
+def best_file(path: Path, mark: str) -> Path:
+    """Where the best parameters of the state `path` are that has `mark` as the best."""
+    return path.with_name(f"{path.name}.best-{mark}")
+
+
+def best_files(path: Path) -> Iterator[Path]:
+    """All files of best parameters beside the state `path`."""
+    if path.parent.is_dir():
+        prefix = best_file(path, "").name
+        yield from (entry for entry in path.parent.iterdir() if entry.name.startswith(prefix))
+
+
+def forget(path: Path) -> None:
+    """Remove the state `path` and the best parameters beside it."""
+    path.unlink(missing_ok=True)
+    for best in best_files(path):
+        best.unlink(missing_ok=True)
 
 
 def forget_other(path: Path, fingerprint: str) -> None:
@@ -55,7 +85,7 @@ def forget_other(path: Path, fingerprint: str) -> None:
     try:
         read_state(path, fingerprint)
     except SecateurError:
-        path.unlink()
+        forget(path)
 
 
 def damaged(path: Path) -> SecateurError:
@@ -66,27 +96,44 @@ def damaged(path: Path) -> SecateurError:
 
 
 def read_state(path: Path, fingerprint: str) -> State | None:
-    """The state in `path`; None if there is no such file.
+    """The state in `path`, its tensors read when they are asked for; None if there is no such file.
 
     Raises:
         SecateurError: it is of another run, or damaged.
     """
     if not path.is_file():
         return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            values = parse_json(about["values"], lambda why: damaged(path))
-            own = about.get("fingerprint") == fingerprint
-            names = list(file.keys()) if own else []  # a state is as large as what is trained
-            tensors = {name: file.get_tensor(name).clone() for name in names}
-    except (OSError, SafetensorError, KeyError, TypeError, SecateurError) as error:
-        raise damaged(path) from error
+    about, tensors = _opened(path, path)
+    values = parse_json(about.get("values", ""), lambda why: damaged(path))
     if not isinstance(values, dict):
         raise damaged(path)
-    if not own:
+    if about.get("fingerprint") != fingerprint:
         raise SecateurError(
             f"{path} is the state of an unfinished training with other settings, data or weights."
             "\nRepeat that command to go on, or add --force to begin anew."
         )
+    if isinstance(mark := values.get("best"), str) and "/" not in mark:
+        own, best = _opened(best_file(path, mark), path)
+        if own.get("fingerprint") != fingerprint:
+            raise damaged(path)
+        everything = {**dict.fromkeys(tensors, tensors), **dict.fromkeys(best, best)}
+        return State(OnDemand(everything, lambda name: everything[name][name]), values)
     return State(tensors, values)
+
+
+def _opened(path: Path, state: Path) -> tuple[dict[str, str], Mapping[str, Tensor]]:
+    """The metadata of a file and its tensors; what is wrong with it is so with `state`."""
+
+    def read(name: str) -> Tensor:
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name).clone()  # the file goes
+        except (OSError, SafetensorError) as error:
+            raise damaged(state) from error
+        return tensor
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, OnDemand(list(file.keys()), read)
+    except (OSError, SafetensorError) as error:
+        raise damaged(state) from error

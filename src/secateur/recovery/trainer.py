@@ -14,8 +14,8 @@ that a repair has brought near the best it can be takes smaller steps than one t
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,14 @@ from torch import Tensor, nn
 from ..data import Examples
 from ..errors import SecateurError
 from ..progress import note, status, track
+from .batch import Batch, micro_batches
 from .earlier import MOMENTS, Check, Earlier, Outcome
+from .halves import Halves
 from .objectives import Objective
+from .passes import backward, loss_of
 from .plain_weights import relative_rate
-from .state import State, damaged, read_state, write_state
+from .saving import Saving
+from .state import State, damaged, forget, read_state
 
 CHECKS = 10
 
@@ -39,6 +43,8 @@ CHECKS = 10
 class Schedule:
     """How long and how fast. `batch` examples make a step, `micro` of them at once.
 
+    With `micro` None as many go at once as have a number of tokens that suits any length.
+
     `rate` is the learning rate at its highest; with `relative` it is multiplied with what suits
     each tensor (`relative_rate`). Training stops after `patience` checks in a row without a better
     held-out loss.
@@ -46,7 +52,7 @@ class Schedule:
 
     steps: int
     batch: int
-    micro: int
+    micro: int | None
     rate: float
     relative: bool
     warmup: int
@@ -105,19 +111,33 @@ class Trainer:
         self._objective, self._schedule = objective, schedule
         self._device, self._autocast = device, autocast
         self._store, self._fingerprint, self._anew = store, fingerprint, anew
-        rates = {
-            name: schedule.rate * (relative_rate(parameter) if schedule.relative else 1.0)
-            for name, parameter in self._parameters.items()
-        }
-        groups = [{"params": [p], "lr": rates[name]} for name, p in self._parameters.items()]
-        self._rates = list(rates.values())
-        self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self._optimizer = _optimizer(self._parameters, schedule)
+        model.eval()  # the model's own dropout is no part of any recipe
+        self._dropouts = [m for name, m in model.named_modules() if "lora_dropout" in name]
+        self.halves = Halves(model, data.ids[:2, :3].to(device), self._in_autocast)
+        self._saving = Saving(store, fingerprint)
         self._outcome = Outcome()
-        self._best = self._copy()
+        self._best = {name: torch.empty_like(p, device="cpu") for name, p in self._named()}
         self._best_loss = math.inf
+        self._at_best = False  # whether the parameters are the best ones
         self._worse = 0
         self._share = 1.0  # of the schedule's rate: halved at every way back
         self._since: list[tuple[float, int]] = []
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return self._schedule.steps
+
+    @property
+    def micro(self) -> int | None:
+        """How many examples go through the model at once, if that is given."""
+        return self._schedule.micro
+
+    @property
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """What is trained."""
+        return tuple(self._parameters.values())
 
     def run(self) -> Outcome:
         """Train; the parameters hold the best state afterwards.
@@ -142,34 +162,32 @@ class Trainer:
             if checked or done % self._schedule.save_every == 0:
                 self._save()
         self._outcome.seconds = time.monotonic() - started
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(self._best[name])
+        for name, parameter in self._named():
+            parameter.copy_(self._best[name])
         return self._outcome
 
     def _step(self, step: int) -> None:
         rows = self._schedule.rows(step, self._train)
-        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self._share * self._schedule.factor(step)
-        self._model.eval()  # the model's own dropout is no part of any recipe
-        for name, module in self._model.named_modules():
-            if "lora_dropout" in name:
-                module.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["rate"] * self._share * self._schedule.factor(step)
         self._optimizer.zero_grad(set_to_none=True)
-        total, tokens = 0.0, max(self._data[rows].tokens, 1)
-        with torch.random.fork_rng(devices=self._cuda):
+        tokens = max(self._data[rows].tokens, 1)
+        losses: list[Tensor] = []
+        with torch.random.fork_rng(devices=self._cuda), self._dropping():
             torch.manual_seed(self._schedule.seed * 1_000_003 + step)
-            for part in rows.split(self._schedule.micro):
-                loss = self._loss(part)
-                (loss / tokens).backward()
-                total += float(loss.detach())
-        parameters = list(self._parameters.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._schedule.clip))
-        if not math.isfinite(total) or not math.isfinite(norm):
+            for batch in self._batches(rows):
+                losses += backward(self.halves, self._objective, batch, 1 / tokens)
+        norm = torch.nn.utils.get_total_norm(self._gradients)
+        total, size = _added(losses, norm)
+        if not math.isfinite(total) or not math.isfinite(size):
             what = "loss" if not math.isfinite(total) else "gradient"
             self._outcome.stopped = f"the {what} of step {step + 1} is NaN or infinite"
             return
+        if size > self._schedule.clip:
+            parameters = self._parameters.values()
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._schedule.clip, norm)
         self._optimizer.step()
+        self._at_best = False
         self._outcome.steps = step + 1
         self._outcome.tokens += tokens
         self._since.append((total, tokens))
@@ -181,20 +199,31 @@ class Trainer:
             rate = self._outcome.tokens / max(self._outcome.seconds, 1e-3)
             status(f"loss {total / tokens:.3f}, {rate:,.0f} tokens/s")
 
-    def _loss(self, rows: Int64[Tensor, " example"]) -> Tensor:
-        part = self._data[rows]
-        ids, labels = part.ids.to(self._device), part.labels.to(self._device)
-        with self._in_autocast():
-            logits = self._model(input_ids=ids, use_cache=False).logits
-        return self._objective(logits, labels, rows, ids)
+    def _batches(self, rows: Int64[Tensor, " example"]) -> Iterator[Batch]:
+        """What goes through the model at once, of some examples."""
+        for part in micro_batches(self._data, rows, self._schedule.micro):
+            yield Batch.of(self._data, part, self._device)
+
+    @property
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters.values() if p.grad is not None]
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        """The dropout of a recipe is there while a gradient is taken."""
+        for module in self._dropouts:
+            module.train()
+        yield
+        for module in self._dropouts:
+            module.eval()
 
     def _check(self, done: int) -> None:
         """Take the held-out loss; keep the state if it is the best so far."""
-        self._model.eval()
         rows = torch.arange(self._train, len(self._data))
-        with torch.no_grad():
-            losses = [float(self._loss(part)) for part in rows.split(self._schedule.micro)]
-        held_out = sum(losses) / max(self._data[rows].tokens, 1)
+        losses: list[Tensor] = []
+        for batch in self._batches(rows):
+            losses += loss_of(self.halves, self._objective, batch)
+        held_out = _added(losses)[0] / max(self._data[rows].tokens, 1)
         trained = None
         if self._since:
             sums, counts = zip(*self._since, strict=True)
@@ -202,8 +231,11 @@ class Trainer:
         self._since = []
         self._outcome.checks.append(Check(done, trained, held_out))
         if held_out < self._best_loss:
-            self._best_loss, self._best, self._worse = held_out, self._copy(), 0
-            self._outcome.best_step = done
+            self._best_loss, self._worse, self._outcome.best_step = held_out, 0, done
+            for name, parameter in self._named():
+                self._best[name].copy_(parameter)
+            self._saving.best_changed()
+            self._at_best = True
             return
         self._worse += 1
         if not math.isfinite(held_out):
@@ -220,12 +252,21 @@ class Trainer:
         builds up anew is a warm-up.
         """
         self._share /= 2
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(self._best[name])
-                moments = self._optimizer.state.get(parameter, {})
-                if "exp_avg" in moments:
-                    moments["exp_avg"].zero_()
+        self._at_best = True
+        for name, parameter in self._named():
+            parameter.copy_(self._best[name])
+            moments = self._moments(name)
+            if "exp_avg" in moments:
+                moments["exp_avg"].zero_()
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        """What is trained, to be read and written apart from any gradient."""
+        for name, parameter in self._parameters.items():
+            yield name, parameter.detach()
+
+    def _moments(self, name: str) -> dict[str, Tensor]:
+        """What Adam knows of a parameter so far."""
+        return dict(self._optimizer.state.get(self._parameters[name], {}))
 
     def _resume(self) -> int:
         """Take up the state in the file, if there is one; the number of steps done."""
@@ -239,19 +280,18 @@ class Trainer:
                     " state to start from.\nTry --dtype float32, or another recipe."
                 )
             return 0
-        tensors = earlier.tensors
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(tensors[f"now/{name}"])
-                moments = {
-                    key: tensors[f"{key}/{name}"].to(parameter.device)
-                    for key in MOMENTS
-                    if f"{key}/{name}" in tensors
-                }
-                if moments:
-                    step = tensors[f"step/{name}"]
-                    self._optimizer.state[parameter] = {"step": step, **moments}
-        self._best = {name: tensors[f"best/{name}"] for name in self._parameters}
+        for name, parameter in self._named():
+            self._best[name].copy_(earlier.tensors[f"best/{name}"])
+            parameter.copy_(earlier.tensors[f"{earlier.now}/{name}"])
+            moments = {
+                key: earlier.tensors[f"{key}/{name}"].to(parameter.device)
+                for key in (*MOMENTS, "step")
+                if f"{key}/{name}" in earlier.tensors
+            }
+            if moments:
+                self._optimizer.state[self._parameters[name]] = moments
+        self._saving.best_is(earlier.mark)
+        self._at_best = earlier.now == "best"
         self._best_loss, self._worse = earlier.best_loss, earlier.worse
         self._share, self._since = earlier.share, earlier.since
         self._outcome = earlier.outcome
@@ -263,38 +303,28 @@ class Trainer:
         assert self._store is not None, "a state comes from a file"
         try:
             return Earlier.of(state, self._parameters, self._schedule.steps)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, SecateurError) as error:
             if not self._anew:
                 raise damaged(self._store) from error
-            self._store.unlink()
+            forget(self._store)
             return None
 
     def _save(self) -> None:
-        if self._store is None:
-            return
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            tensors[f"now/{name}"] = parameter.detach()
-            tensors[f"best/{name}"] = self._best[name]
-            moments = self._optimizer.state.get(parameter, {})
-            for key in (*MOMENTS, "step"):
-                if key in moments:
-                    tensors[f"{key}/{name}"] = moments[key]
+        state: dict[str, Tensor] = {}
+        for name, parameter in self._named():
+            if not self._at_best:
+                state[f"now/{name}"] = parameter
+            state |= {f"{key}/{name}": tensor for key, tensor in self._moments(name).items()}
         values = {
             **asdict(self._outcome),
             "best_loss": self._best_loss,
             "worse": self._worse,
             "share": self._share,
             "since": self._since,
+            "at_best": self._at_best,
         }
-        try:
-            write_state(self._store, State(tensors, values), self._fingerprint)
-        except SecateurError as error:  # a full disk, say: what is trained may fit elsewhere
-            note(f"{error} Training goes on; cut short, it begins anew.")
-            self._store = None
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: p.detach().cpu().clone() for name, p in self._parameters.items()}
+        best = {f"best/{name}": tensor for name, tensor in self._best.items()}
+        self._saving.save(state, best, values)
 
     @property
     def _cuda(self) -> Sequence[torch.device]:
@@ -304,6 +334,26 @@ class Trainer:
         if self._autocast is None:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._autocast)
+
+
+def _optimizer(parameters: Mapping[str, nn.Parameter], schedule: Schedule) -> torch.optim.AdamW:
+    """AdamW with what is trained at one rate in one group: a kernel updates a group at once."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters.values():
+        suits = relative_rate(parameter) if schedule.relative else 1.0
+        groups.setdefault(schedule.rate * suits, []).append(parameter)
+    devices = {parameter.device.type for parameter in parameters.values()}
+    return torch.optim.AdamW(
+        [{"params": params, "lr": rate, "rate": rate} for rate, params in groups.items()],
+        weight_decay=0.0,
+        fused=devices <= {"cpu", "cuda"},
+    )
+
+
+def _added(losses: Sequence[Tensor], *others: Tensor) -> tuple[float, ...]:
+    """The sum of losses, and other numbers as they are: read from the device at once."""
+    values = torch.stack([*losses, *others]).tolist() if losses or others else []
+    return sum(values[: len(losses)]), *values[len(losses) :]
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
