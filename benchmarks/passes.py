@@ -6,7 +6,8 @@
 F is a plain forward of transformers over the same tokens, F+B forward and backward with the loss on
 the next token. Ours and plain run in turns in one process, so that a noisy machine does not matter;
 what is timed of ours is the whole run less its start: from the first layer of the first pass to the
-end. Each figure is the median of the turns, with the least and the most beside it. `--neighbour`
+end. Each figure is the median of the turns, with the least and the most beside it; by processor
+time, too, for a machine that does something else besides. `--neighbour`
 times our side again beside a process that copies memory without end. Rows are written one by one,
 and those that are there already are not run again.
 """
@@ -32,8 +33,11 @@ import secateur
 import secateur.data
 from secateur.pipeline import evaluate
 from secateur.progress import Quiet
+from training_step import FLOOR, measured
 
-Run = Callable[[], float]
+# Seconds by the clock and of the processor.
+Time = tuple[float, float]
+Run = Callable[[], Time]
 
 LENGTH, BATCH, RATIO = 256, 8, 0.2
 LENGTHS = (128, 2048)
@@ -49,19 +53,29 @@ class Clock(Quiet):
     """Knows when the first stage began."""
 
     def __init__(self) -> None:
-        self.began: float | None = None
+        self.began: Time | None = None
 
     def track(self, items: Iterable[Any], stage: str, total: int, unit: str) -> Iterator[Any]:
         """Note the time, once."""
-        self.began = self.began or time.perf_counter()
+        self.began = self.began or now()
         yield from items
 
     @classmethod
-    def of(cls, run: Callable[[Quiet], Any]) -> float:
+    def of(cls, run: Callable[[Quiet], Any]) -> Time:
         """Seconds from the first stage of `run` to its end."""
         clock = cls()
         run(clock)
-        return time.perf_counter() - (clock.began or 0.0)
+        return since(clock.began or now())
+
+
+def now() -> Time:
+    """The clocks."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(began: Time) -> Time:
+    """Seconds that have passed."""
+    return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
 @dataclass(frozen=True)
@@ -115,14 +129,14 @@ class Subject:
     def forward(self, *sets: Tensor, models: Sequence[Any] = ()) -> Run:
         """Plain forwards over windows."""
 
-        def run() -> float:
-            started = time.perf_counter()
+        def run() -> Time:
+            started = now()
             with torch.no_grad():
                 for model in models or (self.plain,):
                     for tokens in sets:
                         for batch in tokens.split(max(1, BATCH * LENGTH // tokens.shape[1])):
                             model(input_ids=batch, use_cache=False)
-            return time.perf_counter() - started
+            return since(started)
 
         return run
 
@@ -130,12 +144,12 @@ class Subject:
         """Plain forward and backward."""
         tokens = self.tokens(count)
 
-        def run() -> float:
-            started = time.perf_counter()
+        def run() -> Time:
+            started = now()
             for batch in tokens.split(BATCH):
                 self.plain(input_ids=batch, labels=batch, use_cache=False).loss.backward()
             self.plain.zero_grad(set_to_none=True)
-            return time.perf_counter() - started
+            return since(started)
 
         return run
 
@@ -179,12 +193,13 @@ def perplexity(subject: Subject) -> Row:
     pruned = subject.pruned()
     models = (subject.plain, plainly(pruned))
 
-    def ours() -> float:
+    def ours() -> Time:
         options: dict[str, Any] = {"evaluate_lengths": LENGTHS}
-        return sum(
+        one, other = (
             Clock.of(lambda clock, one=one: evaluate(one, stream[None], progress=clock, **options))
             for one in (subject.folder, pruned)
         )
+        return one[0] + other[0], one[1] + other[1]
 
     plain = subject.forward(*sets, models=models)
     return Row("perplexity, dense and cut, 128 and 2048", "the forwards", 1.3, ours, plain)
@@ -218,7 +233,7 @@ def refit(subject: Subject) -> Row:
     tokens = subject.tokens(count)
     plan = secateur.read_plan(subject.pruned())
 
-    def ours() -> float:
+    def ours() -> Time:
         return Clock.of(
             lambda clock: secateur.apply(
                 plan,
@@ -233,6 +248,31 @@ def refit(subject: Subject) -> Row:
     return Row(f"refit, {count} windows", "F", 4.0, ours, subject.forward(tokens))
 
 
+def distil(subject: Subject, turns: int) -> dict[str, Any]:
+    """A step of training, teacher cached: see `training_step.py`."""
+    found = measured(
+        str(subject.pruned()),
+        subject.calibration,
+        teacher=subject.folder,
+        samples=40,
+        length=LENGTH,
+        repeats=turns,
+        train="consumers",
+    )
+    seconds, cpu = found["seconds"], found["cpu_seconds"]
+    return {
+        "name": "distil, a step",
+        "unit": "F+B of the student",
+        "floor": FLOOR,
+        "plain_seconds": spread(seconds["plain"]),
+        "seconds": spread(seconds["step"]),
+        "multiple": spread(found["multiples"]),
+        "processor_multiple": spread(
+            [own / plain for own, plain in zip(cpu["step"], cpu["plain"], strict=True)]
+        ),
+    }
+
+
 ROWS = {
     "flap": flap,
     "wanda-sp": wanda_sp,
@@ -244,6 +284,9 @@ ROWS = {
 }
 
 
+NAMES = (*ROWS, "distil", "starts")
+
+
 def in_turns(row: Row, turns: int, beside: bool) -> dict[str, Any]:
     """Plain and ours one after the other, `turns` times."""
     row.plain()
@@ -252,13 +295,14 @@ def in_turns(row: Row, turns: int, beside: bool) -> dict[str, Any]:
         "name": row.name,
         "unit": row.unit,
         "floor": row.floor,
-        "plain_seconds": spread([plain for plain, _ in pairs]),
-        "seconds": spread([ours for _, ours in pairs]),
-        "multiple": spread([ours / plain for plain, ours in pairs]),
+        "plain_seconds": spread([plain[0] for plain, _ in pairs]),
+        "seconds": spread([ours[0] for _, ours in pairs]),
+        "multiple": spread([ours[0] / plain[0] for plain, ours in pairs]),
+        "processor_multiple": spread([ours[1] / plain[1] for plain, ours in pairs]),
     }
     if beside:
         with neighbour():
-            found["beside_seconds"] = spread([row.ours() for _ in range(turns)])
+            found["beside_seconds"] = spread([row.ours()[0] for _ in range(turns)])
         found["beside_multiple"] = found["beside_seconds"]["median"] / found["seconds"]["median"]
     return found
 
@@ -282,8 +326,8 @@ def neighbour() -> Iterator[None]:
 def starts(model: str) -> list[dict[str, Any]]:
     """Seconds until the command line says something."""
     command = [sys.executable, "-m", "secateur"]
-    helps = [_first(command + ["--help"]) for _ in range(3)]
-    begins = [_first(command + ["prune", model, "--dry-run"], stderr=True) for _ in range(3)]
+    helps = [_first([*command, "--help"]) for _ in range(3)]
+    begins = [_first([*command, "prune", model, "--dry-run"], stderr=True) for _ in range(3)]
     return [
         {"name": "secateur --help", "unit": "s", "floor": 0.4, "seconds": spread(helps)},
         {"name": "first line of prune", "unit": "s", "floor": 3.0, "seconds": spread(begins)},
@@ -309,11 +353,14 @@ def _first(command: Sequence[str], *, stderr: bool = False) -> float:
 def line(row: dict[str, Any]) -> str:
     """A row of the table in Markdown."""
     value = row.get("multiple", row["seconds"])
+    own = row.get("processor_multiple")
+    processor = f"{own['median']:.2f}" if own else ""
     beside = f"{row['beside_multiple']:.2f}" if "beside_multiple" in row else ""
     plain = f"{row['plain_seconds']['median']:.1f}" if "plain_seconds" in row else ""
     return (
         f"| {row['name']} | {row['unit']} | {value['median']:.2f} ({value['least']:.2f} to"
-        f" {value['most']:.2f}) | {row['floor']} | {row['seconds']['median']:.1f} | {plain} |"
+        f" {value['most']:.2f}) | {processor} | {row['floor']} |"
+        f" {row['seconds']['median']:.1f} | {plain} |"
         f" {beside} |"
     )
 
@@ -324,7 +371,7 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--only", nargs="*", choices=[*ROWS, "starts"], default=[*ROWS, "starts"])
+    parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
     parser.add_argument("--neighbour", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -337,8 +384,10 @@ def main() -> None:
     }
     if options.out is not None and options.out.is_file():
         found = json.loads(options.out.read_text())
-    print("| pass | unit | multiple | at most | seconds | plain | beside a neighbour |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| pass | unit | multiple | by processor | at most | seconds | plain | beside a neighbour |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         subject = None
         for name in options.only:
@@ -350,7 +399,10 @@ def main() -> None:
                 subject = subject or Subject(
                     options.model, options.calibration, options.windows, Path(work)
                 )
-                rows = [in_turns(ROWS[name](subject), options.turns, options.neighbour)]
+                if name == "distil":
+                    rows = [distil(subject, options.turns)]
+                else:
+                    rows = [in_turns(ROWS[name](subject), options.turns, options.neighbour)]
             found["rows"][name] = rows
             for row in rows:
                 print(line(row), flush=True)
