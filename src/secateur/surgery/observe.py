@@ -21,7 +21,7 @@ from ..structure import Axis, Plan
 _NEARLY_ONE = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Consumer:
     """A consumer in its layer: its module and which channels it keeps."""
 
@@ -49,13 +49,29 @@ class Consumer:
         """The weights that stay, as the module holds them now."""
         whole = self.module._parameters["weight"]
         assert whole is not None
-        return whole.detach().movedim(self.dim, 0)[self.kept.to(whole.device)].T
+        some = whole.detach().index_select(self.dim, self.kept.to(whole.device))
+        return some if self.dim else some.T
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
         """The bias as the module holds it now."""
         bias = self.module._parameters.get("bias")
         return None if bias is None else bias.detach()
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers it gives for a token."""
+        whole = self.module._parameters["weight"]
+        assert whole is not None
+        return whole.shape[1 - self.dim]
+
+    def chosen(self, inputs: Float[Tensor, "*token width"]) -> Float[Tensor, "*token in"]:
+        """The channels that stay, of inputs of the dense width."""
+        if len(self.kept) == inputs.shape[-1]:
+            return inputs
+        # on a CPU twice as fast as indexing by them
+        index = self.kept.to(inputs.device).expand(*inputs.shape[:-1], -1)
+        return inputs.gather(-1, index)
 
     def edit(self, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Substitutes:
         """Parameters of the dense shape that compute what the cut consumer does."""
@@ -80,24 +96,40 @@ class Seen:
     outputs: Mapping[str, Tensor]
 
 
+def watch(
+    layer: nn.Module,
+    hidden: Tensor,
+    call: Call,
+    consumers: Sequence[Consumer],
+    passed: Callable[[Consumer, Tensor, Tensor], None],
+) -> Tensor:
+    """Run `layer` on `hidden` [window, token, hidden]; `passed` sees what passes its consumers.
+
+    It sees inputs and outputs [window, token, channel] when they are there, and must copy what it
+    keeps of the outputs: Falcon adds its attention to what its MLP gave, in place.
+    """
+
+    def record(consumer: Consumer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            # some families flatten windows and tokens before the MLP
+            shape = hidden.shape[:-1]
+            passed(consumer, args[0].detach().view(*shape, -1), output.detach().view(*shape, -1))
+
+        return hook
+
+    with hooked(c.module.register_forward_hook(record(c)) for c in consumers), torch.no_grad():
+        return hidden_of(layer(hidden, *call[0], **call[1]))
+
+
 def see(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Consumer]) -> Seen:
     """Run `layer` on `hidden` [window, token, hidden] and keep what passes its consumers."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            # some families flatten windows and tokens before the MLP
-            shape = hidden.shape[:-1]
-            inputs[name] = args[0].detach().view(*shape, -1)
-            # a copy: Falcon adds its attention to what its MLP gave, in place
-            outputs[name] = output.detach().clone().view(*shape, -1)
+    def keep(consumer: Consumer, before: Tensor, after: Tensor) -> None:
+        inputs[consumer.name], outputs[consumer.name] = before, after.clone()
 
-        return hook
-
-    with _hooks(c.module.register_forward_hook(record(c.name)) for c in consumers):
-        with torch.no_grad():
-            after = hidden_of(layer(hidden, *call[0], **call[1]))
+    after = watch(layer, hidden, call, consumers, keep)
     return Seen(hidden, after, inputs, outputs)
 
 
@@ -123,7 +155,7 @@ def stream_multipliers(
         for c in consumers
     )
     inner = [module for path, module in layer.named_modules() if path]
-    with _hooks(marks), _hooks(m.register_forward_pre_hook(passed) for m in inner):
+    with hooked(marks), hooked(m.register_forward_pre_hook(passed) for m in inner):
         seen = see(layer, hidden, call, consumers)
     outputs = list(seen.outputs.values())
     whole = residual_multiplier(seen.before, seen.after, outputs)
@@ -141,7 +173,7 @@ def stream_multipliers(
 
 
 @contextmanager
-def _hooks(handles: Iterable[Any]) -> Iterator[None]:
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
     """Hooks that are gone afterwards, on errors too."""
     placed = list(handles)
     try:
