@@ -28,7 +28,8 @@ from secateur.surgery import (
     refit_on_held_out,
     sequential_repair,
 )
-from secateur.surgery.observe import Consumer, residual_multiplier, stream_multipliers
+from secateur.surgery.observe import Consumer, residual_multiplier
+from secateur.surgery.replay import anatomy
 from secateur.surgery.solve import factor
 from secateur.surgery.streams import Streams
 
@@ -506,14 +507,14 @@ def test_a_layer_whose_consumers_give_their_targets_gives_the_dense_stream(
         linears = [a for a in axes if a.consumer.parameter == "weight"]
         consumers = {a.consumer.module: Consumer.of(a, plan, step.module) for a in linears}
         _, hidden, call = next(step.batches(dense))
-        multipliers = stream_multipliers(step.module, hidden, call, list(consumers.values()))
-        called = [consumers[name] for name in multipliers]
-        streams = Streams(step, called, dense, student, "residual", multipliers, {}, 2**30)
+        seen = anatomy(step.module, hidden, call, list(consumers.values()))
+        called = [consumers[name] for name in seen.multipliers]
+        streams = Streams(step, called, dense, student, "residual", seen, {}, 2**30)
         streams.run_dense()
         goals: dict[Consumer, Tensor] = {}
         streams._given = lambda *_, given=goals: dict(given)
         for consumer in called:
-            if multipliers[consumer.name] is None:  # a shared expert, gated before it is added
+            if seen.multipliers[consumer.name] is None:  # a shared expert, gated before it is added
                 assert "expert" in consumer.name
                 continue
             (part,) = streams.left_by(consumer)

@@ -1,7 +1,7 @@
 """Parts of a layer without the rest: as far as one consumer, or without what is known already.
 
 A block is replayed by what its consumer gave: attention by the output of o_proj. That a block gives
-nothing else is asked of the numbers, see `blocks_around`.
+nothing else is asked of the numbers, see `anatomy`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..stats.stream import Call, hidden_of
-from .observe import Consumer, hooked, see
+from .observe import Consumer, Seen, hooked, see_multipliers
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,22 @@ def inputs_of(
     raise AssertionError(f"{consumer.name} was called before, and now it is not")
 
 
-def blocks_around(
-    layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Consumer]
-) -> dict[str, Block]:
-    """By consumer, the block that can be replayed: at least the consumer itself.
+@dataclass(frozen=True)
+class Anatomy:
+    """What one batch tells of a layer: `multipliers` as of `stream_multipliers`, and blocks.
 
-    A wider one is believed if the layer gives the same, to the bit, with all of them replayed.
+    Both by consumer, in calling order; `seen` is that batch.
+    """
+
+    seen: Seen
+    multipliers: Mapping[str, float | None]
+    blocks: Mapping[str, Block]
+
+
+def anatomy(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Consumer]) -> Anatomy:
+    """Run `layer` once, and without the blocks that can be replayed: at least the consumers.
+
+    Wider blocks are believed if the layer gives the same, to the bit, with all of them replayed.
     """
     gave: dict[nn.Module, Any] = {}
 
@@ -112,18 +122,15 @@ def blocks_around(
     around = {c.name: _around(layer, c, consumers) for c in consumers}
     modules = {module for some in around.values() for module in some}
     with hooked(module.register_forward_hook(record) for module in modules):
-        seen = see(layer, hidden, call, consumers)
-    outputs = seen.outputs
-    narrow, wide = {}, {}
-    for consumer in consumers:
-        name = consumer.name
-        if name in outputs:
-            tried = (Block.of(m, gave[m], outputs[name]) for m in around[name] if m in gave)
-            found = [block for block in tried if block is not None]
-            wide[name], narrow[name] = found[0], found[-1]
-    with replayed({block: outputs[name] for name, block in wide.items()}), torch.no_grad():
+        seen, multipliers = see_multipliers(layer, hidden, call, consumers)
+    wide, narrow = {}, {}
+    for name, output in seen.outputs.items():
+        tried = (Block.of(m, gave[m], output) for m in around[name] if m in gave)
+        found = [block for block in tried if block is not None]
+        wide[name], narrow[name] = found[0], found[-1]
+    with replayed({block: seen.outputs[n] for n, block in wide.items()}), torch.no_grad():
         after = hidden_of(layer(hidden, *call[0], **call[1]))
-    return wide if torch.equal(after, seen.after) else narrow
+    return Anatomy(seen, multipliers, wide if torch.equal(after, seen.after) else narrow)
 
 
 def _around(layer: nn.Module, consumer: Consumer, consumers: Sequence[Consumer]) -> list[nn.Module]:

@@ -23,7 +23,7 @@ Inputs and outputs live as long as the layer is repaired, as hidden states do: f
 memory-mapped where they are too large.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +37,7 @@ from ..stats import Activations, LayerStep
 from ..stats.stream import Call, hidden_of, not_finite
 from ..stats.substitute import substituted
 from .observe import Consumer, watch
-from .replay import Block, blocks_around, inputs_of, replayed
+from .replay import Anatomy, inputs_of, replayed
 
 TARGETS = {
     "residual": "the dense residual stream after the sub-block",
@@ -61,10 +61,10 @@ class Left:
 class Streams:
     """Both models in one layer; `consumers` in calling order, `student` None: the dense one alone.
 
-    Of consumers that are `gone` nothing is kept. `multipliers` by consumer, None: a norm stands
-    between it and the stream. `ahead` has the dense stream after the gap that follows a consumer.
-    `edits` are parameters that the student has in this layer besides those of settled consumers.
-    `limit` is the bytes that may stay in memory of each part that is kept.
+    The `anatomy` is that of the first batch of the dense model. `ahead` has the dense stream after
+    the gap that follows a consumer. `edits` are parameters that the student has in this layer
+    besides those of settled consumers. `limit` is the bytes that may stay in memory of each part
+    that is kept.
     """
 
     step: LayerStep
@@ -72,20 +72,18 @@ class Streams:
     dense: Activations
     student: Activations | None
     asked: str
-    multipliers: Mapping[str, float | None]
+    anatomy: Anatomy
     ahead: Mapping[str, Activations]
     limit: int
-    gone: Collection[str] = ()
     edits: dict[tuple[nn.Module, str], nn.Parameter | None] = field(default_factory=dict)
     _gap: Activations | None = None
     _outputs: dict[str, Activations] = field(default_factory=dict)
     _inputs: dict[str, Activations] = field(default_factory=dict)
     _settled: dict[Consumer, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    _blocks: dict[str, Block] = field(default_factory=dict)
 
     def target(self, consumer: Consumer) -> str:
         """The target that a consumer can have."""
-        if self.asked == "residual" and not self.multipliers[consumer.name]:
+        if self.asked == "residual" and not self.anatomy.multipliers[consumer.name]:
             return "dense_output"
         return self.asked
 
@@ -96,12 +94,13 @@ class Streams:
             SecateurError: the layer's output is not finite.
         """
         module, finite = self.step.module, _Finite()
-        if self.student is not None:
-            _, hidden, call = next(self.step.batches(self.dense))
-            self._blocks = blocks_around(module, hidden, call, self.consumers)
         for windows, hidden, call in self.step.batches(self.dense):
             self._keep_gap(windows, hidden)
-            after = watch(module, hidden, call, self.consumers, partial(self._note, windows))
+            note = partial(self._note, windows)
+            if windows.start == 0:
+                after = self.anatomy.seen.replay(self.consumers, note)
+            else:
+                after = watch(module, hidden, call, self.consumers, note)
             finite.see(after)
             self.dense[windows] = after
         finite.check(f"the output of layer {self.step.index}", self.dense.tensor.dtype)
@@ -154,7 +153,7 @@ class Streams:
         def of(states: Activations) -> Float[Tensor, "window token out"]:
             return states[windows].to(hidden.device, torch.float32, copy=True)
 
-        name, multiplier = consumer.name, self.multipliers[consumer.name]
+        name, multiplier = consumer.name, self.anatomy.multipliers[consumer.name]
         if self.target(consumer) != "residual" or not multiplier:
             return of(self._outputs[name]).sub_(gives)
         if name in self.ahead:
@@ -214,7 +213,7 @@ class Streams:
     @contextmanager
     def _as_student(self, outputs: Mapping[Consumer, Tensor]) -> Iterator[None]:
         """The layer is the student's, and the blocks of settled consumers are not run."""
-        known = {self._blocks[consumer.name]: given for consumer, given in outputs.items()}
+        known = {self.anatomy.blocks[consumer.name]: given for consumer, given in outputs.items()}
         with substituted(self.edits), replayed(known), torch.no_grad():
             yield
 

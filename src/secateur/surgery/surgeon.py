@@ -5,7 +5,7 @@ than `TOLERANCE` of it, or less is left than rounding could tell, they are added
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -18,9 +18,10 @@ from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan
 from .depth import Depth, Place
 from .normal import Normal, Sums
-from .observe import Consumer, stream_multipliers
+from .observe import Consumer
 from .refit import Fit
 from .repair import Repair
+from .replay import anatomy
 from .streams import Left, Streams
 
 # Of the windows, the share that only chooses the damping.
@@ -60,11 +61,6 @@ class _Gathered:
     normal: Normal
     held: Normal | None
     power: float
-
-    @property
-    def scored(self) -> Normal:
-        """Those that say how good a fit is."""
-        return self.held or self.normal
 
 
 @dataclass(eq=False)
@@ -106,9 +102,7 @@ class Surgeon:
                 step, [c for c in consumers if c.name not in gone], edits, dense, student
             )
         else:
-            streams = self._streams(step, axes, consumers, dense, student)
-            streams.gone, streams.edits = gone, edits
-            self._mend(streams)
+            self._mend(self._streams(step, axes, consumers, edits, dense, student), gone)
         step.found = self._tensors
         step.value = {
             "reports": [asdict(report) for report in self._reports],
@@ -137,21 +131,22 @@ class Surgeon:
         step: LayerStep,
         axes: Sequence[Axis],
         consumers: Sequence[Consumer],
+        edits: dict[tuple[nn.Module, str], nn.Parameter | None],
         dense: Activations,
         student: Activations | None,
     ) -> Streams:
-        _, inputs, call = next(step.batches(dense))
-        multipliers = stream_multipliers(step.module, inputs, call, consumers)
+        _, hidden, call = next(step.batches(dense))
+        found = anatomy(step.module, hidden, call, consumers)
         by_name = {consumer.name: consumer for consumer in consumers}
-        called = [by_name[name] for name in multipliers]
-        ahead = self._ahead_of(axes, multipliers)
-        return Streams(step, called, dense, student, self.target, multipliers, ahead, self.limit)
+        called = [by_name[name] for name in found.multipliers]
+        ahead = self._ahead_of(axes, found.multipliers)
+        return Streams(step, called, dense, student, self.target, found, ahead, self.limit, edits)
 
-    def _mend(self, streams: Streams) -> None:
-        """Fit one consumer after the other; those after one that stops are only cut."""
+    def _mend(self, streams: Streams, gone: Collection[str]) -> None:
+        """Fit those that are not gone, one after the other; after one that stops they are cut."""
         streams.run_dense()
         for consumer in streams.consumers:
-            if consumer.name in streams.gone:
+            if consumer.name in gone:
                 continue
             found = None if self.stopped else self._fit(streams, consumer)
             if found is None:
@@ -197,14 +192,10 @@ class Surgeon:
 
     def _fit(self, streams: Streams, consumer: Consumer) -> tuple[Tensor, Tensor | None] | None:
         """Fit one consumer, report it and give its weight and bias; None if it is to stay cut."""
-        sums = self._gather(streams, consumer, torch.float32)
-        found = self._found(consumer, sums)
-        if _doubtful(sums, found):
-            sums = self._gather(streams, consumer, torch.float64)
-            found = self._found(consumer, sums)
+        found, before, after = self._tried(streams, consumer, torch.float32)
+        if found.doubt > TOLERANCE or after < TOLERANCE * before:
+            found, before, after = self._tried(streams, consumer, torch.float64)
         self.stopped = found.stop
-        before = sums.scored.error() / max(sums.power, _TINY)
-        after = sums.scored.error(found.change, found.added) / max(sums.power, _TINY)
         moved = bool(found.change.any() or found.added.any())
         self._reports.append(
             ConsumerReport(
@@ -230,8 +221,11 @@ class Surgeon:
         self._tensors[f"{consumer.name}.weight"] = weight.float().T.movedim(0, consumer.dim).cpu()
         return weight, bias
 
-    def _found(self, consumer: Consumer, sums: _Gathered) -> Fit:
-        """What the repair makes of a consumer."""
+    def _tried(
+        self, streams: Streams, consumer: Consumer, dtype: torch.dtype
+    ) -> tuple[Fit, float, float]:
+        """What the repair makes of a consumer by sums in `dtype`; errors before and after."""
+        sums = self._gather(streams, consumer, dtype)
         given = {
             "normal": sums.normal,
             "held_out": sums.held,
@@ -241,7 +235,8 @@ class Surgeon:
             "where": consumer.name,
         }
         fit: Fit = self.repair.function(**{name: given[name] for name in self.repair.needs})
-        return fit
+        scored, power = sums.held or sums.normal, max(sums.power, _TINY)
+        return fit, scored.error() / power, scored.error(fit.change, fit.added) / power
 
     def _gather(self, streams: Streams, consumer: Consumer, dtype: torch.dtype) -> _Gathered:
         """Normal matrices of one consumer, cut and not yet repaired.
@@ -274,10 +269,3 @@ class Surgeon:
 def _power(part: Left, first: int) -> Tensor:
     """Squares of the targets of a batch, of the windows from `first` on."""
     return (part.left[first:] + part.gives[first:]).square().sum()
-
-
-def _doubtful(sums: _Gathered, found: Fit) -> bool:
-    """Whether what was fitted, or what is left by it, may be rounding."""
-    scored = sums.scored
-    before, after = scored.error(), scored.error(found.change, found.added)
-    return found.doubt > TOLERANCE or after < TOLERANCE * before
