@@ -153,4 +153,4 @@ class Sums:
     def _noise(self) -> float:
         """Of a matrix of as many products, each channel's power one."""
         unit = torch.finfo(self._products.dtype).eps
-        return unit * (self._inputs * max(self._updates, 1)) ** 0.5 / 4
+        return unit * (self._inputs * max(self._updates, 1)) ** 0.5 / 2

@@ -18,7 +18,7 @@ _ATTEMPTS = 24
 # A pivot that is rounding alone: so many units in the last place, times the root of the size.
 _NOISE = 4
 # Power iterations on so many vectors at once: memory is read once for all of them.
-_VECTORS, _ITERATIONS = 8, 4
+_VECTORS, _ITERATIONS = 8, 6
 
 
 @dataclass(frozen=True)
