@@ -35,7 +35,7 @@ from ..stats import Activations, Walk
 from ..structure import Axis, Plan, Structure
 from .depth import WHOLE, Depth, Place, forget_streams, streams_after
 from .repair import REPAIRS
-from .streams import TARGETS
+from .streams import TARGETS, parts_kept
 from .surgeon import ConsumerReport, Surgeon
 
 
@@ -86,7 +86,7 @@ def sequential_repair(
     chosen = choose("repair", repair, {name: one for name, one in REPAIRS.items() if one.fits})
     choose("target", target, TARGETS)
     depth = Depth.of(structure.axes, plan)
-    walk = walk.like(parts=2 + len(depth.gaps))
+    walk = walk.like(parts=2 + len(depth.gaps) + parts_kept(structure.axes))
     kept = walk.kept(
         "repair",
         plan=digest(plan.keep),

@@ -23,6 +23,7 @@ Inputs and outputs live as long as the layer is repaired, as hidden states do: f
 memory-mapped where they are too large.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from torch.nn.functional import linear
 from ..stats import Activations, LayerStep
 from ..stats.stream import Call, hidden_of, not_finite
 from ..stats.substitute import substituted
+from ..structure import Axis
 from .observe import Consumer, watch
 from .replay import Anatomy, inputs_of, replayed
 
@@ -45,6 +47,14 @@ TARGETS = {
     "own_output": "the consumer's own output before the cut",
     "one_shot": "the dense model's output, on the dense model's inputs",
 }
+
+
+def parts_kept(axes: Sequence[Axis]) -> int:
+    """How many sets of states are kept of a layer at once: a gap, and two of each consumer."""
+    fine = Counter(
+        axis.layer for axis in axes if not axis.of and axis.consumer.parameter == "weight"
+    )
+    return 1 + 2 * max(fine.values(), default=0)
 
 
 @dataclass(frozen=True)
