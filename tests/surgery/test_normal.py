@@ -135,7 +135,8 @@ def test_what_is_doubted_is_added_up_again_in_fp64(
     damping: float, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_model(twins())
-    plan = Plan({"layers.2.mlp": tuple(range(40))}, opened.structure.architecture, opened.structure.weights)
+    structure = opened.structure
+    plan = Plan({"layers.2.mlp": tuple(range(40))}, structure.architecture, structure.weights)
     asked: list[torch.dtype] = []
 
     def spied(*args: Any, dtype: torch.dtype, **options: Any) -> Sums:
@@ -144,7 +145,7 @@ def test_what_is_doubted_is_added_up_again_in_fp64(
 
     def repaired() -> Any:
         walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
-        return sequential_repair(walk, opened.structure, plan, damping=damping)
+        return sequential_repair(walk, structure, plan, damping=damping)
 
     monkeypatch.setattr(operating, "Sums", spied)
     found = repaired()
