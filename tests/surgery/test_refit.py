@@ -13,14 +13,14 @@ from conftest import VARIANTS, flap_biases, tiny_model
 from secateur.errors import SecateurError
 from secateur.export import pruned_form
 from secateur.models import OpenModel, filled, open_model
-from secateur.stats import Walk
+from secateur.stats import Activations, Walk
 from secateur.structure import Plan, Structure
 from secateur.surgery import (
-    REPAIRS,
     TARGETS,
     Fit,
     Normal,
     Repaired,
+    Sums,
     bias,
     mask_tuning,
     pruned_view,
@@ -28,10 +28,10 @@ from secateur.surgery import (
     refit_on_held_out,
     sequential_repair,
 )
-from secateur.surgery.depth import Depth
-from secateur.surgery.observe import Consumer, residual_multiplier, see, stream_multipliers
-from secateur.surgery.sequential import _Layer, _Surgeon
+from secateur.surgery.observe import Consumer, residual_multiplier
+from secateur.surgery.replay import anatomy
 from secateur.surgery.solve import factor
+from secateur.surgery.streams import Streams
 
 FAMILIES = ["llama-gqa", "llama-biased", "qwen2-gqa", "mistral-gqa", "qwen3-gqa"]
 DAMPINGS = [0.0, 1e-3, 1e-2, 1.0]
@@ -49,9 +49,9 @@ def problem(seed: int = 0, tokens: int = 300) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def normal_of(inputs: Tensor, residual: Tensor) -> Normal:
-    normal = Normal.empty(inputs.shape[1], residual.shape[1])
-    normal.update(inputs, residual)
-    return normal
+    sums = Sums(inputs.shape[1], residual.shape[1], dtype=torch.float64)
+    sums.update(inputs, residual)
+    return sums.normal()
 
 
 def cut(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,7 +232,10 @@ def test_the_units_of_a_channel_do_not_matter() -> None:
     ("make", "message"),
     [
         (lambda: refit(normal_of(torch.ones(3, 2), torch.ones(3, 1)), -1.0), "damping = -1.0"),
-        (lambda: refit(Normal.empty(2, 1), where="here"), "No token reached here"),
+        (
+            lambda: refit(Sums(2, 1, dtype=torch.float64).normal(), where="here"),
+            "No token reached here",
+        ),
         (
             lambda: refit(normal_of(torch.full((3, 2), torch.nan), torch.ones(3, 1)), where="here"),
             "inputs or targets of here are NaN",
@@ -497,33 +500,27 @@ def test_a_layer_whose_consumers_give_their_targets_gives_the_dense_stream(
     plan = Plan({}, "", "")
     walk = Walk(opened.streamed(device="cpu"), tokens, batch=len(tokens))
     dense = walk.embed()
-    surgeon = _Surgeon(plan, REPAIRS["refit"], "residual", None, Depth(), {})
     for step in walk.layers():
         noise = torch.randn(dense.tensor.shape, generator=torch.Generator().manual_seed(step.index))
-        student = dense.tensor + 0.1 * noise.to(dense.tensor.dtype)
+        student = Activations.of(dense.tensor + 0.1 * noise.to(dense.tensor.dtype))
         axes = [a for a in opened.structure.axes if a.layer == step.index]
         linears = [a for a in axes if a.consumer.parameter == "weight"]
-        consumers = [Consumer.of(axis, plan, step.module) for axis in linears]
-        windows, hidden, call = next(step.batches(dense))
-        multipliers = stream_multipliers(step.module, hidden, call, consumers)
-        layer = _Layer(step, consumers, dense, dense, multipliers, {})
-        teacher = see(step.module, hidden, call, consumers)
-        by_name = {consumer.name: consumer for consumer in consumers}
-        given: list[Any] = []
-        for name, multiplier in multipliers.items():
-            if multiplier is None:  # a shared expert, whose output is gated before it is added
-                assert "expert" in name
+        consumers = {a.consumer.module: Consumer.of(a, plan, step.module) for a in linears}
+        _, hidden, call = next(step.batches(dense))
+        seen = anatomy(step.module, hidden, call, list(consumers.values()))
+        called = [consumers[name] for name in seen.multipliers]
+        streams = Streams(step, called, dense, student, "residual", seen, {}, 2**30)
+        streams.run_dense()
+        goals: dict[Consumer, Tensor] = {}
+        streams._given = lambda *_, given=goals: dict(given)
+        for consumer in called:
+            if seen.multipliers[consumer.name] is None:  # a shared expert, gated before it is added
+                assert "expert" in consumer.name
                 continue
-            pupil = see(step.module, student, call, consumers)
-            goal = surgeon._goal(layer, by_name[name], teacher, pupil, windows)
-            given.append(
-                by_name[name].module.register_forward_hook(lambda m, a, o, g=goal: g.view(o.shape))
-            )
-        after = see(step.module, student, call, consumers).after
-        for handle in given:
-            handle.remove()
-        assert torch.allclose(after, teacher.after, atol=1e-4), step.index
-        step.run(dense)
+            (part,) = streams.left_by(consumer)
+            goals[consumer] = part.gives + part.left
+        streams.run_student()
+        assert torch.allclose(student.tensor, dense.tensor, atol=1e-4), step.index
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))

@@ -4,7 +4,9 @@ from .bias import bias
 from .depth import WHOLE, with_consumers
 from .knife import pruned_view, removed_parameters
 from .mask_tuning import mask_tuning
-from .normal import Normal
+from .normal import Normal, Sums
 from .refit import Fit, refit, refit_on_held_out
 from .repair import REPAIRS, Repair, repair
-from .sequential import TARGETS, ConsumerReport, Repaired, sequential_repair
+from .sequential import Repaired, sequential_repair
+from .streams import TARGETS
+from .surgeon import ConsumerReport

@@ -38,7 +38,8 @@ def mask_tuning(
     Raises:
         SecateurError: sums that are not finite.
     """
-    weight = weight.to(normal.inputs.dtype)
+    normal = normal.double()
+    weight = weight.double()
     members = torch.zeros(len(owner), int(owner.max()) + 1, dtype=weight.dtype)
     owned = (owner >= 0).nonzero().flatten()
     members[owned, owner[owned]] = 1
@@ -52,6 +53,7 @@ def mask_tuning(
     if not sane:
         why = f"{where}: a scale left [-10, 10]; nothing from here on is tuned"
         warnings = (*warnings, why)
-    added = torch.zeros_like(normal.residual_sum)
+    added = torch.zeros_like(normal.left)
     change = weight * (members @ moved)
-    return Fit(change, added, factored.damping, factored.condition, warnings, stop=not sane)
+    condition, doubt = factored.condition, normal.noise * factored.condition
+    return Fit(change, added, factored.damping, condition, warnings, not sane, doubt)

@@ -7,6 +7,7 @@ asked of the numbers and not of the family: see `stream_multipliers`.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from ..structure import Axis, Plan
 
 # Distance from 1 at which a measured multiplier is 1: in bf16 it cannot be told more exactly.
 _NEARLY_ONE = 0.01
+_TOKENS = 512
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Consumer:
     """A consumer in its layer: its module and which channels it keeps."""
 
@@ -44,18 +46,34 @@ class Consumer:
         stays[member.blocks.indices(plan.removed_tensor(axis)).flatten()] = False
         return cls(member.module, member.dim, module, stays.nonzero().flatten(), owner[stays])
 
-    @property
+    @cached_property
     def weight(self) -> Float[Tensor, "out in"]:
-        """The weights that stay, as the module holds them now."""
+        """The weights that stay, as the module holds them when they are first asked for."""
         whole = self.module._parameters["weight"]
         assert whole is not None
-        return whole.detach().movedim(self.dim, 0)[self.kept.to(whole.device)].T
+        some = whole.detach().index_select(self.dim, self.kept.to(whole.device))
+        return some if self.dim else some.T
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
         """The bias as the module holds it now."""
         bias = self.module._parameters.get("bias")
         return None if bias is None else bias.detach()
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers it gives for a token."""
+        whole = self.module._parameters["weight"]
+        assert whole is not None
+        return whole.shape[1 - self.dim]
+
+    def chosen(self, inputs: Float[Tensor, "*token width"]) -> Float[Tensor, "*token in"]:
+        """The channels that stay, of inputs of the dense width."""
+        if len(self.kept) == inputs.shape[-1]:
+            return inputs
+        # on a CPU twice as fast as indexing by them
+        index = self.kept.to(inputs.device).expand(*inputs.shape[:-1], -1)
+        return inputs.gather(-1, index)
 
     def edit(self, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Substitutes:
         """Parameters of the dense shape that compute what the cut consumer does."""
@@ -70,6 +88,10 @@ class Consumer:
         }
 
 
+# Told of a consumer what it was given and what it gave, both [window, token, channel].
+Passed = Callable[[Consumer, Tensor, Tensor], None]
+
+
 @dataclass(frozen=True)
 class Seen:
     """One batch through a layer: its input and output, and each consumer's, in calling order."""
@@ -79,25 +101,47 @@ class Seen:
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
 
+    def replay(self, consumers: Sequence[Consumer], passed: Passed) -> Tensor:
+        """What `watch` would do with the same batch."""
+        for consumer in consumers:
+            passed(consumer, self.inputs[consumer.name], self.outputs[consumer.name])
+        return self.after
+
+
+def watch(
+    layer: nn.Module,
+    hidden: Tensor,
+    call: Call,
+    consumers: Sequence[Consumer],
+    passed: Passed,
+) -> Tensor:
+    """Run `layer` on `hidden` [window, token, hidden]; `passed` sees what passes its consumers.
+
+    It sees inputs and outputs [window, token, channel] when they are there, and must copy what it
+    keeps of the outputs: Falcon adds its attention to what its MLP gave, in place.
+    """
+
+    def record(consumer: Consumer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            # some families flatten windows and tokens before the MLP
+            shape = hidden.shape[:-1]
+            passed(consumer, args[0].detach().view(*shape, -1), output.detach().view(*shape, -1))
+
+        return hook
+
+    with hooked(c.module.register_forward_hook(record(c)) for c in consumers), torch.no_grad():
+        return hidden_of(layer(hidden, *call[0], **call[1]))
+
 
 def see(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Consumer]) -> Seen:
     """Run `layer` on `hidden` [window, token, hidden] and keep what passes its consumers."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            # some families flatten windows and tokens before the MLP
-            shape = hidden.shape[:-1]
-            inputs[name] = args[0].detach().view(*shape, -1)
-            # a copy: Falcon adds its attention to what its MLP gave, in place
-            outputs[name] = output.detach().clone().view(*shape, -1)
+    def keep(consumer: Consumer, before: Tensor, after: Tensor) -> None:
+        inputs[consumer.name], outputs[consumer.name] = before, after.clone()
 
-        return hook
-
-    with _hooks(c.module.register_forward_hook(record(c.name)) for c in consumers):
-        with torch.no_grad():
-            after = hidden_of(layer(hidden, *call[0], **call[1]))
+    after = watch(layer, hidden, call, consumers, keep)
     return Seen(hidden, after, inputs, outputs)
 
 
@@ -110,38 +154,50 @@ def stream_multipliers(
     the layer is given the input plus m times the outputs so far (attention, before a mixture of
     experts). None where neither holds: a norm stands between.
     """
+    return see_multipliers(layer, hidden, call, consumers)[1]
+
+
+def see_multipliers(
+    layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Consumer]
+) -> tuple[Seen, dict[str, float | None]]:
+    """What passes the consumers, and their `stream_multipliers`: one run of the layer."""
     streams: list[tuple[int, Tensor]] = []
     called: list[str] = []
 
     def passed(module: nn.Module, args: tuple[Any, ...]) -> None:
         first = args[0] if args else None
         if called and isinstance(first, Tensor) and first.shape == hidden.shape:
-            streams.append((len(called), first.detach().clone()))
+            streams.append((len(called), _some(first.detach()).clone()))
 
     marks = (
         c.module.register_forward_hook(lambda *_, name=c.name: called.append(name))
         for c in consumers
     )
     inner = [module for path, module in layer.named_modules() if path]
-    with _hooks(marks), _hooks(m.register_forward_pre_hook(passed) for m in inner):
+    with hooked(marks), hooked(m.register_forward_pre_hook(passed) for m in inner):
         seen = see(layer, hidden, call, consumers)
-    outputs = list(seen.outputs.values())
-    whole = residual_multiplier(seen.before, seen.after, outputs)
+    before, outputs = _some(seen.before), [_some(output) for output in seen.outputs.values()]
+    whole = residual_multiplier(before, _some(seen.after), outputs)
     if whole is not None:
-        return dict.fromkeys(seen.outputs, whole)
+        return seen, dict.fromkeys(seen.outputs, whole)
     found: dict[str, float | None] = {}
     for count, name in enumerate(seen.outputs, start=1):
         tried = (
-            residual_multiplier(seen.before, stream, outputs[:count])
+            residual_multiplier(before, stream, outputs[:count])
             for after, stream in streams
             if after == count
         )
         found[name] = next((m for m in tried if m is not None), None)
-    return found
+    return seen, found
+
+
+def _some(states: Float[Tensor, "window token hidden"]) -> Float[Tensor, "some hidden"]:
+    """As many tokens as it takes to tell how a layer adds."""
+    return states.flatten(0, 1)[:_TOKENS]
 
 
 @contextmanager
-def _hooks(handles: Iterable[Any]) -> Iterator[None]:
+def hooked(handles: Iterable[Any]) -> Iterator[None]:
     """Hooks that are gone afterwards, on errors too."""
     placed = list(handles)
     try:

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..errors import SecateurError
 from .normal import Normal
 from .repair import repair
-from .solve import factor
+from .solve import Factor, factor
 
 # From a light touch to the bias alone.
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 3.0, 10.0, math.inf)
@@ -36,7 +36,8 @@ DAMPING = 0.01
 class Fit:
     """What a repair adds to a consumer: dW and db; `damping` is the lambda in force.
 
-    With `stop` this one and all that follow stay as they are.
+    `doubt` is the share of the change that may be rounding of the normal matrices. With `stop` this
+    one and all that follow stay as they are.
     """
 
     change: Float[Tensor, "out in"]
@@ -45,36 +46,45 @@ class Fit:
     condition: float
     warnings: tuple[str, ...] = ()
     stop: bool = False
+    doubt: float = 0.0
 
 
 def refit(normal: Normal, damping: float = DAMPING, *, where: str = "") -> Fit:
     """The change of the kept weights that fits the target, damped by `damping` (lambda).
 
-    `where` names the layer in warnings and errors.
+    Solved in fp64, whatever the sums were added in. `where` names the layer in warnings and errors.
 
     Raises:
         SecateurError: a negative damping, no token, or sums that are not finite.
     """
+    _check(normal, damping, where)
+    normal = normal.double()
+    if math.isinf(damping):
+        return Fit(torch.zeros_like(normal.shared.T), normal.left, damping, 1.0)
+    factored, change = _solved(normal, damping, where)
+    added = normal.left - change @ normal.mean
+    warnings = () if factored.warning is None else (factored.warning,)
+    doubt = normal.noise / factored.smallest
+    return Fit(change, added, factored.damping, factored.condition, warnings, doubt=doubt)
+
+
+def _check(normal: Normal, damping: float, where: str) -> None:
     if not damping >= 0:
         raise SecateurError(f"damping = {damping} will not do: 0 or more, for example {DAMPING}.")
     if normal.count == 0:
         raise SecateurError(f"No token reached {where}, so there is nothing to fit it to.")
-    mean = normal.input_sum / normal.count
-    left = normal.residual_sum / normal.count
-    if math.isinf(damping):
-        return Fit(torch.zeros_like(normal.cross.T), left, damping, 1.0)
-    products = normal.inputs - normal.count * torch.outer(mean, mean)
-    cross = normal.cross - normal.count * torch.outer(mean, left)
+
+
+def _solved(normal: Normal, damping: float, where: str) -> tuple[Factor, Float[Tensor, "out in"]]:
+    """The factor of the damped matrix, every channel's power one, and dW; in the sums' dtype."""
     scale = _scales(normal)
-    factored = factor(products * torch.outer(scale, scale), damping, where=where)
-    change = (factored.solve(cross * scale[:, None]) * scale[:, None]).T
-    warnings = () if factored.warning is None else (factored.warning,)
-    return Fit(change, left - change @ mean, factored.damping, factored.condition, warnings)
+    factored = factor(normal.spread * scale * scale[:, None], damping, where=where)
+    return factored, (factored.solve(normal.shared * scale[:, None]) * scale[:, None]).T
 
 
 def _scales(normal: Normal) -> Float[Tensor, " in"]:
     """What brings the power of every channel to one; a channel that gives nothing stays."""
-    power = normal.inputs.diagonal()
+    power = normal.power
     return torch.where(power > 0, power, torch.ones_like(power)).rsqrt()
 
 
@@ -90,15 +100,27 @@ def refit_on_held_out(
     No change at all is among them, so that this error never rises. Where two are alike the
     stronger damping wins, and no change against every fit.
 
+    Dampings are compared by a Cholesky factor each, in the dtype of the sums; the one that wins is
+    solved for once more in fp64. One eigendecomposition would serve all of them, but costs about
+    as much as six factors and their solutions on a CPU (1229 inputs, 576 outputs: 0.35 s against
+    0.44 s), and on a GPU many times as much, for most of it is no product of matrices.
+
     Raises:
         SecateurError: as `refit`.
     """
-    fits = [refit(normal, damping, where=where) for damping in dampings]
-    still = Fit(
-        torch.zeros_like(normal.cross.T), torch.zeros_like(normal.residual_sum), math.inf, 1.0
-    )
-    best = min(fits, key=lambda fit: (held_out.error(fit.change, fit.added), -fit.damping))
-    return best if held_out.error(best.change, best.added) < held_out.error() else still
+
+    def error(damping: float) -> float:
+        _check(normal, damping, where)
+        if math.isinf(damping):
+            return held_out.error(None, normal.left)
+        _, change = _solved(normal, damping, where)
+        return held_out.error(change, normal.left - change @ normal.mean)
+
+    best = refit(normal, min(dampings, key=lambda one: (error(one), -one)), where=where)
+    if held_out.error(best.change, best.added) < held_out.error():
+        return best
+    still = torch.zeros_like(best.change), torch.zeros_like(best.added)
+    return Fit(*still, math.inf, 1.0)
 
 
 @repair("refit", paper="https://arxiv.org/abs/2403.10799", biased=True)
