@@ -34,6 +34,8 @@ Masks = Mapping[Axis, Bool[Tensor, "probe _"]]
 def masked_losses(walk: Walk, masks: Masks) -> Float[Tensor, " probe"]:
     """Mean loss on the tokens of `walk` with the units of each probe masked, fp64."""
     count, layers = len(walk.tokens), len(walk.source)
+    if not any(len(mask) for mask in masks.values()):
+        return torch.zeros(0, dtype=torch.float64)
     first = _first_masked(masks, layers)
     order = first.argsort(stable=True)
     ordered = {axis: mask[order] for axis, mask in masks.items()}

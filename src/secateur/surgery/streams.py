@@ -35,7 +35,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..stats import Activations, LayerStep
-from ..stats.finite import not_finite
 from ..stats.stream import Call, hidden_of
 from ..stats.substitute import substituted
 from ..structure import Axis
@@ -104,7 +103,7 @@ class Streams:
         Raises:
             SecateurError: the layer's output is not finite.
         """
-        module, finite = self.step.module, _Finite()
+        module, finite = self.step.module, self.step.finite
         for windows, hidden, call in self.step.batches(self.dense):
             self._keep_gap(windows, hidden)
             note = partial(self._note, windows)
@@ -112,9 +111,9 @@ class Streams:
                 after = self.anatomy.seen.replay(self.consumers, note)
             else:
                 after = watch(module, hidden, call, self.consumers, note)
-            finite.see(after)
+            finite.see(f"the output of layer {self.step.index}", after)
             self.dense[windows] = after
-        finite.check(f"the output of layer {self.step.index}", self.dense.tensor.dtype)
+        finite.check()
 
     def _keep_gap(self, windows: slice, hidden: Tensor) -> None:
         """Keep how far the student's stream is from the dense one before the layer."""
@@ -197,13 +196,13 @@ class Streams:
         """
         if self.student is None:
             return
-        finite = _Finite()
+        finite = self.step.finite
         for windows, hidden, call in self.step.batches(self.student):
             with self._as_student(self._given(windows, hidden.device)):
                 after = hidden_of(self.step.module(hidden, *call[0], **call[1]))
-            finite.see(after)
+            finite.see(f"the output of layer {self.step.index}", after)
             self.student[windows] = after
-        finite.check(f"the output of layer {self.step.index}", self.student.tensor.dtype)
+        finite.check()
 
     def _run_to(
         self,
@@ -244,17 +243,3 @@ class Streams:
             shape = (len(self.dense.tensor), part.shape[1], part.shape[2])
             kept[name] = Activations(shape, part.dtype, limit=self.limit)
         kept[name][windows] = part
-
-
-class _Finite:
-    """Whether all numbers were finite, asked of the device once: smallest and largest say it."""
-
-    def __init__(self) -> None:
-        self._ends: list[Tensor] = []
-
-    def see(self, tensor: Tensor) -> None:
-        self._ends += torch.aminmax(tensor)
-
-    def check(self, what: str, dtype: torch.dtype) -> None:
-        if not torch.stack(self._ends).isfinite().all():
-            raise not_finite(what, dtype)
