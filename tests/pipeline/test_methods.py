@@ -24,7 +24,7 @@ from secateur.methods import METHODS
 from secateur.models import open_model
 from secateur.pipeline import compare, comparing, held_out, passes, texts
 from secateur.pipeline.choice import layers_of
-from secateur.pipeline.estimate import split_windows
+from secateur.pipeline.estimate import few_tokens, split_windows
 from secateur.pipeline.probing import masked_losses
 from secateur.search import SEARCHES
 from secateur.stats import Walk
@@ -103,6 +103,25 @@ def test_masked_losses_are_those_of_masked_models(
         walk = Walk(opened.streamed(device="cpu"), tokens, batch=min(batch, len(tokens)))
         got = masked_losses(walk, masks)
         assert got.tolist() == pytest.approx(_masked_by_hand(variant, tokens, masks), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("windows", "length", "expected"),
+    [
+        (4, 256, (4, 64)),
+        (16, 256, (4, 64)),
+        (1, 2048, (1, 256)),
+        (2, 40, (2, 40)),
+        (0, 64, (0, 64)),
+    ],
+)
+def test_a_fusion_asks_on_a_few_tokens_of_long_windows(
+    windows: int, length: int, expected: tuple[int, int]
+) -> None:
+    ids = torch.arange(windows * length).view(windows, length)
+    few = few_tokens(ids)
+    assert few.shape == expected
+    assert torch.equal(few, ids[: expected[0], : expected[1]])
 
 
 def _masked_by_hand(variant: str, tokens: torch.Tensor, masks: Any) -> list[float]:

@@ -11,7 +11,7 @@ from ..search import LossOfUnits, Units, one_by_one
 from ..stats import Statistics
 from ..structure import Axis, Plan
 from .choice import budget_of, kept_units, limits_of
-from .estimate import Estimate, fused_scores, split_windows
+from .estimate import Estimate, few_tokens, fused_scores, split_windows
 from .passes import look, needs_of_scores, walk
 from .planned import recorded
 from .probing import masked_losses
@@ -40,7 +40,7 @@ def score_units(subject: Subject, tokens: Tokens | None, statistics: Statistics)
             config.fusion_name,
             subject.scored,
             statistics,
-            walk(subject, asking),
+            walk(subject, few_tokens(asking)),
             seed=config.seed,
             fine=config.fine,
             settings=config.fusion_settings,

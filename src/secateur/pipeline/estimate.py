@@ -23,6 +23,9 @@ from .probing import masked_losses
 _COARSE = ("per_sample_coarse", "samples_coarse")
 # Of the calibration windows, the share that only asks what the loss is.
 _PROBE_SHARE = 1 / 8
+# A fusion asks on so many tokens, in windows of at least so many: a thousand decide the blend of a
+# scope hardly better, and sixteen times as many are needed to halve its noise (docs/log.md).
+_PROBE_TOKENS, _PROBE_LENGTH = 256, 64
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ def split_windows(
         )
     asking = _asking(len(ids))
     return ids[:-asking], ids[-asking:]
+
+
+def few_tokens(asking: Int64[Tensor, "window token"]) -> Int64[Tensor, "_ _"]:
+    """As many of the windows that ask, and as much of each, as the probes of a fusion need."""
+    length = max(_PROBE_TOKENS // max(len(asking), 1), _PROBE_LENGTH)
+    return asking[: max(_PROBE_TOKENS // length, 1), :length]
 
 
 def _asking(windows: int) -> int:
