@@ -509,7 +509,7 @@ def test_a_layer_whose_consumers_give_their_targets_gives_the_dense_stream(
         _, hidden, call = next(step.batches(dense))
         seen = anatomy(step.module, hidden, call, list(consumers.values()))
         called = [consumers[name] for name in seen.multipliers]
-        streams = Streams(step, called, dense, student, "residual", seen, {}, 2**30)
+        streams = Streams(step, called, dense, student, "residual", seen, {})
         streams.run_dense()
         goals: dict[Consumer, Tensor] = {}
         streams._given = lambda *_, given=goals: dict(given)

@@ -13,7 +13,7 @@ from .settings import TEXTS, settings_options
 
 _SETTINGS = (
     *("field", "bos", "evaluate_tokens", "batch", "device", "dtype", "hidden_gib"),
-    *("merge_adapter", "dequantise"),
+    *("device_gib", "resident", "merge_adapter", "dequantise"),
 )
 
 

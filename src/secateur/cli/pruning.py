@@ -31,6 +31,8 @@ _OF_RUNS = (
     "device",
     "dtype",
     "hidden_gib",
+    "device_gib",
+    "resident",
     "format",
     *READING,
 )

@@ -12,7 +12,17 @@ from ..methods import METHODS, use
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
 from .explain import explained
-from .reading import BosMode, Device, Evaluate, EvaluateTokens, Format, Reading, TextField
+from .reading import (
+    BosMode,
+    Device,
+    DeviceGib,
+    Evaluate,
+    EvaluateTokens,
+    Format,
+    Reading,
+    Resident,
+    TextField,
+)
 
 # The settings that fusions take; which of them takes which, `FUSIONS` says.
 OF_FUSIONS = ("tau", "probes", "splits", "shrinkage", "scope")
@@ -39,7 +49,7 @@ PRUNE_GROUPS = {
     ),
     "Machine": (
         "device dtype batch store",
-        "fresh hidden_gib merge_adapter dequantise text_only format",
+        "fresh hidden_gib device_gib resident merge_adapter dequantise text_only format",
     ),
 }
 
@@ -158,6 +168,8 @@ class PruneConfig(Reading):
             ge=0, allow_inf_nan=False, description="GiB of hidden states in memory, then on disk"
         ),
     ] = 4.0
+    device_gib: DeviceGib = None
+    resident: Resident = "auto"
     format: Format = "safetensors"
 
     @property

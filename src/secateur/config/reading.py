@@ -1,6 +1,6 @@
 """The settings that pruning and recovery have in common: how a model is opened, texts are read."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -21,6 +21,18 @@ EvaluateTokens = Annotated[
     int | None, Field(ge=2, description="Tokens of the held-out text at most")
 ]
 Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1")]
+DeviceGib = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        allow_inf_nan=False,
+        description="GiB of hidden states on the GPU; default: what is free less a margin",
+    ),
+]
+Resident = Annotated[
+    Literal["auto", "yes", "no"],
+    Field(description="Resident weights are read once; auto: if the GPU has room"),
+]
 
 
 def _known_format(name: str) -> str:
@@ -50,6 +62,12 @@ class Reading(Settings):
     def reading(self) -> dict[str, Any]:
         """Arguments of `open_model`."""
         return {name: getattr(self, name) for name in READING}
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """Arguments of `OpenModel.streamed`, which settings of pruning and recovery have."""
+        names = ("device", "dtype", "resident", "device_gib")
+        return {name: getattr(self, name) for name in names}
 
 
 READING = tuple(Reading.model_fields)

@@ -10,7 +10,17 @@ from pydantic import Field, ValidationError
 from ..errors import SecateurError
 from ..recovery import GRIDS, TOKENS_AT_ONCE, Schedule
 from .explain import explained
-from .reading import BosMode, Device, Evaluate, EvaluateTokens, Format, Reading, TextField
+from .reading import (
+    BosMode,
+    Device,
+    DeviceGib,
+    Evaluate,
+    EvaluateTokens,
+    Format,
+    Reading,
+    Resident,
+    TextField,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,7 @@ RECOVER_GROUPS = {
     "Texts": ("samples length evaluate", "field bos evaluate_tokens"),
     "Machine": (
         "device dtype store",
-        "fresh hidden_gib recompute merge_adapter dequantise text_only format",
+        "fresh hidden_gib device_gib resident recompute merge_adapter dequantise text_only format",
     ),
 }
 
@@ -192,6 +202,8 @@ class RecoverConfig(Reading):
             ge=0, allow_inf_nan=False, description="GiB of hidden states in memory, then on disk"
         ),
     ] = 4.0
+    device_gib: DeviceGib = None
+    resident: Resident = "auto"
     format: Format = "safetensors"
 
     @property

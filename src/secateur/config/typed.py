@@ -52,6 +52,8 @@ class PruneSettings(TypedDict, total=False):
     device: str
     dtype: str
     hidden_gib: float
+    device_gib: float | None
+    resident: Literal["auto", "yes", "no"]
     format: str
 
 
@@ -92,4 +94,6 @@ class RecoverSettings(TypedDict, total=False):
     device: str
     dtype: str
     hidden_gib: float
+    device_gib: float | None
+    resident: Literal["auto", "yes", "no"]
     format: str

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..arguments import is_panic
 from ..checkpoint import View, weight_files
+from ..device_memory import Room
 from ..errors import SecateurError
 from ..structure import Structure
 from .adapters import Adapter
@@ -194,14 +195,36 @@ class OpenModel:
         """The model with all its weights in memory, in `dtype`; packed ones as they stand for."""
         return filled(empty_model(self.config, dtype), self.weights, dtype)
 
-    def streamed(self, *, device: str = "auto", dtype: str = "auto") -> StreamedModel:
-        """The model for the streaming pass, computing in `dtype` (`auto`: its own)."""
+    def streamed(
+        self,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        resident: str = "auto",
+        device_gib: float | None = None,
+    ) -> StreamedModel:
+        """The model for the streaming pass, computing in `dtype` (`auto`: its own).
+
+        `resident` and `device_gib` (for hidden states) are the settings of these names.
+
+        Raises:
+            SecateurError: its weights are to be resident, and the device has no room for them.
+        """
         model = empty_model(self.config, resolve_dtype(dtype) or self.dtype)
-        return StreamedModel(
+        place = resolve_device(device)
+        source = StreamedModel(
             model,
             self.family,
             self.weights,
-            resolve_device(device),
+            place,
             lambda: self.identity,
             self.name,
+            resident=resident,
+            room=Room(place, device_gib),
         )
+        if resident == "yes" and not source.supply.keeps:
+            raise SecateurError(
+                f"The weights of {self.name} do not fit into the memory that {place} has free.\n"
+                "Type: --resident no"
+            )
+        return source

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..checkpoint import View
+from ..device_memory import Room
 from ..memory import give_back
 from .families import Family
 from .head import Head
+from .supply import Supply, stays
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -101,7 +103,12 @@ def filled(model: Any, weights: View, dtype: torch.dtype | None = None) -> Any:
 
 
 class StreamedModel:
-    """The layer source of the streaming pass: see `secateur.stats.LayerSource`."""
+    """The layer source of the streaming pass: see `secateur.stats.LayerSource`.
+
+    `resident` says whether weights that were read stay (`auto`: on a GPU, if they leave half of it;
+    `yes`, `no`). `room` is what hidden states may take of the device (default: what is free less a
+    margin); models of one run share it.
+    """
 
     def __init__(
         self,
@@ -111,6 +118,9 @@ class StreamedModel:
         device: torch.device,
         identity: Callable[[], str] = str,
         name: str = "",
+        *,
+        resident: str = "auto",
+        room: Room | None = None,
     ) -> None:
         self.name = name
         self.model = model
@@ -121,6 +131,15 @@ class StreamedModel:
         self._tuples = family.tuples
         self._layers: list[nn.Module] = list(model.get_submodule(family.layers))
         self._weights = weights
+        self.room, self.resident = room or Room(device), resident
+        size = sum(one.numel() for one in model.parameters()) * self.dtype.itemsize
+        self.supply = Supply(
+            weights,
+            self.dtype,
+            self.room,
+            keeps=stays(resident, device, size),
+            size=size,
+        )
         for buffer in model.buffers():
             buffer.data = buffer.data.to(device)
 
@@ -140,8 +159,16 @@ class StreamedModel:
         Raises:
             SecateurError: a weight is not finite, or its file is corrupt.
         """
+        self.supply.arrive(index)
         with self._materialised(f"{self._path}.{index}"):
             yield self._layers[index]
+
+    def expect(self, index: int | None) -> None:
+        """Read layer `index` while another one runs, where that is of use; None: leave off."""
+        if index is None:
+            self.supply.leave_off()
+        elif self.supply.ahead is not None:
+            self.supply.expect(index, self._names_of(index))
 
     @contextmanager
     def front(self) -> Iterator[Callable[[Tensor], tuple[Tensor, list[Call]]]]:
@@ -220,23 +247,33 @@ class StreamedModel:
 
     @contextmanager
     def _materialised(self, path: str, *, recurse: bool = True) -> Iterator[None]:
-        root = self.model.get_submodule(path)
-        modules = dict(root.named_modules(prefix=path)) if recurse else {path: root}
         empty: list[tuple[nn.Module, str, nn.Parameter]] = []
         try:
-            for prefix, module in modules.items():
-                for name, parameter in list(module._parameters.items()):
-                    if parameter is None or not parameter.is_meta:
-                        continue
-                    module._parameters[name] = self._read(f"{prefix}.{name}")
-                    empty.append((module, name, parameter))
+            for module, name, full, parameter in list(self._empty(path, recurse=recurse)):
+                empty.append((module, name, parameter))
+                module._parameters[name] = self.supply.parameter(self._stored(full))
             yield
         finally:
             for module, name, parameter in empty:
                 module._parameters[name] = parameter
             give_back()
 
-    def _read(self, name: str) -> nn.Parameter:
-        name = name if name in self._weights.specs else self.model.all_tied_weights_keys[name]
-        tensor = self._weights.tensor(name).to(device=self.device, dtype=self.dtype)
-        return nn.Parameter(tensor, requires_grad=False)
+    def _empty(
+        self, path: str, *, recurse: bool
+    ) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
+        """The parameters without weights in a module: where each is, its full name, itself."""
+        root = self.model.get_submodule(path)
+        modules = dict(root.named_modules(prefix=path)) if recurse else {path: root}
+        for prefix, module in modules.items():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and parameter.is_meta:
+                    yield module, name, f"{prefix}.{name}", parameter
+
+    def _names_of(self, index: int) -> list[str]:
+        """The tensors of a layer as they are stored."""
+        found = self._empty(f"{self._path}.{index}", recurse=True)
+        return [self._stored(full) for _, _, full, _ in found]
+
+    def _stored(self, name: str) -> str:
+        """The name of the tensor that a parameter is read from."""
+        return name if name in self._weights.specs else str(self.model.all_tied_weights_keys[name])

@@ -110,7 +110,8 @@ def perplexities(
 def streamed(form: Form, opened: OpenModel, like: StreamedModel, *made_by: str) -> StreamedModel:
     """What is to be written, for the streaming pass: weights are made when they are asked for.
 
-    It computes as another model does; `made_by` says all that the form was made of `opened` by.
+    It computes as another model does, beside it; `made_by` says all that the form was made of
+    `opened` by.
     """
     return StreamedModel(
         form.empty(like.dtype),
@@ -119,6 +120,8 @@ def streamed(form: Form, opened: OpenModel, like: StreamedModel, *made_by: str) 
         like.device,
         lambda: digest([opened.identity, *made_by]),
         f"{opened.name}, changed",
+        resident=like.resident,
+        room=like.room,
     )
 
 

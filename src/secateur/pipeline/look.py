@@ -21,6 +21,7 @@ from ..arguments import (
     a_text,
     a_tokenizer,
     a_whole,
+    a_word,
     optional,
     public,
     renamed,
@@ -64,6 +65,8 @@ from .texts import named
     device=a_device,
     dtype=a_dtype,
     hidden_gib=a_number,
+    device_gib=optional(a_number),
+    resident=a_word,
     fresh=a_flag,
     progress=a_progress,
 )
@@ -82,6 +85,8 @@ def evaluate(
     merge_adapter: bool | None = None,
     dequantise: bool = False,
     hidden_gib: float = 4.0,
+    device_gib: float | None = None,
+    resident: str = "auto",
     store: Stored = None,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -92,7 +97,8 @@ def evaluate(
     [window, token], which come in windows of that length unless `evaluate_lengths` says otherwise.
     `bos` is `each`, `document`, `never` or `auto` (see `secateur.data.beginning`). `merge_adapter`
     and `dequantise` are those of `open_model`, `store` and `fresh` those of `prune`. Of hidden
-    states, `hidden_gib` GiB stay in memory.
+    states, `hidden_gib` GiB stay in memory, beside `device_gib` on a GPU (None: what is free less a
+    margin); with `resident` weights are read once.
 
     Raises:
         SecateurError: bad input.
@@ -116,6 +122,8 @@ def evaluated(
     merge_adapter: bool | None = None,
     dequantise: bool = False,
     hidden_gib: float = 4.0,
+    device_gib: float | None = None,
+    resident: str = "auto",
     store: Stored = None,
     fresh: bool = False,
 ) -> tuple[list[Perplexity], Beginning, dict[str, Any]]:
@@ -126,7 +134,9 @@ def evaluated(
         opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
         for message in opened.notes:
             note(message)
-        source = opened.streamed(device=str(device), dtype=str(dtype))
+        source = opened.streamed(
+            device=str(device), dtype=str(dtype), resident=resident, device_gib=device_gib
+        )
         stream = evaluation_text(
             opened,
             names["evaluate"],

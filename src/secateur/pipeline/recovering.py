@@ -46,6 +46,8 @@ _SHARED = (
     "evaluate_tokens",
     "length",
     "hidden_gib",
+    "device_gib",
+    "resident",
     "field",
     "bos",
     "format",

@@ -48,7 +48,7 @@ class Student:
     @cached_property
     def source(self) -> StreamedModel:
         """The model before the training, one layer at a time."""
-        return self.opened.streamed(device=self.config.device, dtype=self.config.dtype)
+        return self.opened.streamed(**self.config.machine)
 
     @property
     def read(self) -> tuple[OpenModel | str | None, ...]:

@@ -96,7 +96,7 @@ def open_subject(
         )
         for left in opened.left:
             note(f"{left.module} stays whole: {left.reason}")
-    source = opened.streamed(device=config.device, dtype=config.dtype)
+    source = opened.streamed(**config.machine)
     return Subject(model, tokenizer, opened, config, source).asked(config)
 
 

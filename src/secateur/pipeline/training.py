@@ -54,6 +54,8 @@ _NOT_IN_WEIGHTS = (
     "evaluate_tokens",
     "format",
     "hidden_gib",
+    "device_gib",
+    "resident",
     "model",
     "recompute",
     "teacher",
@@ -188,7 +190,7 @@ def _objective(student: Student, examples: Examples) -> Objective:
             Halves(dense.eval(), examples.ids[:2, :3].to(student.device), nullcontext)
         )
     limit = hidden_bytes(config.hidden_gib) // 2  # the states and the cache share it
-    source = teacher.streamed(device=config.device, dtype=config.dtype)
+    source = teacher.streamed(**config.machine)
     walk = Walk(source, examples.ids, batch=AT_ONCE, limit=limit, store=student.store)
     return CachedDistillation(walk, min(config.top_k, vocabulary(teacher) - 1))
 

@@ -1,14 +1,20 @@
-"""Hidden states of all windows between two layers: in memory, or memory-mapped past a limit."""
+"""Hidden states of all windows between two layers: on the device, in memory, or memory-mapped.
+
+On the device as far as there is room for them; else in memory up to a limit, which is pinned where
+the device is a GPU, so that nothing waits for copies; past it in a file that is mapped.
+"""
 
 import mmap
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..checkpoint import Kept, header
+from ..device_memory import Room
 from ..errors import SecateurError
 from ..units import size_text
 
@@ -19,9 +25,10 @@ MEMORY_LIMIT = 4 * 2**30
 class Activations:
     """A [window, token, hidden] tensor that layers read from and write back to.
 
-    Larger than `limit` bytes, it lives in an unnamed temporary file in `folder` (the system's
-    place for such by default; $TMPDIR moves it), and the operating system keeps in memory what
-    fits. With `file` it lives in that safetensors file, with what an earlier run wrote there.
+    Where the `room` on the device is too small for it, and it is larger than `limit` bytes, it
+    lives in an unnamed temporary file in `folder` (the system's place for such by default; $TMPDIR
+    moves it), and the operating system keeps in memory what fits. With `file` it lives in that
+    safetensors file, with what an earlier run wrote there.
     """
 
     def __init__(
@@ -30,51 +37,100 @@ class Activations:
         dtype: torch.dtype,
         *,
         limit: int = MEMORY_LIMIT,
+        room: Room | None = None,
         folder: Path | None = None,
         file: Path | None = None,
     ) -> None:
         elements = shape[0] * shape[1] * shape[2]
-        self.mapped = file is not None or elements * dtype.itemsize > limit
+        on_device = None if room is None or file is not None else room.empty(shape, dtype, self)
+        self._room = room
+        self.mapped = file is not None or (on_device is None and elements * dtype.itemsize > limit)
         if file is not None:
-            self.tensor = _in_file(file, torch.empty(shape, dtype=dtype, device="meta"))
+            self._tensor = _in_file(file, torch.empty(shape, dtype=dtype, device="meta"))
+        elif on_device is not None:
+            self._tensor = on_device
         elif self.mapped:
             with tempfile.NamedTemporaryFile(dir=folder, prefix="secateur-") as unnamed:
                 _reserve(unnamed.fileno(), elements * dtype.itemsize, unnamed.name)
                 flat = torch.from_file(unnamed.name, shared=True, size=elements, dtype=dtype)
-            self.tensor = flat.view(shape)
+            self._tensor = flat.view(shape)
         else:
-            self.tensor = torch.empty(shape, dtype=dtype)
+            self._tensor = _in_memory(shape, dtype, limit, pinned=_on_gpu(room))
+        self._pinned = _on_gpu(room) and self._tensor.is_pinned()
+        self._moving = False  # whether the device may still be at copies from or to it
+
+    @property
+    def tensor(self) -> Tensor:
+        """All of it, wherever it is, when all that was written has arrived."""
+        if self._moving and self._room is not None:
+            torch.cuda.current_stream(self._room.device).synchronize()
+            self._moving = False
+        return self._tensor
 
     def __getitem__(self, windows: slice) -> Tensor:
-        return self.tensor[windows]
+        """Some windows: on the device, if nothing need wait for it."""
+        if not self._pinned or self._room is None:
+            return self._tensor[windows]
+        self._moving = True
+        return self._tensor[windows].to(self._room.device, non_blocking=True)
 
     def __setitem__(self, windows: slice, hidden: Tensor) -> None:
-        self.tensor[windows] = hidden.to(self.tensor.device)
+        if self._pinned and hidden.device.type == "cuda":
+            self._moving = True
+            self._tensor[windows].copy_(hidden, non_blocking=True)
+        else:
+            self.tensor[windows] = hidden.to(self._tensor.device)
 
     def clone(self, *, limit: int = MEMORY_LIMIT) -> "Activations":
-        """A second, independent copy (a student beside its teacher)."""
-        return Activations.of(self.tensor, limit=limit)
+        """A second, independent copy (a student beside its teacher), in the same room."""
+        return Activations.of(self.tensor, limit=limit, room=self._room)
 
     @classmethod
     def kept(
-        cls, kept: Kept, name: str, shape: tuple[int, int, int], dtype: torch.dtype, limit: int
+        cls,
+        kept: Kept,
+        name: str,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        limit: int,
+        room: Room | None = None,
     ) -> "Activations":
         """States that belong to a pass, with what an earlier run wrote; within `limit` if none."""
         file = kept.file(name)
         if file is not None:
             try:
-                return cls(shape, dtype, file=file)
+                return cls(shape, dtype, room=room, file=file)
             except (OSError, SecateurError) as error:
                 kept.forget(str(error).split("\n")[0])
-        return cls(shape, dtype, limit=limit)
+        return cls(shape, dtype, limit=limit, room=room)
 
     @classmethod
-    def of(cls, tensor: Tensor, *, limit: int = MEMORY_LIMIT) -> "Activations":
+    def of(
+        cls, tensor: Tensor, *, limit: int = MEMORY_LIMIT, room: Room | None = None
+    ) -> "Activations":
         """A copy of a tensor [window, token, hidden]."""
         count, length, width = tensor.shape
-        made = cls((count, length, width), tensor.dtype, limit=limit)
+        made = cls((count, length, width), tensor.dtype, limit=limit, room=room)
         made.tensor.copy_(tensor)
         return made
+
+
+def _on_gpu(room: Room | None) -> bool:
+    return room is not None and room.device.type == "cuda"
+
+
+def _in_memory(
+    shape: tuple[int, int, int], dtype: torch.dtype, limit: int, *, pinned: bool
+) -> Tensor:
+    """Memory of the host; pinned, if it is to be and the limit allows it.
+
+    Pinned memory comes in powers of two.
+    """
+    size = shape[0] * shape[1] * shape[2] * dtype.itemsize
+    if pinned and 1 << (size - 1).bit_length() <= limit:
+        with suppress(RuntimeError):  # the system gives no more of it
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+    return torch.empty(shape, dtype=dtype)
 
 
 def _in_file(path: Path, like: Tensor) -> Tensor:

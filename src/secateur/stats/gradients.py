@@ -159,12 +159,8 @@ class _Inputs:
         """
         if index not in self._states:
             count, length, width = self._like.shape
-            states = Activations.kept(
-                self.kept,
-                f"input-{index}",
-                (count, length, width),
-                self._like.dtype,
-                self._walk.limit,
+            states = self._walk.kept_states(
+                self.kept, f"input-{index}", (count, length, width), self._like.dtype
             )
             expected = self._sums.get(str(index))
             if expected is not None and expected != checksum(states.tensor):
@@ -182,7 +178,7 @@ class _Inputs:
         Further down it is that by the output of the layer that is next.
         """
         count, length, width = self._like.shape
-        gradient = Activations((count, length, width), self._like.dtype, limit=self._walk.limit)
+        gradient = self._walk.states((count, length, width), self._like.dtype)
         if earlier is None:
             _start(self._walk, self.at(self._end), gradient)
         else:

@@ -22,6 +22,7 @@ A pass that is kept goes on where an earlier run was cut short:
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..checkpoint import Kept, Store, code_version
+from ..device_memory import Room
 from ..progress import note, track
 from .activations import MEMORY_LIMIT, Activations
 from .finite import Finite
@@ -50,6 +52,7 @@ class LayerSource(Protocol):
     device: torch.device
     dtype: torch.dtype
     name: str
+    room: Room
 
     @property
     def identity(self) -> str:
@@ -60,6 +63,10 @@ class LayerSource(Protocol):
 
     def layer(self, index: int) -> AbstractContextManager[nn.Module]:
         """Layer `index` with its weights on the device, for as long as it is entered."""
+        ...
+
+    def expect(self, index: int | None) -> None:
+        """Layer `index` is entered next and may be read by now; None: none is, leave off."""
         ...
 
     def front(self) -> AbstractContextManager[Callable[[Tensor], tuple[Tensor, list[Call]]]]:
@@ -74,8 +81,9 @@ class LayerSource(Protocol):
 class Walk:
     """A way through the layers of `source` for `tokens` [window, token], `batch` windows at once.
 
-    `limit` is the number of bytes of hidden states that may stay in memory; the layers `without`
-    are not there. What passes find is kept in `store`, if there is one.
+    `limit` is the number of bytes of hidden states that may stay in memory, beside those that the
+    source has room for on its device; the layers `without` are not there. What passes find is kept
+    in `store`, if there is one.
     """
 
     def __init__(
@@ -106,7 +114,8 @@ class Walk:
     ) -> "Walk":
         """The way for the same windows in other batches, or `times` times over.
 
-        No batch holds windows of two times. `parts` sets of hidden states share the memory.
+        No batch holds windows of two times. `parts` sets of hidden states share the memory; the
+        room on the device is shared by all that there are, first come, first served.
         """
         other = Walk(
             self.source,
@@ -152,6 +161,20 @@ class Walk:
             "code": code_version(),
         }
 
+    def states(self, shape: tuple[int, int, int], dtype: torch.dtype) -> Activations:
+        """Hidden states that nobody has written yet, where the way has a place for them."""
+        return Activations(shape, dtype, limit=self.limit, room=self.source.room)
+
+    def states_of(self, tensor: Tensor) -> Activations:
+        """A copy of hidden states [window, token, hidden]."""
+        return Activations.of(tensor, limit=self.limit, room=self.source.room)
+
+    def kept_states(
+        self, kept: Kept, name: str, shape: tuple[int, int, int], dtype: torch.dtype
+    ) -> Activations:
+        """States that belong to a pass, with what an earlier run wrote."""
+        return Activations.kept(kept, name, shape, dtype, self.limit, self.source.room)
+
     def embed(self, kept: Kept | None = None, name: str = "hidden") -> Activations:
         """Run everything before layer 0, and note what the model passes to each layer.
 
@@ -160,8 +183,8 @@ class Walk:
         states: Activations | None = None
         for windows, hidden in self._begun():
             if states is None:
-                shape = (*self.tokens.shape, hidden.shape[-1])
-                states = Activations(shape, self.source.dtype, limit=self.limit)
+                count, length = self.tokens.shape
+                states = self.states((count, length, hidden.shape[-1]), self.source.dtype)
             states[windows] = hidden
         assert states is not None, "there is at least one window"
         earlier = kept.state(name) if kept is not None and kept.done else None
@@ -183,6 +206,7 @@ class Walk:
             for windows in self.batches:
                 hidden, calls = front(self.tokens[windows])
                 self._calls.append([(pool.share(args), pool.share(kw)) for args, kw in calls])
+                pool.end_batch()
                 yield windows, hidden
 
     def layers(
@@ -242,13 +266,18 @@ def side_by_side(
     done = ways[0].kept.done
     if done and left:
         note(f"{stage}: going on after layer {done[-1]}, where an earlier run was cut short")
-    for index in track(left, stage, len(left), "layer"):
-        going = [way for way in ways if way.has_left(index)]
-        with source.layer(index) as module:
-            steps = [LayerStep(way.walk, index, module) for way in going]
-            yield steps
-        for way, step in zip(going, steps, strict=True):
-            way.end_layer(step)
+    following = dict(itertools.zip_longest(left, left[1:]))
+    try:
+        for index in track(left, stage, len(left), "layer"):
+            going = [way for way in ways if way.has_left(index)]
+            with source.layer(index) as module:
+                source.expect(following[index])
+                steps = [LayerStep(way.walk, index, module) for way in going]
+                yield steps
+            for way, step in zip(going, steps, strict=True):
+                way.end_layer(step)
+    finally:
+        source.expect(None)
 
 
 def _machine(device: torch.device) -> list[str]:
@@ -312,6 +341,13 @@ class _Pool:
 
     def __init__(self) -> None:
         self._known: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        # What was looked at of this batch, so that a tensor that all layers get is compared once:
+        # on a GPU each comparison waits for it. Tensors are kept, or another could get the id.
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def end_batch(self) -> None:
+        """The next batch has tensors of its own."""
+        self._seen.clear()
 
     def share(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -323,6 +359,11 @@ class _Pool:
         return value
 
     def _share(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._seen:
+            self._seen[id(tensor)] = tensor, self._equal(tensor)
+        return self._seen[id(tensor)][1]
+
+    def _equal(self, tensor: Tensor) -> Tensor:
         known = self._known.setdefault((tensor.shape, tensor.dtype), [])
         for other in known[-_POOL_DEPTH:]:
             if other is tensor or torch.equal(other, tensor):

@@ -144,7 +144,7 @@ class _Ahead:
     def _states(self, place: Sequence[Any], shape: Sequence[int], dtype: Any) -> Activations:
         count, length, width = shape
         name = f"after-{place[0]}-{place[1]}"
-        return Activations.kept(self.kept, name, (count, length, width), dtype, self._walk.limit)
+        return self._walk.kept_states(self.kept, name, (count, length, width), dtype)
 
     def add(self, start: Place, states: Activations) -> tuple[Place, list[int], int]:
         """Keep the stream after the gap that follows `start`; what says so in the layer's value."""

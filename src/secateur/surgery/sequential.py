@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..checkpoint import Kept, OnDemand, digest
 from ..registry import choose
-from ..stats import Activations, Walk
+from ..stats import Walk
 from ..structure import Axis, Plan, Structure
 from .depth import WHOLE, Depth, Place, forget_streams, streams_after
 from .repair import REPAIRS
@@ -102,7 +102,7 @@ def sequential_repair(
         held = "held_out" in chosen.needs and damping is None and windows > 1
         stopped = any((kept.value(i) or {}).get("stopped") for i in kept.done)
         held_of = windows if held else 0
-        surgeon = Surgeon(plan, chosen, target, damping, depth, ahead, walk.limit, held_of, stopped)
+        surgeon = Surgeon(plan, chosen, target, damping, depth, ahead, held_of, stopped)
         _operate(walk, fine, surgeon, kept)
         kept.end()
         forget_streams(walk, depth)
@@ -116,7 +116,7 @@ def _operate(walk: Walk, axes: Sequence[Axis], surgeon: Surgeon, kept: Kept) -> 
     states = {"dense": walk.embed(kept, "dense")}
     earlier = kept.state("student") if kept.done else None
     if earlier is not None:
-        states["student"] = Activations.of(earlier, limit=walk.limit)
+        states["student"] = walk.states_of(earlier)
     for step in walk.layers(kept, states, stage="repair"):
         dense = states["dense"]
         if step.index >= begins and "student" not in states and surgeon.target != "one_shot":

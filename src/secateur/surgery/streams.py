@@ -73,8 +73,7 @@ class Streams:
 
     The `anatomy` is that of the first batch of the dense model. `ahead` has the dense stream after
     the gap that follows a consumer. `edits` are parameters that the student has in this layer
-    besides those of settled consumers. `limit` is the bytes that may stay in memory of each part
-    that is kept.
+    besides those of settled consumers.
     """
 
     step: LayerStep
@@ -84,7 +83,6 @@ class Streams:
     asked: str
     anatomy: Anatomy
     ahead: Mapping[str, Activations]
-    limit: int
     edits: dict[tuple[nn.Module, str], nn.Parameter | None] = field(default_factory=dict)
     _gap: Activations | None = None
     _outputs: dict[str, Activations] = field(default_factory=dict)
@@ -121,7 +119,7 @@ class Streams:
             return
         if self._gap is None:
             count, length, width = self.dense.tensor.shape
-            self._gap = Activations((count, length, width), hidden.dtype, limit=self.limit)
+            self._gap = self.step.walk.states((count, length, width), hidden.dtype)
         self._gap[windows] = hidden - self.student[windows].to(hidden.device)
 
     def _note(self, windows: slice, consumer: Consumer, inputs: Tensor, output: Tensor) -> None:
@@ -241,5 +239,5 @@ class Streams:
         name = consumer.name
         if name not in kept:
             shape = (len(self.dense.tensor), part.shape[1], part.shape[2])
-            kept[name] = Activations(shape, part.dtype, limit=self.limit)
+            kept[name] = self.step.walk.states(shape, part.dtype)
         kept[name][windows] = part

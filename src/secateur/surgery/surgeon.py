@@ -67,8 +67,7 @@ class _Gathered:
 class Surgeon:
     """Repairs one layer after the other; each finds its tensors and says how well it went.
 
-    Of `held` windows the last ones are held out; 0: none are. What is `stopped` only cuts. `limit`
-    is the bytes that may stay in memory of each part that is kept of a layer.
+    Of `held` windows the last ones are held out; 0: none are. What is `stopped` only cuts.
     """
 
     plan: Plan
@@ -77,7 +76,6 @@ class Surgeon:
     damping: float | None
     depth: Depth
     ahead: Mapping[Place, Activations]
-    limit: int
     held: int = 0
     stopped: bool = False
     _tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -140,7 +138,7 @@ class Surgeon:
         by_name = {consumer.name: consumer for consumer in consumers}
         called = [by_name[name] for name in found.multipliers]
         ahead = self._ahead_of(axes, found.multipliers)
-        return Streams(step, called, dense, student, self.target, found, ahead, self.limit, edits)
+        return Streams(step, called, dense, student, self.target, found, ahead, edits)
 
     def _mend(self, streams: Streams, gone: Collection[str]) -> None:
         """Fit those that are not gone, one after the other; after one that stops they are cut."""

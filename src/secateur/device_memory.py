@@ -1,0 +1,75 @@
+"""Memory of the device that computes: what is free of it, what hidden states may take, ways there.
+
+On a CPU there is no such memory: everything here says so, and does nothing.
+"""
+
+import math
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# What layers, batches, products and solves need is left alone: a share of the device's memory, and
+# no less than so many bytes.
+_MARGIN_SHARE, _MARGIN = 0.25, 4 * 2**30
+
+
+def free_bytes(device: torch.device) -> int:
+    """What is free on a GPU, with what torch holds of it and nobody uses; elsewhere 0."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def margin_bytes(device: torch.device) -> int:
+    """What of a GPU's memory hidden states leave alone unless they are told how much is theirs."""
+    if device.type != "cuda":
+        return 0
+    return max(int(torch.cuda.mem_get_info(device)[1] * _MARGIN_SHARE), _MARGIN)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device, without waiting for what the device is still at."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Room:
+    """What hidden states may take of the memory of `device`: `gib`, or what is free less a margin.
+
+    All sets of hidden states of a run share it, whichever pass they belong to. `promised` is what
+    others are going to take: weights that stay on the device and were not read yet.
+    """
+
+    def __init__(self, device: torch.device, gib: float | None = None) -> None:
+        self.device, self.promised = device, 0
+        self._allowed = None if gib is None else int(min(gib, 2**20) * 2**30)
+        self._taken = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that nothing has taken yet."""
+        if self.device.type == "cpu":
+            return 0
+        if self._allowed is not None:
+            return self._allowed - self._taken
+        return free_bytes(self.device) - margin_bytes(self.device) - self.promised
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, owner: object) -> Tensor | None:
+        """A tensor on the device for as long as its `owner` lives; None if there is no room."""
+        size = math.prod(shape) * dtype.itemsize
+        if size > self.left:
+            return None
+        try:
+            tensor = torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        except torch.OutOfMemoryError:  # in pieces there may be as much
+            return None
+        self._taken += size
+        weakref.finalize(owner, self._give, size).atexit = False
+        return tensor
+
+    def _give(self, size: int) -> None:
+        self._taken -= size
