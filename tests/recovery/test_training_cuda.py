@@ -11,9 +11,10 @@ from torch import Tensor
 import secateur
 from conftest import ALL, Cut, tiny_model
 from secateur.data import Examples
+from secateur.device_memory import free_bytes
 from secateur.models import open_model
 from secateur.progress import telling
-from secateur.recovery import Batch, Plain, Trainer, free_bytes, next_token
+from secateur.recovery import Batch, Plain, Trainer, next_token
 from secateur.recovery.passes import pieces
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

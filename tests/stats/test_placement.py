@@ -15,7 +15,7 @@ from secateur import device_memory
 from secateur.checkpoint import Store
 from secateur.device_memory import Room
 from secateur.models import open_model
-from secateur.stats import Activations, Walk
+from secateur.stats import Activations, Walk, stream
 
 SHAPE, SIZE = (4, 8, 16), 4 * 8 * 16 * 4
 META = torch.device("meta")  # a device that is not the CPU, and is everywhere
@@ -127,6 +127,20 @@ def test_memory_that_cannot_be_pinned_is_plain() -> None:
     assert tensor.shape == SHAPE
     # pinned memory comes in powers of two: here the next is over the limit
     assert not _in_memory((3, 8, 16), torch.float32, SIZE - 1, pinned=True).is_pinned()
+
+
+def test_what_all_layers_get_is_compared_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+    equal = torch.equal
+    monkeypatch.setattr(torch, "equal", lambda *two: (compared.append(two), equal(*two))[1])
+    pool, first = stream._Pool(), torch.arange(4)
+    for batch in range(3):
+        table = first.clone()
+        shared = [pool.share({"position": (table, None)}) for _ in range(9)]
+        pool.end_batch()
+        assert len(compared) == batch
+        assert len({one["position"][0].data_ptr() for one in shared}) == 1
+    assert pool.share(first).data_ptr() == shared[0]["position"][0].data_ptr()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ..checkpoint import Kept, Store
+from ..device_memory import sent
 from ..errors import SecateurError
 from ..stats import Activations, LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
@@ -118,12 +119,14 @@ class _Asked:
 
     def summed(self, logits_of: Callable[[Tensor], Tensor], states: Activations) -> float:
         """The sum of -log p over the tokens that are to be predicted."""
-        total = torch.zeros((), dtype=torch.float64)
+        device = self.walk.source.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
         for windows in self.walk.batches:
             told = self.predicted[windows]
-            hidden = states[windows][:, :-1][told]
+            chosen = sent(told.flatten().nonzero().flatten(), device)
+            hidden = states[windows].to(device)[:, :-1].flatten(0, 1)[chosen]
             losses = each_loss(logits_of, hidden, self.walk.tokens[windows][:, 1:][told])
-            total += losses.double().sum().cpu()
+            total += losses.double().sum()
         if not torch.isfinite(total):
             raise not_finite("the logits (the output of the head)", self.walk.source.dtype)
         return total.item()

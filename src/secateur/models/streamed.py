@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..checkpoint import View
-from ..device_memory import Room
+from ..device_memory import Room, sent
 from ..memory import give_back
 from .families import Family
 from .head import Head
@@ -203,7 +203,7 @@ class StreamedModel:
         # not every class has its base under the prefix that it states
         base = self.model.get_submodule(self._path.partition(".")[0])
         with self._stand_in(record), torch.no_grad():
-            base(input_ids=ids.to(self.device), use_cache=False)
+            base(input_ids=sent(ids, self.device), use_cache=False)
         return calls[0][0][0], [(args[1:], kwargs) for args, kwargs in calls]
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..checkpoint import Kept, digest
+from ..device_memory import sent
 from ..stats import LayerStep, Walk
 from ..stats.collect import find
 from ..stats.loss import each_loss
@@ -80,17 +81,18 @@ def _asked(
             probes = torch.arange(windows.start, windows.stop) // count - 1
             with _masked(step, here, probes), torch.no_grad():
                 states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
-    losses = torch.zeros(1 + len(first), dtype=torch.float64)
+    sums, of_probe = [], torch.arange(len(walk.tokens)) // count
     begun = (1 + int((first < len(walk.source)).sum())) * count
     with walk.source.back() as logits_of:
         for windows in walk.batches:
             if windows.start >= begun:
                 break
             hidden, targets = states[windows][:, :-1], walk.tokens[windows][:, 1:]
-            each = each_loss(logits_of, hidden.flatten(0, 1), targets.flatten()).double().cpu()
-            of_probe = torch.arange(windows.start, windows.stop) // count
-            losses.index_add_(0, of_probe, each.view(len(of_probe), -1).sum(dim=1))
-    return losses.tolist()
+            each = each_loss(logits_of, hidden.flatten(0, 1), targets.flatten()).double()
+            sums.append(each.view(len(hidden), -1).sum(dim=1))
+    of_windows = torch.cat(sums).cpu()
+    losses = torch.zeros(1 + len(first), dtype=torch.float64)
+    return losses.index_add_(0, of_probe[: len(of_windows)], of_windows).tolist()
 
 
 @contextmanager
@@ -124,7 +126,7 @@ def _channels(
     channels = torch.zeros(len(units), weight.shape[member.dim], dtype=torch.bool)
     indices = member.blocks.indices(torch.arange(units.shape[1]))
     channels[:, indices.flatten()] = units.repeat_interleave(indices.shape[1], dim=1)
-    return channels.to(weight.device)
+    return sent(channels, weight.device)
 
 
 def _zeroing(channels: Bool[Tensor, "window channel"]) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..checkpoint import OnDemand, Packed
 from ..config import READING
 from ..data import Examples
+from ..device_memory import free_bytes
 from ..export import Form, pruned_form, with_around
 from ..progress import note
 from ..recovery import (
@@ -29,7 +30,6 @@ from ..recovery import (
     Trainer,
     fits,
     forget_other,
-    free_bytes,
     kept_bytes,
     narrowed,
     next_token,

@@ -8,6 +8,6 @@ from .halves import Halves
 from .lora import Lora
 from .objectives import CachedDistillation, FullDistillation, Objective, next_token
 from .plain_weights import Plain, narrowed
-from .recompute import fits, free_bytes, kept_bytes, recomputed
+from .recompute import fits, kept_bytes, recomputed
 from .state import STATE_FORMAT, forget_other, read_state
 from .trainer import Schedule, Trainer

@@ -6,7 +6,6 @@ longer: one more way forward.
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +47,3 @@ def fits(kept: float, parameters: Iterable[Tensor], free: int) -> bool:
     """
     to_come = sum(3 * parameter.nbytes for parameter in parameters)
     return kept <= _SHARE * (free - to_come)
-
-
-def free_bytes(device: torch.device) -> int:
-    """What is left on a GPU, with what torch holds and does not use."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    left: Any = torch.cuda.mem_get_info(device)[0]
-    return int(left) + unused

@@ -16,14 +16,17 @@ class Finite:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[Tensor, torch.dtype]] = {}
 
-    def see(self, what: str, tensor: Tensor) -> None:
-        """Look at one batch of a tensor, which `what` calls by layer and name."""
+    def see(self, what: str, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
+        """Look at one batch of a tensor, which `what` calls by layer and name.
+
+        `dtype` is what it was computed in, if that is not its own.
+        """
         if not tensor.numel():  # an expert that no token came to
             return
         extremes = torch.stack(tensor.detach().aminmax()).float()
         if what in self._seen:
             extremes = torch.cat([self._seen[what][0], extremes])
-        self._seen[what] = extremes, tensor.dtype
+        self._seen[what] = extremes, dtype or tensor.dtype
 
     def check(self) -> None:
         """Begin anew.

@@ -29,6 +29,7 @@ from ..registry import choose
 from ..structure import Axis, Member
 from .activations import Activations
 from .collect import Statistics, find, what_is_missing
+from .finite import Finite
 from .linears import linears, watched
 from .loss import hidden_gradient
 from .products import Weight
@@ -188,14 +189,21 @@ class _Inputs:
 
 
 def _start(walk: Walk, states: Activations, into: Activations) -> None:
-    """The gradient of every window's summed loss by the last hidden states."""
+    """The gradient of every window's summed loss by the last hidden states.
+
+    Raises:
+        SecateurError: a loss is not finite.
+    """
+    finite = Finite()
     with walk.source.back() as logits_of:
         for windows in walk.batches:
-            gradient = torch.zeros_like(states[windows])
-            hidden = states[windows][:, :-1].flatten(0, 1)
-            targets = walk.tokens[windows][:, 1:].flatten()
-            gradient[:, :-1] = hidden_gradient(logits_of, hidden, targets).view_as(gradient[:, :-1])
+            last = states[windows].to(walk.source.device)
+            gradient = torch.zeros_like(last)
+            hidden, targets = last[:, :-1].flatten(0, 1), walk.tokens[windows][:, 1:].flatten()
+            found = hidden_gradient(logits_of, hidden, targets, finite)
+            gradient[:, :-1] = found.view_as(gradient[:, :-1])
             into[windows] = gradient
+    finite.check()
 
 
 def _weights(

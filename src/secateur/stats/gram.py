@@ -25,7 +25,10 @@ class Gram:
     def update(self, inputs: Float[Tensor, "token channel"]) -> None:
         """Add the tokens of one batch, whatever its dtype and device."""
         inputs = inputs.float()
-        self.products = self.products.to(inputs.device).addmm_(inputs.T, inputs)
+        if self.products.device != inputs.device:
+            empty = torch.zeros(self.products.shape, device=inputs.device)
+            self.products = self.products.to(inputs.device) if self.count else empty
+        self.products.addmm_(inputs.T, inputs)
         self.count += len(inputs)
 
     @property

@@ -12,11 +12,20 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..device_memory import free_bytes, sent
 from .blocks import in_cache
-from .finite import not_finite
+from .finite import Finite
 
-# Logits are made for so many values at once; on a GPU for more.
-_AT_ONCE = {"cpu": 2**24, "cuda": 2**27}
+# Logits are made for so many values at once; on a GPU for 2,000 tokens of 128,000, or as many as
+# half of what is free holds with all that is made of them.
+_AT_ONCE, _ON_GPU, _BYTES = 2**24, 2**28, 16
+
+
+def _at_once(device: torch.device) -> int:
+    """How many logits may be there at once."""
+    if device.type != "cuda":
+        return _AT_ONCE
+    return min(_ON_GPU, free_bytes(device) // (2 * _BYTES))
 
 
 def in_pieces(
@@ -32,9 +41,9 @@ def in_pieces(
     while start < len(targets):
         piece = hidden[None, start : start + size]
         logits = logits_of(piece)[0]
-        yield piece, logits, targets[start : start + size].to(logits.device)
+        yield piece, logits, sent(targets[start : start + size], logits.device)
         start += size
-        size = max(64, _AT_ONCE.get(logits.device.type, 2**24) // logits.shape[-1])
+        size = max(64, _at_once(logits.device) // logits.shape[-1])
 
 
 def token_losses(
@@ -86,12 +95,9 @@ def hidden_gradient(
     logits_of: Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "token hidden"],
     targets: Int64[Tensor, " token"],
+    finite: Finite,
 ) -> Float[Tensor, "token hidden"]:
-    """Gradient of the summed loss by the hidden states.
-
-    Raises:
-        SecateurError: the loss is not finite.
-    """
+    """Gradient of the summed loss by the hidden states; `finite` is shown the loss."""
     gradients, losses = [], []
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
@@ -99,6 +105,5 @@ def hidden_gradient(
             loss, gradient = loss_and_gradient(logits.detach(), wanted)
             losses.append(loss)
             gradients.append(torch.autograd.grad(logits, piece, gradient)[0][0])
-    if not torch.isfinite(torch.stack(losses)).all():
-        raise not_finite("the loss (the output of the head)", hidden.dtype)
+    finite.see("the loss (the output of the head)", torch.stack(losses), hidden.dtype)
     return torch.cat(gradients)

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..device_memory import sent
 from ..structure import Axis, Member
 
 # A term by name, and the sum over a channel's weights that it is made of.
@@ -142,7 +143,7 @@ class Taylor:
         self, member: Member, sums: Float[Tensor, "window *index"]
     ) -> Float[Tensor, "window unit width"]:
         indices = member.blocks.indices(torch.arange(self.axis.units))
-        return sums.flatten(1)[:, indices.to(sums.device)]
+        return sums.flatten(1)[:, sent(indices, sums.device)]
 
     def _stacked(
         self, term: str, sums: Sequence[Mapping[str, Tensor]]
