@@ -58,7 +58,9 @@ def test_through_a_head_they_are_those_of_the_whole() -> None:
 def test_a_loss_that_is_not_finite_is_no_gradient() -> None:
     hidden, targets = torch.full((3, 8), torch.nan), torch.zeros(3, dtype=torch.long)
     finite = Finite()
-    hidden_gradient(lambda states: states @ torch.ones(8, 5), hidden.half(), targets, finite)
+    hidden_gradient(
+        lambda states: states.float() @ torch.ones(8, 5), hidden.half(), targets, finite
+    )
     with pytest.raises(SecateurError, match=r"the output of the head.* float16"):
         finite.check()
 
