@@ -57,3 +57,23 @@ def test_a_run_is_the_same(tiny_folder: Any, text_file: Path, tmp_path: Path) ->
     assert results[0].plan.keep == results[1].plan.keep
     cpu, cuda = (result.numbers["perplexity"][0]["after"] for result in results)
     assert abs(cpu / cuda - 1) < 1e-3
+
+
+def test_a_run_is_the_same_wherever_weights_and_states_are(
+    tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = tiny_folder()
+    places: list[dict[str, Any]] = [
+        {"resident": "yes"},
+        {"resident": "no", "device_gib": 0.0},
+        {"resident": "no", "device_gib": 0.0, "hidden_gib": 0.0},
+    ]
+    results = [
+        secateur.prune(
+            folder, out=tmp_path / str(number), device="cuda", calibration=str(text_file),
+            method="hywia", length=32, samples=12, ratio=0.3, **place,
+        )
+        for number, place in enumerate(places)
+    ]  # fmt: skip
+    assert results[0].plan.keep == results[1].plan.keep == results[2].plan.keep
+    assert len({result.numbers["perplexity"][0]["after"] for result in results}) == 1
