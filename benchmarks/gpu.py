@@ -438,6 +438,7 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     sizes = (options.layers, options.hidden, options.mlp, options.heads, options.kv_heads)
     shape = Shape(*sizes, options.vocabulary).filled()
     device = resolve_device(options.device)
