@@ -140,10 +140,11 @@ class _Inputs:
                 going.clear()
             into = self.at(after[step.index])
             step.run(self.at(step.index), into=into)
-            step.value = {
-                str(index): checksum(self.at(index).tensor)
-                for index in (step.index, after[step.index])
-            }
+            if self.kept.folder is not None:
+                step.value = {
+                    str(index): checksum(self.at(index).tensor)
+                    for index in (step.index, after[step.index])
+                }
         self.kept.end()
 
     def _begin(self, first: int, hidden: Activations) -> None:
