@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,11 @@ def test_a_walk_that_fails_leaves_no_thread(tokens: Tensor) -> None:
         for _ in walk.layers():
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):
         interrupted()
-    for thread in alive():
-        thread.join(5)
     assert not alive()
+    assert model.source.supply.ahead is not None
+    assert model.source.supply.ahead._job is None, "what was read is gone"
     assert all(one.is_meta for one in model.source.model.parameters())
 
 
