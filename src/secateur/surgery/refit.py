@@ -103,7 +103,7 @@ def refit_on_held_out(
     Dampings are compared by a Cholesky factor each, in the dtype of the sums; the one that wins is
     solved for once more in fp64. One eigendecomposition would serve all of them, but costs about
     as much as six factors and their solutions on a CPU (1229 inputs, 576 outputs: 0.35 s against
-    0.44 s), and on a GPU many times as much, for most of it is no product of matrices.
+    0.44 s), and most of it is no product of matrices, which is all that a GPU is fast at.
 
     Raises:
         SecateurError: as `refit`.
