@@ -255,6 +255,7 @@ def test_a_terminated_process_leaves_nothing(sent: int, model: Path, tmp_path: P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # whatever the tests run under
     )
     deadline = time.monotonic() + 60
     while not any(tmp_path.glob(".small.partial-*")):
