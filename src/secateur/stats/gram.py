@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+# So many tokens are made fp32 at a time.
+_ROWS = 256
+
 
 @dataclass
 class Gram:
@@ -24,11 +27,12 @@ class Gram:
 
     def update(self, inputs: Float[Tensor, "token channel"]) -> None:
         """Add the tokens of one batch, whatever its dtype and device."""
-        inputs = inputs.float()
         if self.products.device != inputs.device:
             empty = torch.zeros(self.products.shape, device=inputs.device)
             self.products = self.products.to(inputs.device) if self.count else empty
-        self.products.addmm_(inputs.T, inputs)
+        for some in inputs.split(_ROWS):
+            some = some.float()
+            self.products.addmm_(some.T, some)
         self.count += len(inputs)
 
     @property
