@@ -19,8 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,50 +31,13 @@ from torch import Tensor
 import secateur
 import secateur.data
 from secateur.pipeline import evaluate
-from secateur.progress import Quiet
 from training_step import FLOOR, measured
+from turns import RATIO, Clock, Time, neighbour, now, planned, since, spread
 
-# Seconds by the clock and of the processor.
-Time = tuple[float, float]
 Run = Callable[[], Time]
 
-LENGTH, BATCH, RATIO = 256, 8, 0.2
+LENGTH, BATCH = 256, 8
 LENGTHS = (128, 2048)
-_NEIGHBOUR = """
-import numpy
-numbers = numpy.ones(2**27, dtype=numpy.uint8)
-while True:
-    numbers[: 2**26] = numbers[2**26 :]
-"""
-
-
-class Clock(Quiet):
-    """Knows when the first stage began."""
-
-    def __init__(self) -> None:
-        self.began: Time | None = None
-
-    def track(self, items: Iterable[Any], stage: str, total: int, unit: str) -> Iterator[Any]:
-        """Note the time, once."""
-        self.began = self.began or now()
-        yield from items
-
-    @classmethod
-    def of(cls, run: Callable[[Quiet], Any]) -> Time:
-        """Seconds from the first stage of `run` to its end."""
-        clock = cls()
-        run(clock)
-        return since(clock.began or now())
-
-
-def now() -> Time:
-    """The clocks."""
-    return time.perf_counter(), time.process_time()
-
-
-def since(began: Time) -> Time:
-    """Seconds that have passed."""
-    return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
 @dataclass(frozen=True)
@@ -114,17 +76,7 @@ class Subject:
     def prune(self, count: int, **settings: Any) -> Run:
         """A plan by these settings."""
         tokens = self.tokens(count)
-        return lambda: Clock.of(
-            lambda clock: secateur.prune(
-                self.folder,
-                ratio=RATIO,
-                calibration=tokens,
-                evaluate="none",
-                dry_run=True,
-                progress=clock,
-                **settings,
-            )
-        )
+        return lambda: Clock.of(lambda clock: planned(self.folder, tokens, clock, **settings))
 
     def forward(self, *sets: Tensor, models: Sequence[Any] = ()) -> Run:
         """Plain forwards over windows."""
@@ -305,22 +257,6 @@ def in_turns(row: Row, turns: int, beside: bool) -> dict[str, Any]:
             found["beside_seconds"] = spread([row.ours()[0] for _ in range(turns)])
         found["beside_multiple"] = found["beside_seconds"]["median"] / found["seconds"]["median"]
     return found
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
-    ordered = sorted(values)
-    return {"median": ordered[len(ordered) // 2], "least": ordered[0], "most": ordered[-1]}
-
-
-@contextmanager
-def neighbour() -> Iterator[None]:
-    """A process that copies memory without end."""
-    with subprocess.Popen([sys.executable, "-c", _NEIGHBOUR]) as process:
-        try:
-            yield
-        finally:
-            process.kill()
 
 
 def starts(model: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import secateur
-from passes import RATIO, Clock, Time
+from turns import RATIO, Clock, Time
 
 LAYERS, TOKENS, LENGTH = (4, 8, 16), (8, 16, 32), 256
 PASSES: dict[str, dict[str, Any]] = {
