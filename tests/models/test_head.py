@@ -5,6 +5,7 @@ import torch
 
 from conftest import EVERY_FAMILY, tiny_model
 from secateur.models import open_model
+from secateur.models.head import Head
 
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)
@@ -31,3 +32,20 @@ def test_most_models_need_their_norm_and_head_alone_and_softcapped_ones_the_whol
 
     assert [calls(name) for name in ("llama-gqa", "gpt2", "llama-tied")] == [2, 2, 2]
     assert calls("granite") == 0  # its logits are divided by a number
+
+
+def test_logits_that_are_changed_where_they_lie_are_not_those_of_the_head_alone() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = torch.nn.LayerNorm(8), torch.nn.Linear(8, 5)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(hidden)).mul_(2)  # in the head's own memory
+
+    model = Model().requires_grad_(False)
+    head = Head(model, [], model, torch.device("cpu"))
+    for seed in range(2):
+        hidden = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(head(hidden), model(hidden))
+    assert head._chain == []
