@@ -38,13 +38,14 @@ def test_logits_that_are_changed_where_they_lie_are_not_those_of_the_head_alone(
     class Model(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.layer = torch.nn.Identity()
             self.norm, self.head = torch.nn.LayerNorm(8), torch.nn.Linear(8, 5)
 
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             return self.head(self.norm(hidden)).mul_(2)  # in the head's own memory
 
     model = Model().requires_grad_(False)
-    head = Head(model, [], model, torch.device("cpu"))
+    head = Head(model, [model.layer], model, torch.device("cpu"))
     for seed in range(2):
         hidden = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(head(hidden), model(hidden))
