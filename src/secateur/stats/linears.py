@@ -92,6 +92,7 @@ def watched(
     """
     calls: list[nn.Module] = []
     others: list[nn.Module] = []
+    told: set[nn.Module] = set()
 
     def before(one: Linear) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -112,7 +113,14 @@ def watched(
                 others.append(module)
             # a copy: Falcon adds its attention to what its MLP gave, in place
             kept = made.clone() if one.by_rows else None
-            output.register_hook(lambda grad: _of_rows(one, given, kept, grad, windows, finite))
+            # of an output that is a view, and is added to in place, only the base is told
+            base = output if output._base is None else output._base
+
+            def tell(gradient: Tensor) -> None:
+                told.add(module)
+                _of_rows(one, given, kept, gradient, windows, finite)
+
+            base.register_hook(tell)
 
         return hook
 
@@ -125,6 +133,7 @@ def watched(
             stack.callback(one.module.register_forward_pre_hook(before(one)).remove)
             stack.callback(one.module.register_forward_hook(after(one)).remove)
         yield plain
+    assert len(told) in (0, len(chosen)), "a linear told nothing: its gradient would be missing"
 
 
 def _plain(one: Linear, given: Tensor, made: Tensor, windows: int) -> bool:
