@@ -1,7 +1,13 @@
 """What passes a linear tells the signed sums of its weight, whatever is done to it afterwards."""
 
+from typing import Any
+
+import pytest
 import torch
 
+from conftest import tiny_model
+from secateur.models import open_model
+from secateur.stats import Walk, collect_gradients
 from secateur.stats.finite import Finite
 from secateur.stats.linears import Linear, watched
 from secateur.stats.products import Weight
@@ -29,3 +35,31 @@ def test_an_output_that_is_changed_in_place_is_told_as_it_was() -> None:
     gradients = by_output.mT @ inputs
     expected = (gradients * linear.weight).sum(dim=2).abs()
     torch.testing.assert_close(taylor.finished()["samples_vector"], expected)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2])
+def test_a_linear_that_is_not_called_once_is_not_plain(calls: int) -> None:
+    linear = torch.nn.Linear(FAN, FAN).requires_grad_(False)
+    hidden = torch.randn(WINDOWS, TOKENS, FAN)
+    with watched([Linear(linear, None, None)], WINDOWS, Finite(), check=True) as plain:
+        for _ in range(calls):
+            hidden = linear(hidden.requires_grad_())
+        assert plain() == (calls == 1)
+
+
+@pytest.mark.parametrize(("at_once", "expected"), [(1, 1), (2, 2), (100, 4)])
+def test_a_bounded_number_of_tokens_goes_down_at_once(
+    at_once: int, expected: int, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(chosen: Any, windows: int, *args: Any, **kwargs: Any) -> Any:
+        seen.append(windows)
+        return watched(chosen, windows, *args, **kwargs)
+
+    monkeypatch.setattr("secateur.stats.gradients.watched", counted)
+    monkeypatch.setattr("secateur.stats.gradients._TOKENS", at_once * tokens.shape[1])
+    opened = open_model(tiny_model())
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
+    collect_gradients(walk, opened.structure.axes, ["per_sample_first"])
+    assert max(seen) == expected
