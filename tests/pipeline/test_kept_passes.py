@@ -5,7 +5,8 @@ import gc
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from secateur.config import make_config
 from secateur.models import StreamedModel
 from secateur.pipeline import calibration_windows, kept_units, scores
 from secateur.stats import Walk, collect
+
+CutShort = Callable[..., AbstractContextManager[None]]
 
 SHORT = {"samples": 8, "length": 16, "evaluate_tokens": 100, "align": 1, "ratio": 0.3}
 # Every kind of pass is in one of these.
@@ -52,8 +55,8 @@ def layers_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def cut_short(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Have the run end right after so many layers in all were done; never: -1."""
+def cut_short(monkeypatch: pytest.MonkeyPatch) -> CutShort:
+    """While entered, the run ends right after so many layers in all were done."""
     keep = Kept.layer
     left = [-1]
 
@@ -66,8 +69,12 @@ def cut_short(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     monkeypatch.setattr(Kept, "layer", layer)
     monkeypatch.setattr("secateur.pipeline.keeping.WORTH", 0.0)
 
-    def after(count: int) -> None:
+    @contextmanager
+    def after(count: int, *, match: str | None = None, caught: bool = False) -> Iterator[None]:
         left[0] = count
+        with nullcontext() if caught else pytest.raises(KeyboardInterrupt, match=match):
+            yield
+        left[0] = -1
 
     return after
 
@@ -93,7 +100,7 @@ def test_a_run_goes_on_from_the_last_layer_to_the_same_bytes(
     tiny_folder: Callable[..., Path],
     tmp_path: Path,
     layers_run: list[int],
-    cut_short: Callable[[int], None],
+    cut_short: CutShort,
     request: pytest.FixtureRequest,
 ) -> None:
     model, settings = tiny_folder(), {**texts, **RUNS[name]}
@@ -101,10 +108,8 @@ def test_a_run_goes_on_from_the_last_layer_to_the_same_bytes(
     secateur.prune(model, out=whole, **settings)
     count = len(layers_run)
     for done in range(1, count, max(1, count // 5)):
-        cut_short(done)
-        with pytest.raises(KeyboardInterrupt, match=r"so far is in .small.store beside"):
+        with cut_short(done, match=r"so far is in .small.store beside"):
             secateur.prune(model, out=out, **settings)
-        cut_short(-1)
         layers_run.clear()
         result = secateur.prune(model, out=out, **settings)
         assert len(layers_run) == count - done
@@ -118,13 +123,11 @@ def test_it_says_that_it_goes_on(
     texts: dict[str, Any],
     tiny_folder: Callable[..., Path],
     tmp_path: Path,
-    cut_short: Callable[[int], None],
+    cut_short: CutShort,
 ) -> None:
     model = tiny_folder()
-    cut_short(2)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_short(2):
         secateur.prune(model, out=tmp_path / "small", **texts)
-    cut_short(-1)
     notes = secateur.prune(model, out=tmp_path / "small", **texts).notes
     assert "statistics: going on after layer 1, where an earlier run was cut short" in notes
 
@@ -134,7 +137,7 @@ def test_fresh_begins_anew(
     tiny_folder: Callable[..., Path],
     tmp_path: Path,
     layers_run: list[int],
-    cut_short: Callable[[int], None],
+    cut_short: CutShort,
 ) -> None:
     model = tiny_folder()
     secateur.prune(model, out=tmp_path / "first", store=tmp_path / "store", **texts)
@@ -200,7 +203,7 @@ def test_recovery_and_comparison_go_on_too(
     tiny_folder: Callable[..., Path],
     tmp_path: Path,
     layers_run: list[int],
-    cut_short: Callable[[int], None],
+    cut_short: CutShort,
 ) -> None:
     model = tiny_folder()
     secateur.prune(model, out=tmp_path / "small", **texts)
@@ -210,10 +213,8 @@ def test_recovery_and_comparison_go_on_too(
     secateur.recover(tmp_path / "small", out=tmp_path / "whole", **training)
     count = len(layers_run)
     for done in (2, count // 2, count - 1):
-        cut_short(done)
-        with pytest.raises(KeyboardInterrupt):
+        with cut_short(done):
             secateur.recover(tmp_path / "small", out=tmp_path / "out" / "better", **training)
-        cut_short(-1)
         layers_run.clear()
         secateur.recover(tmp_path / "small", out=tmp_path / "out" / "better", **training)
         assert len(layers_run) == count - done
@@ -227,7 +228,7 @@ def test_a_comparison_goes_on(
     tiny_folder: Callable[..., Path],
     tmp_path: Path,
     layers_run: list[int],
-    cut_short: Callable[[int], None],
+    cut_short: CutShort,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["compare", str(tiny_folder()), "--methods", "flap,saap", "--ratios", "0.2,0.3"]
@@ -236,11 +237,10 @@ def test_a_comparison_goes_on(
     assert run([*command, "--out", str(tmp_path / "whole")]) == 0
     count = len(layers_run)
     for done in (2, count // 2, count - 1):
-        cut_short(done)
         out = tmp_path / f"out-{done}"
-        assert run([*command, "--out", str(out)]) == 130
+        with cut_short(done, caught=True):
+            assert run([*command, "--out", str(out)]) == 130
         assert f".out-{done}.store beside --out" in capsys.readouterr().err
-        cut_short(-1)
         layers_run.clear()
         assert run([*command, "--out", str(out)]) == 0
         assert len(layers_run) == count - done
@@ -260,15 +260,13 @@ def test_what_a_power_cut_left_is_not_believed(
     tiny_folder: Callable[..., Path],
     tmp_path: Path,
     layers_run: list[int],
-    cut_short: Callable[[int], None],
+    cut_short: CutShort,
 ) -> None:
     model, store = tiny_folder(), tmp_path / "store"
     settings = {**texts, "method": "llm-pruner", "layers": "0-2"}
     secateur.prune(model, out=tmp_path / "whole", **settings)
-    cut_short(5)  # three up, two down
-    with pytest.raises(KeyboardInterrupt):
+    with cut_short(5):  # three up, two down
         secateur.prune(model, out=tmp_path / "small", store=store, **settings)
-    cut_short(-1)
     for file in store.glob(f"*/{what}*"):
         file.write_bytes(file.read_bytes()[:-64] + bytes(64))
     how: dict[str, Any] = {"out": tmp_path / "small", "store": store, **settings}
@@ -461,16 +459,14 @@ def test_a_run_that_fails_leaves_what_an_earlier_one_kept(
     tiny_folder: Callable[..., Path],
     tmp_path: Path,
     layers_run: list[int],
-    cut_short: Callable[[int], None],
+    cut_short: CutShort,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, out = tiny_folder(), tmp_path / "small"
     secateur.prune(model, out=tmp_path / "whole", **texts)
     count = len(layers_run)
-    cut_short(4)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_short(4):
         secateur.prune(model, out=out, **texts)
-    cut_short(-1)
     monkeypatch.setattr("secateur.pipeline.keeping.WORTH", 5.0)
     with pytest.raises(secateur.SecateurError):
         secateur.prune(model, out=out, **{**texts, "calibration": "no/such.txt"})
@@ -484,7 +480,7 @@ def test_a_store_in_hand_goes_on_after_an_interrupt(
     texts: dict[str, Any],
     tiny_folder: Callable[..., Path],
     tmp_path: Path,
-    cut_short: Callable[[int], None],
+    cut_short: CutShort,
 ) -> None:
     """As in a notebook; where nothing can be written, too."""
     model = tiny_folder()
@@ -492,10 +488,8 @@ def test_a_store_in_hand_goes_on_after_an_interrupt(
     (tmp_path / "file").write_text("no folder")
     for number, place in enumerate((tmp_path / "store", tmp_path / "file" / "store")):
         with Store(place) as store:
-            cut_short(2)
-            with pytest.raises(KeyboardInterrupt):
+            with cut_short(2):
                 secateur.prune(model, out=tmp_path / f"small-{number}", store=store, **texts)
-            cut_short(-1)
             secateur.prune(model, out=tmp_path / f"small-{number}", store=store, **texts)
         assert same(tmp_path / "whole", tmp_path / f"small-{number}")
 
@@ -504,14 +498,12 @@ def test_streams_that_a_repair_looked_ahead_at_are_checked_and_go(
     texts: dict[str, Any],
     tiny_folder: Callable[..., Path],
     tmp_path: Path,
-    cut_short: Callable[[int], None],
+    cut_short: CutShort,
 ) -> None:
     model, store = tiny_folder(), tmp_path / "store"
     settings = {**texts, **RUNS["depth"], "store": store}
-    cut_short(5)
-    with pytest.raises(KeyboardInterrupt):
+    with cut_short(5):
         secateur.prune(model, out=tmp_path / "small", **settings)
-    cut_short(-1)
     kept = list(store.glob("*/after-*"))
     assert kept
     for states in kept:
