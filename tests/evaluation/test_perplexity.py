@@ -1,6 +1,8 @@
 """Streamed perplexity equals that of the whole model, by its own loss."""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,9 @@ from torch import Tensor
 
 import secateur
 from conftest import ALL, tiny_model
+from secateur.checkpoint import Kept, Store
 from secateur.errors import SecateurError
-from secateur.evaluation import perplexity, window_lengths
+from secateur.evaluation import perplexities, perplexity, window_lengths
 from secateur.models import open_model
 
 
@@ -35,6 +38,32 @@ def test_pieces_of_the_logits_do_not_matter(tokens: Tensor, monkeypatch: Any) ->
     monkeypatch.setattr("secateur.stats.loss._AT_ONCE", 1)
     monkeypatch.setattr("secateur.stats.blocks._VALUES", 1)
     assert math.isclose(function(source, tokens, batch=6).value, whole.value, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_of_two_sets_in_one_walk_one_may_be_further(
+    ahead: int,
+    tokens: Tensor,
+    tiny_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = open_model(tiny_folder()).streamed(device="cpu")
+    sets = [tokens, tokens.flatten()[: 8 * 18].view(8, 18)]
+    alone = [perplexity(source, one, batch=4) for one in sets]
+    keep = Kept.layer
+
+    def layer(self: Kept, index: int, *args: Any) -> None:
+        keep(self, index, *args)
+        if index == 1:
+            raise KeyboardInterrupt
+
+    with Store(tmp_path / "store") as store:
+        monkeypatch.setattr(Kept, "layer", layer)
+        with pytest.raises(KeyboardInterrupt):
+            perplexity(source, sets[ahead], batch=4, store=store)
+        monkeypatch.setattr(Kept, "layer", keep)
+        assert perplexities(source, sets, [4, 4], store=store) == alone
 
 
 def test_windows_are_cut_down_to_the_context() -> None:

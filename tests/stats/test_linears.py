@@ -26,7 +26,7 @@ def test_an_output_that_is_changed_in_place_is_told_as_it_was() -> None:
     weight = Weight(linear.weight, [(taylor, member)], 1.0, WINDOWS)
     inputs, by_output = torch.randn(WINDOWS, TOKENS, FAN), torch.randn(WINDOWS, TOKENS, UNITS)
     leaf = inputs.clone().requires_grad_()
-    with watched([Linear(linear, weight, None)], WINDOWS, Finite(), check=True) as plain:
+    with watched([Linear(linear, weight, None)], (WINDOWS, TOKENS), Finite(), check=True) as plain:
         output = linear(leaf)
         output.add_(1)
         assert plain()
@@ -41,10 +41,20 @@ def test_an_output_that_is_changed_in_place_is_told_as_it_was() -> None:
 def test_a_linear_that_is_not_called_once_is_not_plain(calls: int) -> None:
     linear = torch.nn.Linear(FAN, FAN).requires_grad_(False)
     hidden = torch.randn(WINDOWS, TOKENS, FAN)
-    with watched([Linear(linear, None, None)], WINDOWS, Finite(), check=True) as plain:
+    with watched([Linear(linear, None, None)], (WINDOWS, TOKENS), Finite(), check=True) as plain:
         for _ in range(calls):
             hidden = linear(hidden.requires_grad_())
         assert plain() == (calls == 1)
+
+
+@pytest.mark.parametrize("tokens", [WINDOWS * TOKENS, WINDOWS, 2 * WINDOWS])
+def test_a_linear_that_is_given_some_of_the_tokens_is_not_plain(tokens: int) -> None:
+    """An expert, though its tokens may divide by the windows."""
+    linear = torch.nn.Linear(FAN, FAN).requires_grad_(False)
+    hidden = torch.randn(WINDOWS * TOKENS, FAN).requires_grad_()
+    with watched([Linear(linear, None, None)], (WINDOWS, TOKENS), Finite(), check=True) as plain:
+        linear(hidden[:tokens])
+        assert plain() == (tokens == len(hidden))
 
 
 @pytest.mark.parametrize(("at_once", "expected"), [(1, 1), (2, 2), (100, 4)])
@@ -53,9 +63,9 @@ def test_a_bounded_number_of_tokens_goes_down_at_once(
 ) -> None:
     seen: list[int] = []
 
-    def counted(chosen: Any, windows: int, *args: Any, **kwargs: Any) -> Any:
-        seen.append(windows)
-        return watched(chosen, windows, *args, **kwargs)
+    def counted(chosen: Any, shape: tuple[int, int], *args: Any, **kwargs: Any) -> Any:
+        seen.append(shape[0])
+        return watched(chosen, shape, *args, **kwargs)
 
     monkeypatch.setattr("secateur.stats.gradients.watched", counted)
     monkeypatch.setattr("secateur.stats.gradients._TOKENS", at_once * tokens.shape[1])

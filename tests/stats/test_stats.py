@@ -207,3 +207,11 @@ def test_a_batch_without_tokens_changes_nothing() -> None:
         whole.update(batch)
     assert torch.allclose(whole.mean.float(), inputs.mean(dim=0))
     assert torch.isfinite(whole.variance).all()
+
+
+def test_layers_that_are_not_there_are_not_visited(tokens: torch.Tensor) -> None:
+    source = open_model(tiny_model()).streamed(device="cpu")
+    walk = Walk(source, tokens, batch=4, without={1})
+    walk.embed()
+    assert [step.index for step in walk.layers()] == [0, 2]
+    assert [step.index for step in walk.layers(reverse=True)] == [2, 0]

@@ -83,13 +83,14 @@ def linears(layer: nn.Module, weights: Mapping[nn.Parameter, Weight]) -> list[Li
 
 @contextmanager
 def watched(
-    chosen: Sequence[Linear], windows: int, finite: Finite, *, check: bool
+    chosen: Sequence[Linear], shape: tuple[int, int], finite: Finite, *, check: bool
 ) -> Iterator[Callable[[], bool]]:
-    """While entered, what a forward and backward of `windows` tells goes to the weights.
+    """While entered, what a forward and backward of `shape` windows and tokens tells is taken up.
 
     The function that is given says between them whether every module was called once with all
     tokens, and (with `check`) did what a plain linear does.
     """
+    windows = shape[0]
     calls: list[nn.Module] = []
     others: list[nn.Module] = []
     told: set[nn.Module] = set()
@@ -109,7 +110,7 @@ def watched(
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             calls.append(module)
             given, made = args[0].detach(), output.detach()
-            if check and not _plain(one, given, made, windows):
+            if not _whole(given, made, shape) or (check and not _plain(one, given, made)):
                 others.append(module)
             # a copy: Falcon adds its attention to what its MLP gave, in place
             kept = made.clone() if one.by_rows else None
@@ -136,12 +137,19 @@ def watched(
     assert len(told) in (0, len(chosen)), "a linear told nothing: its gradient would be missing"
 
 
-def _plain(one: Linear, given: Tensor, made: Tensor, windows: int) -> bool:
-    """Whether some values of the output are those of a plain linear of all tokens."""
+def _whole(given: Tensor, made: Tensor, shape: tuple[int, int]) -> bool:
+    """Whether a module was given all tokens of all windows, in whatever shape.
+
+    Of some families a token has several streams.
+    """
+    rows, tokens = given.shape[:-1].numel(), shape[0] * shape[1]
+    return made.shape[:-1] == given.shape[:-1] and rows >= tokens and rows % tokens == 0
+
+
+def _plain(one: Linear, given: Tensor, made: Tensor) -> bool:
+    """Whether some values of the output are those of a plain linear."""
     weight, bias = (one.module._parameters.get(name) for name in ("weight", "bias"))
     assert weight is not None, "it is a linear"
-    if made.shape[:-1] != given.shape[:-1] or given.shape[:-1].numel() % windows:
-        return False
     matrix = (weight if one.turned else weight.T).detach()[:, :_SOME].float()
     rows, got = (tensor.flatten(0, -2)[:_SOME].float() for tensor in (given, made))
     expected, size = rows @ matrix, rows.abs() @ matrix.abs()
