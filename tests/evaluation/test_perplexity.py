@@ -15,6 +15,7 @@ from secateur.checkpoint import Kept, Store
 from secateur.errors import SecateurError
 from secateur.evaluation import perplexities, perplexity, window_lengths
 from secateur.models import open_model
+from secateur.stats import activations, stream
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -64,6 +65,25 @@ def test_of_two_sets_in_one_walk_one_may_be_further(
             perplexity(source, sets[ahead], batch=4, store=store)
         monkeypatch.setattr(Kept, "layer", keep)
         assert perplexities(source, sets, [4, 4], store=store) == alone
+
+
+def test_two_sets_share_the_memory_for_hidden_states(
+    tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Seen(activations.Activations):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self.mapped)
+
+    monkeypatch.setattr(stream, "Activations", Seen)
+    source = open_model(tiny_model()).streamed(device="cpu")
+    one = tokens.numel() * 48 * 4
+    for limit, expected in ((2 * one, [False] * 2), (2 * one - 2, [True] * 2)):
+        made.clear()
+        perplexities(source, [tokens, tokens], [4, 4], limit=limit)
+        assert made == expected
 
 
 def test_windows_are_cut_down_to_the_context() -> None:
