@@ -215,3 +215,13 @@ def test_layers_that_are_not_there_are_not_visited(tokens: torch.Tensor) -> None
     walk.embed()
     assert [step.index for step in walk.layers()] == [0, 2]
     assert [step.index for step in walk.layers(reverse=True)] == [2, 0]
+
+
+@pytest.mark.parametrize("tokens", [1, 256, 600])
+def test_a_gram_matrix_is_that_of_all_tokens_however_many_come_at_once(tokens: int) -> None:
+    inputs = torch.randn(tokens, 5, generator=torch.Generator().manual_seed(0))
+    gram = Gram.empty(5)
+    gram.update(inputs)
+    expected = inputs.double().T @ inputs.double()
+    torch.testing.assert_close(gram.gram.double(), expected, rtol=1e-5, atol=1e-4)
+    assert gram.count == tokens
