@@ -20,7 +20,11 @@ from memory import SIZES, Stages, build, in_fresh_process, main, measured, memor
 LIMIT = 2e9
 SAMPLES, LENGTH = 10, 64
 # Stages by the function that is called for each.
-GRADIENTS = {"forward": "_kept_inputs", "loss": "_start", "backward": "_descend"}
+GRADIENTS = {
+    "forward": ("gradients", "_Inputs.ascend"),
+    "loss": ("gradients", "_start"),
+    "backward": ("gradients", "_Descent.by_linears"),
+}
 
 
 def gradients(work: Path, *, everything: bool) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def gradients(work: Path, *, everything: bool) -> dict[str, Any]:
 
     clock = Stages()
     base = {"resident": psutil.Process().memory_info().rss, "anonymous": memory("RssAnon")}
-    clock.watch(module, GRADIENTS)
+    clock.watch("secateur.stats", GRADIENTS)
     torch.manual_seed(0)
     with clock("other"):
         opened = open_model(work / "dense")

@@ -103,10 +103,12 @@ class Stages:
         self._name, self._since = name, now
 
     def watch(self, package: str, functions: Mapping[str, tuple[str, str]]) -> None:
-        """Let functions of the modules of `package` run as the stages that name them."""
+        """Let functions (methods) of the modules of `package` run as the stages that name them."""
         for stage, (name, function) in functions.items():
+            path, _, last = function.rpartition(".")
             module = import_module(f"{package}.{name}")
-            setattr(module, function, self._staged(stage, getattr(module, function)))
+            owner = getattr(module, path) if path else module
+            setattr(owner, last, self._staged(stage, getattr(owner, last)))
 
     def _staged(self, stage: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
