@@ -24,7 +24,7 @@ from secateur import data
 from secateur.cli.main import cli, run
 from secateur.cli.screen import print_json, table
 from secateur.config import PRUNE_GROUPS, RECOVER_GROUPS, PruneConfig, RecoverConfig
-from secateur.importance import IMPORTANCE
+from secateur.importance import IMPORTANCE, Importance
 from secateur.methods import METHODS
 from secateur.search import SEARCHES
 from secateur.surgery import REPAIRS
@@ -492,6 +492,19 @@ def test_prune_help_names_every_choice_and_every_setting(said: Said) -> None:
     assert choices <= words
     for setting in set(PruneConfig.model_fields) - {"model"}:
         assert f"--{setting.replace('_', '-')}" in words
+
+
+def test_a_score_without_a_description_leaves_those_of_the_others(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plain(weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+    own = Importance("own-and-undescribed", plain, "", frozenset({"weight"}))
+    monkeypatch.setitem(IMPORTANCE, own.name, own)
+    lines = said("prune", "--help-all").splitlines()
+    assert f"  {own.name}" in (line.rstrip() for line in lines)
+    assert any(re.match(r"  taylor-vector +Magnitude of weight times", line) for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,13 @@ def _row(option: click.Option, ctx: click.Context, column: int) -> tuple[str, st
 
 
 def _write_also(formatter: click.HelpFormatter, names: Sequence[str]) -> None:
-    """Names of options that --help-all explains; click would break them at their hyphens."""
+    """Names of options that --help-all explains."""
+    _write_line(formatter, f"Also {', '.join(names)}")
+
+
+def _write_line(formatter: click.HelpFormatter, text: str) -> None:
+    """Text in lines that break at spaces: click would break names at their hyphens."""
     indent = " " * formatter.current_indent
-    text = f"Also {', '.join(names)}"
     lines = textwrap.wrap(text, formatter.width - len(indent), break_on_hyphens=False)
     formatter.write("".join(f"{indent}{line}\n" for line in lines))
 
@@ -124,8 +128,8 @@ def _write_names(
     """What each of the names stands for, if known; in one line unless `everything` is wanted."""
     left = formatter.width - formatter.current_indent - max(map(len, names)) - 2
     rows = [(name, _about(one)) for name, one in names.items()]
-    if not all(about for _, about in rows):
-        formatter.write_text(", ".join(names))
+    if not any(about for _, about in rows):
+        _write_line(formatter, ", ".join(names))
         return
     if not everything:
         rows = [(name, textwrap.shorten(about, left, placeholder=" ...")) for name, about in rows]
