@@ -44,7 +44,7 @@ from random_llama import Shape, write_model
 from secateur.device_memory import free_bytes
 from secateur.models import resolve_device
 from secateur.progress import Quiet
-from turns import RATIO, Clock, now, planned, since, spread
+from turns import RATIO, Clock, continued, now, planned, since, spread
 
 OF_STEPS, BATCH = 256, 16  # tokens of an example of distil, and examples of a step
 # Makers' figures for dense bf16 with fp32 sums, in TFLOP/s; the longest name that fits is the card.
@@ -226,7 +226,7 @@ ROWS = {
 }
 
 
-def measured(subject: Subject, name: str, peak: float | None) -> dict[str, Any]:
+def row_of(subject: Subject, name: str, peak: float | None) -> dict[str, Any]:
     """A row: plain and ours in turns."""
     row = ROWS[name](subject)
     plain, ours, memory = [], [], 0
@@ -325,18 +325,13 @@ def main() -> None:
     card = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
     peak = options.peak or (peak_of(card) if on_gpu else None)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    found: dict[str, Any] = {
+    measured = {
         "card": card,
         "versions": versions,
         "peak_tflops": peak,
         "model": {**vars(shape), "gb": shape.bytes / 1e9},
-        "rows": {},
     }
-    if options.out is not None and options.out.is_file():
-        earlier = json.loads(options.out.read_text())
-        if {**earlier, "rows": {}} != found:
-            raise SystemExit(f"{options.out} is of another card, model or version.")
-        found = earlier
+    found = continued(options.out, measured)
     write_model(options.work / "model", shape, device)
     subject = Subject(options, shape, device)
     print(f"{card}, {versions}\n")
@@ -344,7 +339,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name in options.only:
         if name not in found["rows"]:
-            found["rows"][name] = measured(subject, name, peak)
+            found["rows"][name] = row_of(subject, name, peak)
         print(line(name, found["rows"][name]), flush=True)
         if options.out is not None:
             options.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -7,14 +7,17 @@ F is a plain forward of transformers over the same tokens, F+B forward and backw
 the next token. Ours and plain run in turns in one process, so that a noisy machine does not matter;
 what is timed of ours is the whole run less its start: from the first layer of the first pass to the
 end. Each figure is the median of the turns, with the least and the most beside it; by processor
-time, too, for a machine that does something else besides. `--neighbour`
-times our side again beside a process that copies memory without end. Rows are written one by one,
-and those that are there already are not run again.
+time, too, for a machine that does something else besides. `--neighbour` times both sides again
+beside a process that copies memory without end. Rows are written one by one, and those that are
+there already are not run again.
+
+The floor is what a pass must multiply at one layer's memory: a layer that has no room for what is
+inside it runs forward twice before it runs backward. Elementwise work, attention's products and
+reading the weights come on top, on both sides.
 """
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,13 +29,27 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 import secateur
 import secateur.data
+from secateur.methods import METHODS
 from secateur.pipeline import evaluate
-from training_step import FLOOR, measured
-from turns import RATIO, Clock, Time, neighbour, now, planned, since, spread
+from training_step import GOAL
+from training_step import measured as step_measured
+from turns import (
+    RATIO,
+    Clock,
+    Time,
+    as_the_program,
+    continued,
+    machine,
+    neighbour,
+    now,
+    planned,
+    since,
+    spread,
+)
 
 Run = Callable[[], Time]
 
@@ -42,13 +59,45 @@ LENGTHS = (128, 2048)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: ours as a multiple of `unit`, which is to be at most `floor`."""
+    """One line of the table: ours as a multiple of `unit`, to be at most `goal`.
+
+    It cannot be less than `floor`, if that is known.
+    """
 
     name: str
     unit: str
-    floor: float
+    goal: float
     ours: Run
     plain: Run
+    floor: float | None = None
+
+
+class Products:
+    """Multiplications a token of one layer and of the head, and what passes need of them."""
+
+    def __init__(self, model: Any, folder: str) -> None:
+        axes = secateur.open_model(folder).structure.axes
+        self.layers = model.config.num_hidden_layers
+        linears = [one for one in model.modules() if isinstance(one, nn.Linear)]
+        self.head = model.get_output_embeddings().weight.numel()
+        self.layer = (sum(one.weight.numel() for one in linears) - self.head) / self.layers
+        consumers = {one.consumer.module: one for one in axes if one.consumer.parameter == "weight"}
+        shapes = [model.get_submodule(name).weight.shape for name in consumers]
+        self.normal = sum(i * (i / 2 + o) for o, i in shapes) / self.layers
+
+    @property
+    def forward(self) -> float:
+        """Of all layers and the head."""
+        return self.layers * self.layer + self.head
+
+    def backward(self, scored: int, above: int) -> float:
+        """The way up, and down again to the lowest layer that is scored, with `above` on top.
+
+        In multiples of forward and backward: each layer that is passed on the way down runs
+        forward, and gives a gradient of its input; one that is scored those of its weights, too.
+        """
+        way = self.layers + 2 * (scored + above) + scored
+        return (way * self.layer + 2 * self.head) / (3 * self.forward)
 
 
 class Subject:
@@ -58,6 +107,7 @@ class Subject:
         self.folder, self.calibration, self.work = folder, calibration, work
         self.windows = windows
         self.plain = plainly(folder)
+        self.products = Products(self.plain, folder)
         self._tokens: dict[tuple[int, int], Tensor] = {}
 
     def tokens(self, count: int, length: int = LENGTH) -> Tensor:
@@ -72,6 +122,11 @@ class Subject:
             )
             self._tokens[count, length] = windows.ids
         return self._tokens[count, length]
+
+    @property
+    def walk(self) -> float:
+        """The layers without the head, as a multiple of a forward."""
+        return self.products.layers * self.products.layer / self.products.forward
 
     def prune(self, count: int, **settings: Any) -> Run:
         """A plan by these settings."""
@@ -128,14 +183,16 @@ def flap(subject: Subject) -> Row:
     """Walk, statistics, scores and search."""
     count = subject.windows
     plain = subject.forward(subject.tokens(count))
-    return Row("flap", "F", 1.25, subject.prune(count, method="flap"), plain)
+    ours = subject.prune(count, method="flap")
+    return Row("flap", "F", 1.25, ours, plain, subject.walk)
 
 
 def wanda_sp(subject: Subject) -> Row:
     """The same of another score."""
     count = subject.windows
     plain = subject.forward(subject.tokens(count))
-    return Row("wanda-sp", "F", 1.25, subject.prune(count, method="wanda-sp"), plain)
+    ours = subject.prune(count, method="wanda-sp")
+    return Row("wanda-sp", "F", 1.25, ours, plain, subject.walk)
 
 
 def perplexity(subject: Subject) -> Row:
@@ -154,29 +211,34 @@ def perplexity(subject: Subject) -> Row:
         return one[0] + other[0], one[1] + other[1]
 
     plain = subject.forward(*sets, models=models)
-    return Row("perplexity, dense and cut, 128 and 2048", "the forwards", 1.3, ours, plain)
+    return Row("perplexity, dense and cut, 128 and 2048", "the forwards", 1.3, ours, plain, 1.0)
 
 
 def llm_pruner(subject: Subject) -> Row:
     """Gradients of the mean loss."""
     count = subject.windows
     ours = subject.prune(count, method="llm-pruner")
-    return Row("llm-pruner", "F+B", 1.05, ours, subject.backward(count))
+    layers = subject.products.layers
+    first, last = (round(share * layers) for share in METHODS["llm-pruner"].untouched)
+    floor = subject.products.backward(layers - first - last, last)
+    return Row("llm-pruner", "F+B", 1.05, ours, subject.backward(count), floor)
 
 
 def per_sample(subject: Subject) -> Row:
     """Coarse and fine terms of every window: what SAAP and HyWIA ask for."""
     count = subject.windows
     ours = subject.prune(count, method="saap")
-    return Row("saap, terms of every window", "F+B", 1.4, ours, subject.backward(count))
+    floor = subject.products.backward(subject.products.layers, 0)
+    return Row("saap, terms of every window", "F+B", 1.4, ours, subject.backward(count), floor)
 
 
 def hywia(subject: Subject) -> Row:
-    """Gradients and probes, at half the windows."""
+    """Gradients and probes, at half the windows; the floor is that of the gradients."""
     count = subject.windows // 2
     ours = subject.prune(count, method="hywia")
     plain = subject.forward(subject.tokens(count))
-    return Row(f"hywia with probes, {count} windows", "F", 10.0, ours, plain)
+    floor = 3 * subject.products.backward(subject.products.layers, 0)
+    return Row(f"hywia with probes, {count} windows", "F", 10.0, ours, plain, floor)
 
 
 def refit(subject: Subject) -> Row:
@@ -197,12 +259,14 @@ def refit(subject: Subject) -> Row:
             )
         )
 
-    return Row(f"refit, {count} windows", "F", 4.0, ours, subject.forward(tokens))
+    products = subject.products
+    floor = 2 * subject.walk + products.layers * products.normal / products.forward
+    return Row(f"refit, {count} windows", "F", 4.0, ours, subject.forward(tokens), floor)
 
 
 def distil(subject: Subject, turns: int) -> dict[str, Any]:
     """A step of training, teacher cached: see `training_step.py`."""
-    found = measured(
+    found = step_measured(
         str(subject.pruned()),
         subject.calibration,
         teacher=subject.folder,
@@ -215,7 +279,8 @@ def distil(subject: Subject, turns: int) -> dict[str, Any]:
     return {
         "name": "distil, a step",
         "unit": "F+B of the student",
-        "floor": FLOOR,
+        "goal": GOAL,
+        "floor": 1.0,
         "plain_seconds": spread(seconds["plain"]),
         "seconds": spread(seconds["step"]),
         "multiple": spread(found["multiples"]),
@@ -246,6 +311,7 @@ def in_turns(row: Row, turns: int, beside: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": row.name,
         "unit": row.unit,
+        "goal": row.goal,
         "floor": row.floor,
         "plain_seconds": spread([plain[0] for plain, _ in pairs]),
         "seconds": spread([ours[0] for _, ours in pairs]),
@@ -254,8 +320,12 @@ def in_turns(row: Row, turns: int, beside: bool) -> dict[str, Any]:
     }
     if beside:
         with neighbour():
-            found["beside_seconds"] = spread([row.ours()[0] for _ in range(turns)])
-        found["beside_multiple"] = found["beside_seconds"]["median"] / found["seconds"]["median"]
+            times = [(row.plain()[0], row.ours()[0]) for _ in range(turns)]
+        for at, side in enumerate(("plain_", "")):
+            spent = spread([pair[at] for pair in times])
+            found[f"{side}beside_seconds"] = spent
+            slower = spent["median"] / found[f"{side}seconds"]["median"]
+            found[f"{side}beside_multiple"] = slower
     return found
 
 
@@ -265,8 +335,8 @@ def starts(model: str) -> list[dict[str, Any]]:
     helps = [_first([*command, "--help"]) for _ in range(3)]
     begins = [_first([*command, "prune", model, "--dry-run"], stderr=True) for _ in range(3)]
     return [
-        {"name": "secateur --help", "unit": "s", "floor": 0.4, "seconds": spread(helps)},
-        {"name": "first line of prune", "unit": "s", "floor": 3.0, "seconds": spread(begins)},
+        {"name": "secateur --help", "unit": "s", "goal": 0.4, "seconds": spread(helps)},
+        {"name": "first line of prune", "unit": "s", "goal": 3.0, "seconds": spread(begins)},
     ]
 
 
@@ -291,17 +361,21 @@ def line(row: dict[str, Any]) -> str:
     value = row.get("multiple", row["seconds"])
     own = row.get("processor_multiple")
     processor = f"{own['median']:.2f}" if own else ""
-    beside = f"{row['beside_multiple']:.2f}" if "beside_multiple" in row else ""
+    beside = " / ".join(
+        f"{row[name]:.2f}" for name in ("beside_multiple", "plain_beside_multiple") if name in row
+    )
+    floor = f"{row['floor']:.2f}" if row.get("floor") else ""
     plain = f"{row['plain_seconds']['median']:.1f}" if "plain_seconds" in row else ""
     return (
         f"| {row['name']} | {row['unit']} | {value['median']:.2f} ({value['least']:.2f} to"
-        f" {value['most']:.2f}) | {processor} | {row['floor']} |"
+        f" {value['most']:.2f}) | {processor} | {floor} | {row['goal']} |"
         f" {row['seconds']['median']:.1f} | {plain} |"
         f" {beside} |"
     )
 
 
 def main() -> None:
+    as_the_program()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
@@ -312,18 +386,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    found: dict[str, Any] = {
+    measured = {
         "model": Path(options.model).name,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads,"
-        f" {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}",
-        "rows": {},
+        "machine": machine(),
+        "windows": options.windows,
     }
-    if options.out is not None and options.out.is_file():
-        found = json.loads(options.out.read_text())
+    found = continued(options.out, measured)
     print(
-        "| pass | unit | multiple | by processor | at most | seconds | plain | beside a neighbour |"
+        "| pass | unit | multiple | by processor | floor | goal | seconds | plain |"
+        " times slower beside a neighbour, ours / plain |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
         subject = None
         for name in options.only:

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import secateur
-from turns import RATIO, Clock, Time
+from turns import RATIO, Clock, Time, as_the_program, continued, machine
 
 LAYERS, TOKENS, LENGTH = (4, 8, 16), (8, 16, 32), 256
 PASSES: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ def bend(values: list[float], at: tuple[int, ...]) -> float:
     return values[1] / (values[0] + share * (values[2] - values[0])) - 1
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(rows: dict[str, Any], path: Path) -> None:
     """Two panels: seconds by layers, and by tokens."""
     import matplotlib
 
@@ -68,7 +68,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     labels = ("decoder layers", "calibration tokens")
     for panel, kind, title, label in zip(panels, ("layers", "tokens"), titles, labels, strict=True):
         for name in PASSES:
-            one = found[name][kind]
+            one = rows[name][kind]
             panel.plot(one["at"], one["seconds"], marker="o", label=name)
         panel.set(title=title, xlabel=label, ylabel="seconds", xlim=(0, None), ylim=(0, None))
         panel.grid(alpha=0.3)
@@ -77,6 +77,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
+    as_the_program()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("like")
     parser.add_argument("--turns", type=int, default=3)
@@ -84,10 +85,10 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    found = json.loads(options.out.read_text()) if options.out.is_file() else {}
+    found = continued(options.out, {"like": Path(options.like).name, "machine": machine()})
     with tempfile.TemporaryDirectory() as work:
         for name, settings in PASSES.items():
-            if name in found:
+            if name in found["rows"]:
                 continue
             row: dict[str, Any] = {}
             for kind, at in (("layers", LAYERS), ("tokens", TOKENS)):
@@ -100,10 +101,10 @@ def main() -> None:
                 places = at if kind == "layers" else tuple(n * LENGTH for n in at)
                 row[kind] = {"at": places, "seconds": least, "bend": bend(least, at)}
                 print(name, kind, [round(s, 2) for s in least], f"{row[kind]['bend']:+.1%}")
-            found[name] = row
+            found["rows"][name] = row
             options.out.write_text(json.dumps(found, indent=1) + "\n")
     if options.picture:
-        draw(found, options.picture)
+        draw(found["rows"], options.picture)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from secateur.pipeline.training import make_trainer
 from secateur.pipeline.training_data import TrainingData, read_data
 
 # A step may take so many times the student's own forward and backward.
-FLOOR = 1.15
+GOAL = 1.15
 
 
 def plain(trainer: Any, student: Student, step: int) -> None:
@@ -100,7 +100,7 @@ def measured(folder: str, data: str, *, repeats: int = 3, **settings: Any) -> di
         "spread": max(of_clock) - min(of_clock),
         "cpu_multiple": statistics.median(of_cpu),
         "cpu_spread": max(of_cpu) - min(of_cpu),
-        "floor": FLOOR,
+        "goal": GOAL,
         "save": {"seconds": saving, "bytes": size},
     }
 

@@ -1,5 +1,8 @@
 """What timed benchmarks share: a clock that begins with the first stage, spreads, a neighbour."""
 
+import json
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -8,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import secateur
 from secateur.progress import Quiet
+from secateur_command import let_threads_sleep
 
 # Seconds by the clock and of the processor.
 Time = tuple[float, float]
@@ -44,6 +49,20 @@ class Clock(Quiet):
         return since(clock.began or now())
 
 
+def as_the_program() -> None:
+    """Begin this script anew if its threads do not wait as those of the program `secateur` do."""
+    waits = dict(os.environ)
+    let_threads_sleep()
+    if dict(os.environ) != waits:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def machine() -> str:
+    """What computes."""
+    processor = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processor}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
 def now() -> Time:
     """The clocks."""
     return time.perf_counter(), time.process_time()
@@ -71,6 +90,20 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, least and most."""
     ordered = sorted(values)
     return {"median": ordered[len(ordered) // 2], "least": ordered[0], "most": ordered[-1]}
+
+
+def continued(out: Path | None, measured: dict[str, Any]) -> dict[str, Any]:
+    """What `out` has already of what is `measured`: the latter, with its rows by name.
+
+    Raises:
+        SystemExit: the file is of something else.
+    """
+    if out is None or not out.is_file():
+        return {**measured, "rows": {}}
+    found: dict[str, Any] = json.loads(out.read_text())
+    if {**found, "rows": {}} != {**measured, "rows": {}}:
+        raise SystemExit(f"{out} is of another model, machine or setting; give another --out.")
+    return found
 
 
 @contextmanager
