@@ -212,7 +212,9 @@ def distil(subject: Subject) -> Row:
             **subject.machine(),
         )
 
-    needed = (1 + 3 * (1 - RATIO)) * shape.forward(tokens, head=True)
+    # the teacher; the student and the gradients of its inputs; those of the consumers alone
+    whole = (1 + 2 * (1 - RATIO)) * shape.forward(tokens, head=True)
+    needed = whole + (1 - RATIO) * 2 * tokens.numel() * shape.consumers
     return Row(ours, tokens, needed, subject.options.resident)
 
 

@@ -56,6 +56,12 @@ class Shape:
         return self.layers * sum(rows * columns for rows, columns in shapes)
 
     @property
+    def consumers(self) -> int:
+        """Those of them that are consumers'."""
+        queries = self.layer["self_attn.o_proj.weight"][1]
+        return self.layers * self.hidden * (queries + self.mlp)
+
+    @property
     def bytes(self) -> int:
         """Of the whole model in bf16."""
         return 2 * (self.linears + 2 * self.vocabulary * self.hidden)

@@ -23,7 +23,7 @@ from turns import RATIO, Clock, Time, as_the_program, continued, machine
 LAYERS, TOKENS, LENGTH = (4, 8, 16), (8, 16, 32), 256
 PASSES: dict[str, dict[str, Any]] = {
     "flap": {"method": "flap"},
-    "llm-pruner": {"method": "llm-pruner", "layers": "all"},
+    "llm-pruner": {"method": "llm-pruner"},
     "saap": {"method": "saap"},
     "refit": {"method": "magnitude", "repair": "refit"},
 }
@@ -45,7 +45,9 @@ def timed(folder: Path, windows: int, settings: dict[str, Any]) -> Time:
     generator = torch.Generator().manual_seed(0)
     vocabulary = transformers.AutoConfig.from_pretrained(folder).vocab_size
     tokens = torch.randint(vocabulary, (windows, LENGTH), generator=generator)
-    given = {"ratio": RATIO, "calibration": tokens, "evaluate": "none", **settings}
+    layers = f"0-{int(folder.name) - 1}"  # LLM-Pruner's would be a share of them, rounded
+    given = {"ratio": RATIO, "calibration": tokens, "evaluate": "none", "layers": layers}
+    given |= settings
     dry = "repair" not in settings  # a repair is a part of what is written
     return Clock.of(lambda clock: secateur.prune(folder, dry_run=dry, progress=clock, **given))
 

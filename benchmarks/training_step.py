@@ -101,7 +101,8 @@ def measured(folder: str, data: str, *, repeats: int = 3, **settings: Any) -> di
         "cpu_multiple": statistics.median(of_cpu),
         "cpu_spread": max(of_cpu) - min(of_cpu),
         "goal": GOAL,
-        "save": {"seconds": saving, "bytes": size},
+        # nothing is saved where that is not worth it
+        "save": {"seconds": saving, "bytes": size} if size else None,
     }
 
 

@@ -40,14 +40,23 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 class Room:
     """What hidden states may take of the memory of `device`: `gib`, or what is free less a margin.
 
-    All sets of hidden states of a run share it, whichever pass they belong to. `promised` is what
-    others are going to take: weights that stay on the device and were not read yet.
+    All sets of hidden states of a run share it, whichever pass they belong to.
     """
 
     def __init__(self, device: torch.device, gib: float | None = None) -> None:
-        self.device, self.promised = device, 0
+        self.device = device
+        self._promises: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
         self._allowed = None if gib is None else int(min(gib, 2**20) * 2**30)
         self._taken = 0
+
+    @property
+    def promised(self) -> int:
+        """What others are going to take: weights that stay on the device and were not read yet."""
+        return sum(self._promises.values())
+
+    def promise(self, owner: object, size: int) -> None:
+        """Leave `size` bytes to what `owner` is going to put there, for as long as it lives."""
+        self._promises[owner] = size
 
     @property
     def left(self) -> int:

@@ -22,7 +22,12 @@ TENSORS = {
 }
 
 
-def test_files_are_what_safetensors_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece", [1, 16, 2**28])
+def test_files_are_what_safetensors_reads(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written in pieces of so many bytes."""
+    monkeypatch.setattr("secateur.checkpoint.kept._PIECE", piece)
     write_tensors(tmp_path / "some.safetensors", TENSORS, {"one": [1, "two"]})
     with safe_open(tmp_path / "some.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(TENSORS)

@@ -23,9 +23,9 @@ from secateur.cli.screen import Screen, table
 from secateur.errors import SecateurError
 from secateur.progress import Lines
 from secateur.recovery import forget_other, read_state
-from secateur_command import let_threads_sleep
 from secateur.report import checked_blend, plan_difference, write_comparison
 from secateur.report.comparison import Trial, best_of, page
+from secateur_command import let_threads_sleep
 
 Said = Callable[..., str]
 ODD = "[v2]model [/x] [bold]\x1b[31m"

@@ -212,6 +212,8 @@ def test_bos_is_never_what_is_predicted() -> None:
     found = perplexity(source, windows, batch=3, begin=(1,))
     assert found.tokens == len(told) == 4 * 11 - 1
     assert math.isclose(found.value, math.exp(float(told.mean())), rel_tol=1e-5)
+    alone = torch.cat([windows[:1], torch.ones_like(windows[:1])])  # in a batch of its own
+    assert perplexity(source, alone, batch=1, begin=(1,)).tokens == 11
     examples = Examples.of_windows(windows, (1,))
     assert torch.equal(examples.labels == IGNORED, windows == 1)
     assert examples.tokens == found.tokens

@@ -408,6 +408,16 @@ def test_activations_that_overflow_are_named_by_layer_and_tensor(
     assert_refused("prune", model, *calibrated, "--out", tmp_path / "small", says=words)
 
 
+def test_a_repair_names_where_it_overflows(
+    model: Path, calibrated: list[str], tmp_path: Path, assert_refused: Callable[..., str]
+) -> None:
+    """No pass before it has seen a token."""
+    filled(1e30, "model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight")(model)
+    own = ("--method", "magnitude", "--repair", "refit")
+    words = [r"NaN or infinity in .*layers?[. ]1", "--dtype float32"]
+    assert_refused("prune", model, *own, *calibrated, "--out", tmp_path / "small", says=words)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

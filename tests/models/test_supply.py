@@ -1,6 +1,8 @@
 """Weights on their way: read once where they stay, read ahead in the order of the walk."""
 
+import gc
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -193,6 +195,27 @@ def test_weights_that_stay_have_their_room(tokens: Tensor) -> None:
     with model.source.back():
         pass
     assert room.promised == 0
+
+
+def test_weights_that_nobody_reads_any_more_have_no_room() -> None:
+    room = Room(CPU)
+    model = Counted(resident="yes", room=room)
+    del model
+    gc.collect()
+    assert room.promised == 0
+
+
+def test_weights_that_stayed_are_let_go_and_read_again(tokens: Tensor) -> None:
+    room = Room(CPU)
+    model = Counted(resident="yes", room=room)
+    before = model.statistics(tokens)
+    kept = [weakref.ref(parameter) for parameter in model.source.supply._kept.values()]
+    model.source.supply.let_go()
+    gc.collect()
+    assert {one() for one in kept} == {None}
+    assert room.promised == 0
+    assert all(map(torch.equal, before, model.statistics(tokens)))
+    assert set(model.read.values()) == {2}
 
 
 def test_device_memory_on_a_cpu_is_none() -> None:

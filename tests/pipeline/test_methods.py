@@ -7,11 +7,13 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import secateur
 from conftest import EVERY_FAMILY_SLOWLY, tiny_model, tiny_tokenizer
@@ -84,12 +86,29 @@ def test_the_middle_layers_alone_lose_units() -> None:
     assert layers_of(structure, named) == (0, 1, 2, 3)
 
 
-@pytest.mark.parametrize("variant", ["qwen2-gqa", "gpt2", "mixtral", "qwen3_moe"])
+def _jetmoe() -> Any:
+    """Experts that are stacked in a tensor called `weight`; nobody declared the family."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_key_value_heads": 2}
+        own = {"kv_channels": 8, "intermediate_size": 24, "num_local_experts": 4}
+        config = transformers.JetMoeConfig(
+            vocab_size=128, max_position_embeddings=64, **sizes, **own
+        )
+        return transformers.JetMoeForCausalLM(config).eval()
+
+
+MADE = {
+    name: partial(tiny_model, name) for name in ("qwen2-gqa", "gpt2", "mixtral", "qwen3_moe")
+} | {"jetmoe": _jetmoe}
+
+
+@pytest.mark.parametrize("made", MADE)
 def test_masked_losses_are_those_of_masked_models(
-    variant: str, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    made: str, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Probes of one layer, of two, of none; batches of one window, of two probes, of all."""
-    opened = open_model(tiny_model(variant))
+    opened = open_model(MADE[made]())
     axes = opened.structure.axes
     generator = torch.Generator().manual_seed(0)
     masks = {axis: torch.rand(5, axis.units, generator=generator) < 0.3 for axis in axes}
@@ -102,7 +121,7 @@ def test_masked_losses_are_those_of_masked_models(
         monkeypatch.setattr("secateur.pipeline.probing._TOKENS", batch * tokens.shape[1])
         walk = Walk(opened.streamed(device="cpu"), tokens, batch=min(batch, len(tokens)))
         got = masked_losses(walk, masks)
-        assert got.tolist() == pytest.approx(_masked_by_hand(variant, tokens, masks), rel=1e-5)
+        assert got.tolist() == pytest.approx(_masked_by_hand(MADE[made], tokens, masks), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +143,10 @@ def test_a_fusion_asks_on_a_few_tokens_of_long_windows(
     assert torch.equal(few, ids[: expected[0], : expected[1]])
 
 
-def _masked_by_hand(variant: str, tokens: torch.Tensor, masks: Any) -> list[float]:
+def _masked_by_hand(made: Callable[[], Any], tokens: torch.Tensor, masks: Any) -> list[float]:
     losses = []
     for probe in range(5):
-        other = tiny_model(variant)
+        other = made()
         for axis, mask in masks.items():
             module = other.get_submodule(axis.consumer.module)
             rows = getattr(module, axis.consumer.parameter).data
@@ -142,6 +161,20 @@ def _masked_by_hand(variant: str, tokens: torch.Tensor, masks: Any) -> list[floa
         expected = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
         losses.append(expected.item())
     return losses
+
+
+@pytest.mark.parametrize("method", ["flap", "saap", "hywia"])
+def test_experts_that_are_stacked_as_a_weight_are_cut_as_others_are(
+    method: str, tokens: torch.Tensor
+) -> None:
+    """Scores, probes and refit (which leaves experts as they are) of a family of its own."""
+    dense = _jetmoe()
+    settings: dict[str, Any] = {"calibration": tokens, "evaluate": "none", "repair": "refit"}
+    result = secateur.prune(dense, method=method, ratio=0.3, align=1, **settings)
+    small = result.load()
+    with torch.no_grad():
+        assert small(tokens).logits.isfinite().all()
+    assert small.num_parameters() < dense.num_parameters()
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """What a training step sees and makes smaller, and the loop: cut short, it goes on the same."""
 
 import json
+import math
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +18,11 @@ from secateur.config import make_recover_config
 from secateur.data import IGNORED, Examples, instruction_examples, is_instructions
 from secateur.errors import SecateurError
 from secateur.models import open_model
+from secateur.pipeline.training import _recomputes
 from secateur.pipeline.training_data import read_data
 from secateur.progress import telling
 from secateur.recovery import (
+    TOKENS_AT_ONCE,
     Batch,
     CachedDistillation,
     FullDistillation,
@@ -196,15 +200,49 @@ def test_the_rate_rises_and_then_falls_to_nothing() -> None:
     assert factors[4:] == pytest.approx([1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
 
-def test_how_many_examples_go_at_once_does_not_matter() -> None:
+@pytest.mark.parametrize("uneven", [False, True])
+def test_how_many_examples_go_at_once_does_not_matter(uneven: bool) -> None:
+    """However many labels each has; one has none."""
     found = []
-    for micro in (1, 2, 5):
+    for micro in (1, 2, 5, None):
         made, plain = trainer(micro=micro, steps=3)
+        if uneven:
+            labels = made._data.ids.clone()
+            for row, told in enumerate(labels):
+                told[: row % 8 * 2 + 2] = IGNORED
+            made._data = Examples(made._data.ids, labels)
         made.run()
         found.append(plain.tensors())
     for other in found[1:]:
         for name, tensor in found[0].items():
             assert torch.allclose(tensor, other[name], rtol=0, atol=1e-5)
+
+
+def test_what_layers_keep_is_told_for_as_much_as_goes_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = {micro: trainer(micro=micro)[0].kept_bytes() for micro in (1, 4, None)}
+    assert kept[4] == 4 * kept[1] > 0
+    assert kept[None] == kept[1] * TOKENS_AT_ONCE / 16
+
+    def out_of_memory(*_: Any) -> int:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("secateur.recovery.trainer.kept_bytes", out_of_memory)
+    assert trainer(micro=1)[0].kept_bytes() == math.inf
+
+
+def test_layers_run_again_where_what_they_keep_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student: Any = SimpleNamespace(
+        config=SimpleNamespace(recompute="auto"), device=torch.device("cuda")
+    )
+    made, _ = trainer(micro=1)
+    kept, to_come = made.kept_bytes(), 3 * sum(p.nbytes for p in made.parameters)
+    for free, again in ((to_come + kept, True), (to_come + 2 * kept, False)):
+        monkeypatch.setattr("secateur.pipeline.training.free_bytes", lambda _, free=free: free)
+        assert _recomputes(student, made) is again
 
 
 class Reads(TorchDispatchMode):

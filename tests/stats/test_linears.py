@@ -9,7 +9,7 @@ from conftest import tiny_model
 from secateur.models import open_model
 from secateur.stats import Walk, collect_gradients
 from secateur.stats.finite import Finite
-from secateur.stats.linears import Linear, watched
+from secateur.stats.linears import Linear, tapped
 from secateur.stats.products import Weight
 from secateur.stats.taylor import Taylor
 from secateur.structure import Axis, Blocks, Member
@@ -26,7 +26,7 @@ def test_an_output_that_is_changed_in_place_is_told_as_it_was() -> None:
     weight = Weight(linear.weight, [(taylor, member)], 1.0, WINDOWS)
     inputs, by_output = torch.randn(WINDOWS, TOKENS, FAN), torch.randn(WINDOWS, TOKENS, UNITS)
     leaf = inputs.clone().requires_grad_()
-    with watched([Linear(linear, weight, None)], (WINDOWS, TOKENS), Finite(), check=True) as plain:
+    with tapped([Linear(linear, weight, None)], (WINDOWS, TOKENS), Finite(), check=True) as plain:
         output = linear(leaf)
         output.add_(1)
         assert plain()
@@ -41,7 +41,7 @@ def test_an_output_that_is_changed_in_place_is_told_as_it_was() -> None:
 def test_a_linear_that_is_not_called_once_is_not_plain(calls: int) -> None:
     linear = torch.nn.Linear(FAN, FAN).requires_grad_(False)
     hidden = torch.randn(WINDOWS, TOKENS, FAN)
-    with watched([Linear(linear, None, None)], (WINDOWS, TOKENS), Finite(), check=True) as plain:
+    with tapped([Linear(linear, None, None)], (WINDOWS, TOKENS), Finite(), check=True) as plain:
         for _ in range(calls):
             hidden = linear(hidden.requires_grad_())
         assert plain() == (calls == 1)
@@ -52,7 +52,7 @@ def test_a_linear_that_is_given_some_of_the_tokens_is_not_plain(tokens: int) -> 
     """An expert, though its tokens may divide by the windows."""
     linear = torch.nn.Linear(FAN, FAN).requires_grad_(False)
     hidden = torch.randn(WINDOWS * TOKENS, FAN).requires_grad_()
-    with watched([Linear(linear, None, None)], (WINDOWS, TOKENS), Finite(), check=True) as plain:
+    with tapped([Linear(linear, None, None)], (WINDOWS, TOKENS), Finite(), check=True) as plain:
         linear(hidden[:tokens])
         assert plain() == (tokens == len(hidden))
 
@@ -65,9 +65,9 @@ def test_a_bounded_number_of_tokens_goes_down_at_once(
 
     def counted(chosen: Any, shape: tuple[int, int], *args: Any, **kwargs: Any) -> Any:
         seen.append(shape[0])
-        return watched(chosen, shape, *args, **kwargs)
+        return tapped(chosen, shape, *args, **kwargs)
 
-    monkeypatch.setattr("secateur.stats.gradients.watched", counted)
+    monkeypatch.setattr("secateur.stats.gradients.tapped", counted)
     monkeypatch.setattr("secateur.stats.gradients._TOKENS", at_once * tokens.shape[1])
     opened = open_model(tiny_model())
     walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)

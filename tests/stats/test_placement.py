@@ -82,7 +82,7 @@ def test_by_default_the_room_is_what_is_free_less_a_margin(monkeypatch: pytest.M
     monkeypatch.setattr(device_memory, "margin_bytes", lambda device: 30)
     room = Room(META)
     assert room.left == 70
-    room.promised = 50  # weights that are to stay
+    room.promise(room, 50)  # weights that are to stay
     assert room.left == 20
 
 

@@ -1,5 +1,6 @@
 """Sums of products of a weight and its gradients against the definitions in fp64."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,38 @@ def test_sums_equal_the_definitions_whatever_the_blocks(
     assert found.keys() == expected.keys()
     for name, wanted in expected.items():
         torch.testing.assert_close(found[name].double(), wanted, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dims", [(0, 1), (0, 2), (0,), (2,)])
+@pytest.mark.parametrize("values", [1, 40, 2**18])
+def test_stacks_of_matrices_go_by_rows_of_one(
+    values: int, dims: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts that share a tensor: channels of each, whole experts, channels of all."""
+    monkeypatch.setattr(blocks, "_VALUES", values)
+    shape = (UNITS, WIDTH * UNITS, UNITS * 2)
+    generator = torch.Generator().manual_seed(0)
+    weight, gradients = (torch.randn(*n, *shape, generator=generator) for n in ((), (WINDOWS,)))
+    size = math.prod(shape[dim] for dim in dims)
+    member = Member(
+        "layers.0.experts", "up", dims, Blocks(0, size // UNITS, size // UNITS), "producer"
+    )
+    taylor = Taylor(axis(member), NEEDS, WINDOWS, torch.device("cpu"))
+    made = Weight(torch.nn.Parameter(weight), [(taylor, member)], SCALE, WINDOWS)
+    made.add([gradients.clone()], Finite())
+    taylor.end_windows()
+    made.end()
+    p = weight.double() * gradients.double() * SCALE
+    others = [dim for dim in range(3) if dim not in dims]
+    expected = {
+        "per_sample_first": p.abs().mean(0).sum(dim=others),
+        "batch_first": p.mean(0).abs().sum(dim=others),
+        "batch_mixed": (p.mean(0) - p.square().mean(0) / 2).abs().sum(dim=others),
+    }
+    found = taylor.finished()
+    for name, wanted in expected.items():
+        got = found[name].double().flatten()
+        torch.testing.assert_close(got, wanted.flatten(), rtol=2e-6, atol=1e-6)
 
 
 def test_members_of_two_axes_each_get_their_slice() -> None:

@@ -94,6 +94,34 @@ def test_a_fit_without_damping_of_inputs_that_all_but_depend_on_others_is_doubte
     assert refit(sums_of(inputs, residual, torch.float64), 0.0).doubt < TOLERANCE
 
 
+@pytest.mark.parametrize(("precision", "bits"), [("high", 11), ("medium", 8)])
+def test_products_that_torch_may_round_are_doubted_by_so_much(precision: str, bits: int) -> None:
+    inputs = hostile("means")
+    residual = residual_of(inputs)
+    exact = sums_of(inputs, residual, torch.float32).noise
+    torch.set_float32_matmul_precision(precision)
+    try:
+        rounded = sums_of(inputs, residual, torch.float32).noise
+        double = sums_of(inputs, residual, torch.float64).noise
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert rounded / exact == pytest.approx(2.0 ** (23 - bits), rel=0.1)
+    assert double < exact
+
+
+def test_tokens_are_added_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = hostile("means")
+    residual = residual_of(inputs)
+    whole = sums_of(inputs, residual, torch.float64)
+    monkeypatch.setattr("secateur.surgery.normal._TOKENS", 37)
+    sums = Sums(WIDTH, OUTPUTS, dtype=torch.float64)
+    sums.update(inputs, residual)
+    assert len(sums._buffer) == 37
+    parts = sums.normal()
+    for name in ("mean", "left", "spread", "shared"):
+        assert torch.allclose(getattr(parts, name), getattr(whole, name), rtol=1e-9), name
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_damping_chosen_is_that_of_fp64(kind: str) -> None:
     inputs = hostile(kind)

@@ -16,7 +16,7 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from .view import OnDemand
 from .weights import DTYPES
 
 STATES, END, PARTIAL = "states.safetensors", "end.safetensors", "partial-"
+# Bytes of a tensor that are written, and brought from a device, at a time.
+_PIECE = 2**28
 _LAYER = re.compile(r"layer-(\d{1,6})\.safetensors")
 # Keeping states takes at most this share of the time, once it has taken a second in all.
 _SHARE, _FREE = 0.1, 1.0
@@ -195,12 +197,12 @@ def damaged(path: Path) -> SecateurError:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None:
-    """Write one safetensors file, no tensor copied, and `value` as JSON into its metadata.
+    """Write one safetensors file, no tensor copied whole, and `value` as JSON into its metadata.
 
     Raises:
         OSError: it cannot be written.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     total = _total(path)
     sums = {name: [total(one), str(one.dtype), list(one.shape)] for name, one in plain.items()}
     about = json.dumps({"value": value, "sums": sums})
@@ -210,7 +212,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None
         with partial.open("wb") as file:
             file.write(raw)
             for tensor in plain.values():
-                file.write(_bytes(tensor).numpy().data)
+                for piece in _pieces(tensor):
+                    file.write(piece)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -244,7 +247,10 @@ def checksum(tensor: Tensor) -> int:
 
 
 def _crc(tensor: Tensor) -> int:
-    return zlib.crc32(_bytes(tensor).numpy().data)
+    total = 0
+    for piece in _pieces(tensor):
+        total = zlib.crc32(piece, total)
+    return total
 
 
 def _total(path: Path) -> Callable[[Tensor], int]:
@@ -254,6 +260,12 @@ def _total(path: Path) -> Callable[[Tensor], int]:
 
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.flatten().view(torch.uint8)
+
+
+def _pieces(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor, on a device or not, some at a time."""
+    for piece in _bytes(tensor).split(_PIECE):
+        yield piece.cpu().numpy().data
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:

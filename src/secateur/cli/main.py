@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None, *, started: float | None = None
     if started is not None:
         words = sys.argv[1:] if arguments is None else arguments
         asks_help = any(word in ("-h", "--help", "--help-all") for word in words)
-        count_from(started, reads=not asks_help and any(word in _READING for word in words[:1]))
+        count_from(started, reads=not asks_help and next(iter(words), None) in _READING)
     code = run(arguments)
     try:
         sys.stdout.flush()

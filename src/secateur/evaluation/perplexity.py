@@ -91,8 +91,8 @@ def perplexities(
     if left:
         ways = [Way(o.walk, o.kept, {"hidden": o.walk.embed(o.kept)}) for o in left]
         for steps in side_by_side(ways, range(len(source)), stage=stage):
-            for step in steps:
-                step.run(next(way for way in ways if way.walk is step.walk).states["hidden"])
+            for way, step in steps:
+                step.run(way.states["hidden"])
         with source.back() as logits_of:
             for one, way in zip(left, ways, strict=True):
                 one.kept.end(value=one.summed(logits_of, way.states["hidden"]))
@@ -123,6 +123,8 @@ class _Asked:
         total = torch.zeros((), dtype=torch.float64, device=device)
         for windows in self.walk.batches:
             told = self.predicted[windows]
+            if not told.any():
+                continue
             chosen = sent(told.flatten().nonzero().flatten(), device)
             hidden = states[windows].to(device)[:, :-1].flatten(0, 1)[chosen]
             losses = each_loss(logits_of, hidden, self.walk.tokens[windows][:, 1:][told])

@@ -34,8 +34,7 @@ def stays(asked: str, device: torch.device, size: int) -> bool:
 class Supply:
     """The tensors of `weights` by name as parameters on the device of `room`, in `dtype`.
 
-    What it `keeps`, `size` bytes in all, is read once. Layers are read `ahead` on a GPU alone,
-    unless that is said.
+    What it `keeps`, `size` bytes in all, is read once. Layers are read `ahead` on a GPU alone.
     """
 
     def __init__(
@@ -46,7 +45,6 @@ class Supply:
         *,
         keeps: bool,
         size: int,
-        ahead: bool | None = None,
     ) -> None:
         self._weights, self._dtype, self._room = weights, dtype, room
         self.keeps = keeps
@@ -54,9 +52,9 @@ class Supply:
         self._ready: dict[str, Tensor] = {}
         on_gpu = room.device.type == "cuda"
         self._stream = torch.cuda.Stream(room.device) if on_gpu else None
-        self.ahead = Ahead() if ahead or (ahead is None and on_gpu) else None
-        if keeps:
-            room.promised += size
+        self.ahead = Ahead() if on_gpu else None
+        self._to_come = size if keeps else 0
+        room.promise(self, self._to_come)
 
     def parameter(self, name: str) -> nn.Parameter:
         """The tensor `name`.
@@ -72,7 +70,8 @@ class Supply:
         parameter = nn.Parameter(tensor, requires_grad=False)
         if self.keeps:
             self._kept[name] = parameter
-            self._room.promised -= tensor.numel() * tensor.element_size()
+            self._to_come -= tensor.numel() * tensor.element_size()
+            self._room.promise(self, self._to_come)
         return parameter
 
     def expect(self, layer: int, names: Sequence[str]) -> None:
@@ -86,6 +85,12 @@ class Supply:
         if self.ahead is not None:
             self.ahead.leave_off()
         self._ready = {}
+
+    def let_go(self) -> None:
+        """Nothing stays: what was read is read again when it is asked for."""
+        self.keeps, self._to_come = False, 0
+        self._kept.clear()
+        self._room.promise(self, 0)
 
     def arrive(self, layer: int) -> None:
         """What was read ahead of a layer is to be its parameters.

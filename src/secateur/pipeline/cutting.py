@@ -106,7 +106,7 @@ def added_biases(
     for axis in structure.axes if chosen.statistics else ():
         removed, consumer = plan.removed_tensor(axis), axis.consumer
         # Experts have no module of their own that could take a bias.
-        if len(removed) and consumer.parameter == "weight":
+        if len(removed) and consumer.linear:
             order = consumer.blocks.indices(torch.arange(axis.units))[removed]
             given = {name: statistics[axis.name][name][order] for name in chosen.statistics}
             if "weight" in chosen.needs:

@@ -61,7 +61,7 @@ def _first_masked(masks: Masks, layers: int) -> Int64[Tensor, " probe"]:
 
 def _batch(walk: Walk, masks: Masks) -> int | None:
     """How many windows go at once; None: as many as a probe has."""
-    modules = all(member.parameter == "weight" for axis in masks for member in axis.consumers)
+    modules = all(member.linear for axis in masks for member in axis.consumers)
     return max(_TOKENS // walk.tokens.shape[1], 1) if modules else None
 
 
@@ -104,7 +104,7 @@ def _masked(step: LayerStep, masks: Masks, probes: Int64[Tensor, " window"]) -> 
         own = mask[probes.clamp(min=0)] & (probes >= 0)[:, None]
         for member in axis.consumers if own.any() else ():
             module = find(step.module, member.module, axis.layer)
-            if member.parameter != "weight":
+            if not member.linear:
                 whole = module.get_parameter(member.parameter).detach()
                 masked = member.masked(whole, own[0].nonzero().flatten())
                 experts[module, member.parameter] = nn.Parameter(masked, requires_grad=False)

@@ -238,6 +238,7 @@ def _recovered(
         what = "too little text" if len(data.text.text.ids) else "instructions alone, and no text"
         note(f"there is {what} to take perplexity on; name one: --evaluate FILE.txt")
     before = _perplexities(student, data, student.source, "before")
+    student.source.supply.let_go()  # the whole model takes the room
     trained = train(student, data, state, known_by, anew=anew, adapter=adapter)
     small = streamed(
         trained.form, student.opened, student.source, known_by, str(trained.outcome.checks)

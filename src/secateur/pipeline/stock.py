@@ -43,7 +43,7 @@ def _mended(opened: OpenModel, structure: Structure, plan: Plan, repair: str) ->
     deep = any(axis.granularity in WHOLE and plan.removed(axis) for axis in structure.axes)
     whole = with_consumers(structure, opened.structures) if deep else structure
     for axis in whole.axes:
-        linear = not axis.of and axis.layer >= 0 and axis.consumer.parameter == "weight"
+        linear = not axis.of and axis.layer >= 0 and axis.consumer.linear
         if linear and (deep or plan.removed(axis)):
             yield axis.consumer
 

@@ -26,7 +26,7 @@ def adaptable(opened: OpenModel, config: RecoverConfig) -> tuple[str, ...]:
     # of all granularities: where one KV group is left, keys and values are in no unit that prune
     # takes by default
     axes = [axis for axis in opened.structures.axes if axis.kind in ("attention", "mlp")]
-    modules = {m.module for axis in axes for m in axis.members if m.parameter == "weight"}
+    modules = {m.module for axis in axes for m in axis.members if m.linear}
     kinds = {
         path: type(module).__name__
         for path, module in opened.skeleton.named_modules()
@@ -44,7 +44,7 @@ def adaptable(opened: OpenModel, config: RecoverConfig) -> tuple[str, ...]:
             f"{turned[0]} is a Conv1D, and only plain linears are quantised by group.\n"
             "Type --recipe lora or --recipe distil."
         )
-    if any(m.parameter != "weight" for axis in axes for m in axis.consumers):
+    if any(not m.linear for axis in axes for m in axis.consumers):
         note(f"experts are left as they are: {config.trained} adapts plain linears")
     return tuple(kinds)
 

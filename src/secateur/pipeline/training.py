@@ -19,7 +19,6 @@ from ..export import Form, pruned_form, with_around
 from ..progress import note
 from ..recovery import (
     STATE_FORMAT,
-    TOKENS_AT_ONCE,
     CachedDistillation,
     FullDistillation,
     Groupwise,
@@ -30,7 +29,6 @@ from ..recovery import (
     Trainer,
     fits,
     forget_other,
-    kept_bytes,
     narrowed,
     next_token,
     read_state,
@@ -142,20 +140,17 @@ def make_trainer(
         fingerprint=known_by,
         anew=anew,
     )
-    if _recomputes(student, data, trainer):
+    if _recomputes(student, trainer):
         recomputed(model.get_submodule(student.opened.family.layers))
     return trained, trainer
 
 
-def _recomputes(student: Student, data: TrainingData, trainer: Trainer) -> bool:
+def _recomputes(student: Student, trainer: Trainer) -> bool:
     """Whether the layers keep nothing for the way back: as the settings say, or if it won't fit."""
     asked, device = student.config.recompute, student.device
     if asked != "auto" or device.type != "cuda":
         return asked == "always"
-    length = data.examples.ids.shape[1]
-    one = kept_bytes(trainer.halves, data.examples.ids[:1].to(device))
-    at_once = one * max(trainer.micro or TOKENS_AT_ONCE // length, 1)
-    if fits(at_once, trainer.parameters, free_bytes(device)):
+    if fits(trainer.kept_bytes(), trainer.parameters, free_bytes(device)):
         return False
     note("layers run again on the way back: what they keep does not fit (--recompute)")
     return True

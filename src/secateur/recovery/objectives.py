@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..checkpoint import checksum, damaged
 from ..stats import Activations, Walk
+from ..stats.loss import in_pieces
 from .batch import Batch
 from .halves import Halves
 from .picked import picked_logs
@@ -97,11 +98,17 @@ class CachedDistillation:
             step.run(states)
         with walk.source.back() as logits_of:
             for windows in walk.batches:
-                for row in range(windows.start, windows.stop):
-                    logits = logits_of(states[row : row + 1][:, :-1])[0].float()
-                    logs, tokens = torch.log_softmax(logits, dim=-1).topk(top, dim=-1)
-                    self._tokens[row : row + 1] = tokens[None].int()
-                    self._logs[row : row + 1] = logs[None].half()
+                hidden, targets = states[windows][:, :-1], walk.tokens[windows][:, 1:]
+                found = [
+                    torch.log_softmax(logits, dim=-1, dtype=torch.float32).topk(top, dim=-1)
+                    for _, logits, _ in in_pieces(
+                        logits_of, hidden.flatten(0, 1), targets.flatten()
+                    )
+                ]
+                logs, tokens = map(torch.cat, zip(*found, strict=True))
+                shape = (*hidden.shape[:2], top)
+                self._tokens[windows] = tokens.int().view(shape)
+                self._logs[windows] = logs.half().view(shape)
         self._pass.end(value=self._sums())
 
     def _sums(self) -> list[int]:

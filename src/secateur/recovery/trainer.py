@@ -27,16 +27,19 @@ from torch import Tensor, nn
 from ..data import Examples
 from ..errors import SecateurError
 from ..progress import note, status, track
-from .batch import Batch, micro_batches
+from .batch import TOKENS_AT_ONCE, Batch, micro_batches
 from .earlier import MOMENTS, Check, Earlier, Outcome
 from .halves import Halves
 from .objectives import Objective
 from .passes import backward, loss_of
 from .plain_weights import relative_rate
+from .recompute import kept_bytes
 from .saving import Saving
 from .state import State, damaged, forget, read_state
 
 CHECKS = 10
+# Steps after which the state is saved at the latest, and the largest norm of a gradient.
+_SAVE_EVERY, _CLIP = 25, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,6 @@ class Schedule:
     warmup: int
     seed: int
     patience: int = 4
-    clip: float = 1.0
-    save_every: int = 25
 
     @property
     def check_every(self) -> int:
@@ -130,14 +131,22 @@ class Trainer:
         return self._schedule.steps
 
     @property
-    def micro(self) -> int | None:
-        """How many examples go through the model at once, if that is given."""
-        return self._schedule.micro
-
-    @property
     def parameters(self) -> Sequence[nn.Parameter]:
         """What is trained."""
         return tuple(self._parameters.values())
+
+    def kept_bytes(self) -> float:
+        """Bytes that layers keep for the way back of as much as goes through the model at once.
+
+        Asked of one example; infinite where that is too much already.
+        """
+        ids, micro = self._data.ids[:1].to(self._device), self._schedule.micro
+        at_once = micro * ids.numel() if micro else max(TOKENS_AT_ONCE, ids.numel())
+        try:
+            with torch.random.fork_rng(devices=self._cuda), self._dropping():
+                return kept_bytes(self.halves, ids) * at_once / ids.numel()
+        except torch.OutOfMemoryError:
+            return math.inf
 
     def run(self) -> Outcome:
         """Train; the parameters hold the best state afterwards.
@@ -159,7 +168,7 @@ class Trainer:
             checked = done % self._schedule.check_every == 0 or done == self._schedule.steps
             if checked and self._outcome.stopped is None:
                 self._check(done)
-            if checked or done % self._schedule.save_every == 0:
+            if checked or done % _SAVE_EVERY == 0:
                 self._save()
         self._outcome.seconds = time.monotonic() - started
         for name, parameter in self._named():
@@ -183,9 +192,9 @@ class Trainer:
             what = "loss" if not math.isfinite(total) else "gradient"
             self._outcome.stopped = f"the {what} of step {step + 1} is NaN or infinite"
             return
-        if size > self._schedule.clip:
+        if size > _CLIP:
             parameters = self._parameters.values()
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._schedule.clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, _CLIP, norm)
         self._optimizer.step()
         self._at_best = False
         self._outcome.steps = step + 1

@@ -26,8 +26,8 @@ class Activations:
     """A [window, token, hidden] tensor that layers read from and write back to.
 
     Where the `room` on the device is too small for it, and it is larger than `limit` bytes, it
-    lives in an unnamed temporary file in `folder` (the system's place for such by default; $TMPDIR
-    moves it), and the operating system keeps in memory what fits. With `file` it lives in that
+    lives in an unnamed temporary file in the system's place for such ($TMPDIR moves it), and the
+    operating system keeps in memory what fits. With `file` it lives in that
     safetensors file, with what an earlier run wrote there.
     """
 
@@ -38,7 +38,6 @@ class Activations:
         *,
         limit: int = MEMORY_LIMIT,
         room: Room | None = None,
-        folder: Path | None = None,
         file: Path | None = None,
     ) -> None:
         elements = shape[0] * shape[1] * shape[2]
@@ -50,7 +49,7 @@ class Activations:
         elif on_device is not None:
             self._tensor = on_device
         elif self.mapped:
-            with tempfile.NamedTemporaryFile(dir=folder, prefix="secateur-") as unnamed:
+            with tempfile.NamedTemporaryFile(prefix="secateur-") as unnamed:
                 _reserve(unnamed.fileno(), elements * dtype.itemsize, unnamed.name)
                 flat = torch.from_file(unnamed.name, shared=True, size=elements, dtype=dtype)
             self._tensor = flat.view(shape)

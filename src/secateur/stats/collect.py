@@ -60,7 +60,7 @@ class Tally:
                 accumulator.update(inputs)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A finished statistic by the name in `STATISTICS` or `GRADIENTS`, fp32.
+        """A finished statistic by the name in `STATISTICS` or `GRADIENTS`, fp32 and on the CPU.
 
         Experts come one after the other.
         """
@@ -68,9 +68,9 @@ class Tally:
             return self.terms[name]
         holder, read = STATISTICS[name]
         if holder in self.accumulators:
-            return read(self.accumulators[holder]).float()
+            return read(self.accumulators[holder]).float().cpu()
         groups = [
-            read(accumulator).float()
+            read(accumulator).float().cpu()
             for key, accumulator in self.accumulators.items()
             if key.startswith(f"{holder}#")
         ]
@@ -244,7 +244,7 @@ def _observed(
     for axis in axes:
         module = find(step.module, axis.consumer.module, axis.layer)
         tallies[axis.name] = tally = Tally()
-        if axis.consumer.parameter == "weight":
+        if axis.consumer.linear:
             observer = _observer(axis, tally, holders, step.finite)
             hooks.append(module.register_forward_pre_hook(observer))
         else:

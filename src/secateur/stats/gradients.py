@@ -30,7 +30,7 @@ from ..structure import Axis, Member
 from .activations import Activations
 from .collect import Statistics, find, what_is_missing
 from .finite import Finite
-from .linears import linears, watched
+from .linears import linears, tapped
 from .loss import hidden_gradient
 from .products import Weight
 from .stream import Call, LayerStep, Walk, hidden_of
@@ -240,12 +240,13 @@ class _Descent:
         for number, (windows, inputs, call) in enumerate(step.batches(self.states)):
             leaf = inputs.detach().requires_grad_()
             shape = (leaf.shape[0], leaf.shape[1])
-            with watched(chosen, shape, step.finite, check=number == 0) as plain:
+            with tapped(chosen, shape, step.finite, check=number == 0) as plain:
                 output = _forward(step, leaf, call)
                 if not plain():
                     assert number == 0, "what is plain for some windows is for all"
                     return False
                 output.backward(self.gradients[windows].to(output.device))
+                del output  # the graph, and what hooks keep, before the next one is made
             self._end(step, windows, leaf)
         return True
 
@@ -256,6 +257,7 @@ class _Descent:
                 leaf = inputs.detach().requires_grad_(self.input_too)
                 output = _forward(step, leaf, call)
                 output.backward(self.gradients[windows].to(output.device))
+                del output
                 self._end(step, windows, leaf)
 
     def _end(self, step: LayerStep, windows: slice, leaf: Tensor) -> None:

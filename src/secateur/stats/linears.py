@@ -82,7 +82,7 @@ def linears(layer: nn.Module, weights: Mapping[nn.Parameter, Weight]) -> list[Li
 
 
 @contextmanager
-def watched(
+def tapped(
     chosen: Sequence[Linear], shape: tuple[int, int], finite: Finite, *, check: bool
 ) -> Iterator[Callable[[], bool]]:
     """While entered, what a forward and backward of `shape` windows and tokens tells is taken up.
@@ -178,8 +178,8 @@ def _of_rows(
         one.weight.add(_gradients(one.weight, left, right), finite)
     if one.weight is not None and made is not None:
         bias = one.module._parameters.get("bias")
-        own = _by_window(made, windows) if bias is None else _by_window(made, windows) - bias
-        one.weight.add_signed(one.rows, _summed(own, by_output), finite)
+        sums = _summed(_by_window(made, windows), by_output, less=bias)
+        one.weight.add_signed(one.rows, sums, finite)
 
 
 def _of_columns(one: Linear, given: Tensor, gradient: Tensor, windows: int, finite: Finite) -> None:
@@ -198,12 +198,16 @@ def _gradients(weight: Weight, left: Tensor, right: Tensor) -> Iterator[Tensor]:
         yield some.mT @ others
 
 
-def _summed(one: Tensor, other: Tensor) -> Float[Tensor, "window width"]:
-    """Products summed over the tokens of each window, in fp32."""
+def _summed(
+    one: Tensor, other: Tensor, *, less: Tensor | None = None
+) -> Float[Tensor, "window width"]:
+    """Products summed over the tokens of each window, in fp32; the first factor is `less` that."""
+    shift = None if less is None else less.detach().float()
     sums = torch.zeros(len(one), one.shape[-1], device=one.device)
     for into, own, others in zip(sums, one, other, strict=True):
         for some, with_them in zip(in_cache(own), in_cache(others), strict=True):
-            into += (some.float() * with_them.float()).sum(dim=0)
+            values = some.float() if shift is None else some.float() - shift
+            into += (values * with_them.float()).sum(dim=0)
     return sums
 
 

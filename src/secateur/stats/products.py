@@ -7,9 +7,11 @@ for every index along some of the tensor's dimensions, summed over all other one
 
 The same of the mean over all windows, p = w c mean_n g_n and s = w^2 c^2 mean_n g_n^2 in the place
 of p^2, needs those means of every weight: they are kept in fp32 while the tensor's layer is there.
-Products are made in fp32 of a few rows at a time, which the processor's cache holds.
+Products are made in fp32 of a few rows at a time, which the processor's cache holds; of a stack of
+matrices (experts), of rows of one of them.
 """
 
+import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
@@ -24,6 +26,8 @@ from .taylor import Taylor
 # How many gradients of single windows, in values, are there at once.
 _GRADIENTS = 2**27
 
+# A part of a tensor: of its first dimensions.
+Place = tuple[slice, ...]
 # Sums by the member's dimensions and by kind: [window, index].
 Sums = dict[tuple[tuple[int, ...], str], Tensor]
 
@@ -41,7 +45,7 @@ class Weight:
         scale: float,
         windows: int,
     ) -> None:
-        self.parameter, self.owners = parameter, owners
+        self._owners = owners
         self.name = owners[0][1].tensor
         self._values, self._scale, self._windows = parameter.detach(), scale, windows
         self._dims = {member.dims for _, member in owners}
@@ -54,7 +58,7 @@ class Weight:
     @property
     def linear(self) -> bool:
         """Whether gradients of several windows may be added up before they come here."""
-        return all(taylor.linear for taylor, _ in self.owners) and self._curvature is None
+        return all(taylor.linear for taylor, _ in self._owners) and self._curvature is None
 
     @property
     def signed_alone(self) -> bool:
@@ -77,13 +81,13 @@ class Weight:
         """
         pieces = [self._piece(piece, finite) for piece in gradients]
         sums = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
-        for taylor, member in self.owners:
+        for taylor, member in self._owners:
             taylor.add(member, {kind: sums[member.dims, kind] for kind in taylor.kinds})
 
     def add_signed(self, dim: int, sums: Float[Tensor, "window index"], finite: Finite) -> None:
         """Add sums of w dL/dw with their signs that were made without a gradient of the weight."""
         finite.see(f"the gradient of {self.name}", sums)
-        for taylor, member in self.owners:
+        for taylor, member in self._owners:
             if member.dims == (dim,):
                 taylor.add(member, {"signed": sums * self._scale})
 
@@ -94,15 +98,15 @@ class Weight:
                 self._change += each
             return {}
         sums = self._empty(len(gradients), self._kinds)
-        for rows in self._rows(len(gradients)):
-            own = gradients[:, rows].float()
+        for where in self._places(len(gradients)):
+            own = gradients[:, *where].float()
             if self._change is not None:
-                self._change[rows] += own.sum(dim=0)
+                self._change[where] += own.sum(dim=0)
             if self._curvature is not None:
-                self._curvature[rows] += own.square().sum(dim=0)
+                self._curvature[where] += own.square().sum(dim=0)
             if self._kinds:
-                weight = self._values[rows].float() * self._scale
-                _sum_up(sums, rows, own.mul_(weight), None)
+                weight = self._values[where].float() * self._scale
+                _sum_up(sums, where, own.mul_(weight), None)
         return sums
 
     def end(self) -> None:
@@ -111,22 +115,26 @@ class Weight:
             return
         sums = self._empty(1, self._mean_kinds)
         factor = self._scale / self._windows
-        for rows in self._rows(1):
-            weight = self._values[rows].float()
-            change = self._change[rows].mul_(weight).mul_(factor)
+        for where in self._places(1):
+            weight = self._values[where].float()
+            change = self._change[where].mul_(weight).mul_(factor)
             curvature = None
             if self._curvature is not None:
-                curvature = self._curvature[rows].mul_(weight).mul_(weight)
+                curvature = self._curvature[where].mul_(weight).mul_(weight)
                 curvature = curvature.mul_(factor * self._scale)[None]
-            _sum_up(sums, rows, change[None], curvature)
-        for taylor, member in self.owners:
+            _sum_up(sums, where, change[None], curvature)
+        for taylor, member in self._owners:
             if taylor.mean_kinds:
                 taylor.add_mean(member, {k: sums[member.dims, k] for k in taylor.mean_kinds})
 
-    def _rows(self, windows: int) -> Iterator[slice]:
-        shape = self._values.shape
-        width = self._values.numel() // max(shape[0], 1) * windows
-        return blocks(shape[0], width, self._values.device.type)
+    def _places(self, windows: int) -> Iterator[Place]:
+        """Some rows of a matrix (a vector), or of one matrix of a stack."""
+        *stack, rows = self._values.shape[: max(self._values.dim() - 1, 1)]
+        width = self._values.shape[-1] if self._values.dim() > 1 else 1
+        for at in itertools.product(*map(range, stack)):
+            outer = tuple(slice(index, index + 1) for index in at)
+            for some in blocks(rows, width * windows, self._values.device.type):
+                yield (*outer, some)
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self._values.shape, device=self._values.device)
@@ -141,29 +149,27 @@ class Weight:
 
 
 def _sum_up(
-    sums: Sums, rows: slice, change: Float[Tensor, "window row *rest"], curvature: Tensor | None
+    sums: Sums, where: Place, change: Float[Tensor, "window row *rest"], curvature: Tensor | None
 ) -> None:
-    """Add what some rows of the tensor give; the products may be changed in place."""
+    """Add what a part of the tensor gives; the products may be changed in place."""
     asked = {kind for _, kind in sums}
     if "signed" in asked:
-        _add(sums, "signed", rows, change)
+        _add(sums, "signed", where, change)
     if {"second", "mixed"} & asked:
         curvature = change.square() if curvature is None else curvature
     if curvature is not None and "second" in asked:
-        _add(sums, "second", rows, curvature)
+        _add(sums, "second", where, curvature)
     if curvature is not None and "mixed" in asked:
-        _add(sums, "mixed", rows, (change - curvature / 2).abs_())
+        _add(sums, "mixed", where, (change - curvature / 2).abs_())
     if "first" in asked:
-        _add(sums, "first", rows, change.abs_())
+        _add(sums, "first", where, change.abs_())
 
 
-def _add(sums: Sums, kind: str, rows: slice, values: Float[Tensor, "window row *rest"]) -> None:
+def _add(sums: Sums, kind: str, where: Place, values: Float[Tensor, "window row *rest"]) -> None:
     for (dims, own), into in sums.items():
         if own != kind:
             continue
         others = [dim for dim in range(1, values.dim()) if dim - 1 not in dims]
         value = values.sum(dim=others) if others else values
-        if 0 in dims:
-            into[:, rows] += value
-        else:
-            into += value
+        part = (where[dim] if dim < len(where) else slice(None) for dim in dims)
+        into[:, *part] += value

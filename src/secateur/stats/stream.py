@@ -227,7 +227,7 @@ class Walk:
         way = Way(self, kept or Kept(), states or {})
         last = len(self.source) - 1 if highest is None else highest
         order = range(lowest, last + 1)
-        for (step,) in side_by_side([way], reversed(order) if reverse else order, stage=stage):
+        for ((_, step),) in side_by_side([way], reversed(order) if reverse else order, stage=stage):
             yield step
 
     def call(self, index: int, batch: int) -> Call:
@@ -256,25 +256,26 @@ class Way:
 
 def side_by_side(
     ways: Sequence[Way], order: Iterable[int], *, stage: str
-) -> "Iterator[list[LayerStep]]":
+) -> "Iterator[list[tuple[Way, LayerStep]]]":
     """Visit the layers for several ways through one source: each is materialised once for all.
 
-    A step for each way that has not done the layer, in the order of the ways.
+    Each way that has not done the layer, with its step.
     """
     source = ways[0].walk.source
     left = [index for index in order if any(way.has_left(index) for way in ways)]
-    done = ways[0].kept.done
-    if done and left:
-        note(f"{stage}: going on after layer {done[-1]}, where an earlier run was cut short")
+    began = [way.kept.done for way in ways if way.kept.done]
+    if began and left:
+        last = min(began, key=len)[-1]
+        note(f"{stage}: going on after layer {last}, where an earlier run was cut short")
     following = dict(itertools.zip_longest(left, left[1:]))
     try:
         for index in track(left, stage, len(left), "layer"):
             going = [way for way in ways if way.has_left(index)]
             with source.layer(index) as module:
                 source.expect(following[index])
-                steps = [LayerStep(way.walk, index, module) for way in going]
+                steps = [(way, LayerStep(way.walk, index, module)) for way in going]
                 yield steps
-            for way, step in zip(going, steps, strict=True):
+            for way, step in steps:
                 way.end_layer(step)
     finally:
         source.expect(None)

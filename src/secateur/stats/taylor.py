@@ -86,7 +86,6 @@ class Taylor:
         self._share = 1 / windows
         self._modules = modules(axis)
         self._widths = [members[0].blocks.width for members in self._modules]
-        self._device = device
         by_window = {TERMS[term] for mode in MODES[1:] for term in self._terms[mode]}
         batch = {TERMS[term] for term in self._terms["batch"]}
         self.kinds = by_window | ({"signed", "second"} & batch)

@@ -101,6 +101,11 @@ class Member:
         """The dimension that gets smaller when units go."""
         return self.dims[-1]
 
+    @property
+    def linear(self) -> bool:
+        """Whether it is the weight of one linear; experts share a tensor, whatever its name."""
+        return self.parameter == "weight" and len(self.dims) == 1
+
     def view(self, tensor: Tensor, units: int) -> Float[Tensor, "unit width fan"]:
         """The slices of `tensor` that all `units` own, in one shape whatever the layout.
 

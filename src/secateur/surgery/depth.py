@@ -205,7 +205,7 @@ def _consumers_alone(
 ) -> bool:
     """Whether nothing but the consumers that stay adds to the stream in a layer."""
     staying = [axis for axis in axes if (axis.layer, axis.kind) not in depth.blocks]
-    if any(axis.consumer.parameter != "weight" for axis in staying):
+    if any(not axis.consumer.linear for axis in staying):
         return False
     whole = Plan({}, "", "")
     consumers = [Consumer.of(axis, whole, step.module) for axis in staying]
@@ -226,7 +226,7 @@ def _between(
     repay what goes; or a norm stands between, and nothing can be added.
     """
     whole = Plan({}, "", "")
-    linears = [axis for axis in axes if axis.consumer.parameter == "weight"]
+    linears = [axis for axis in axes if axis.consumer.linear]
     consumers = [Consumer.of(axis, whole, step.module) for axis in linears]
     names = {axis.consumer.module for axis in linears if axis.kind <= kind}
     _, hidden, call = next(step.batches(dense))

@@ -7,7 +7,7 @@ The residual is accumulated instead of the target, so that where nothing is left
 for, to the bit.
 
 `Sums` adds products in fp32 (fp64 is half as fast on a CPU, and a sixty-fourth on many GPUs) of
-Z - s, where s is the mean of the first batch: what is multiplied is then about as large as what
+Z - s, where s is the mean of the first tokens: what is multiplied is then about as large as what
 the fit is made of, and a mean of a hundred deviations costs no digits. `Normal.noise` says how far
 rounding can have moved the matrix; whoever solves compares it with the smallest eigenvalue.
 """
@@ -22,6 +22,10 @@ from torch import Tensor
 _ROWS, _BLOCKS = 160, 8
 # Rows that do not begin on a cache line make products half as slow again.
 _ALIGNED = 16
+# Tokens at a time: as wide as its inputs and outputs together, a copy of them is fp32 or more.
+_TOKENS = 2**11
+# What fp32 products are rounded to, by what torch was told of their precision.
+_ROUNDED = {"high": 2.0**-11, "medium": 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,13 @@ class Sums:
     def update(
         self, inputs: Float[Tensor, "token in"], residual: Float[Tensor, "token out"]
     ) -> None:
-        """Add the tokens of one batch."""
-        if not len(inputs):
-            return
+        """Add the tokens of one batch, some at a time: what is made of them is wider than they."""
+        parts = zip(inputs.split(_TOKENS), residual.split(_TOKENS), strict=True)
+        for some, left in parts:
+            if len(some):
+                self._add(some, left)
+
+    def _add(self, inputs: Float[Tensor, "token in"], residual: Float[Tensor, "token out"]) -> None:
         if not self.count:
             self._shift = inputs.to(self._shift.dtype).mean(dim=0)
         both = self._side_by_side(inputs, residual)
@@ -150,7 +158,15 @@ class Sums:
         return replace(found, noise=self._noise * worst)
 
     @property
+    def _unit(self) -> float:
+        """What a product is rounded to."""
+        dtype = self._products.dtype
+        exact = torch.finfo(dtype).eps
+        if dtype == torch.float64:
+            return exact
+        return _ROUNDED.get(torch.get_float32_matmul_precision(), exact)
+
+    @property
     def _noise(self) -> float:
         """Of a matrix of as many products, each channel's power one."""
-        unit = torch.finfo(self._products.dtype).eps
-        return unit * (self._inputs * max(self._updates, 1)) ** 0.5 / 2
+        return self._unit * (self._inputs * max(self._updates, 1)) ** 0.5 / 2

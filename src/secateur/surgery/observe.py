@@ -51,8 +51,15 @@ class Consumer:
         """The weights that stay, as the module holds them when they are first asked for."""
         whole = self.module._parameters["weight"]
         assert whole is not None
-        some = whole.detach().index_select(self.dim, self.kept.to(whole.device))
+        some = whole.detach().index_select(self.dim, self._index)
         return some if self.dim else some.T
+
+    @cached_property
+    def _index(self) -> Int64[Tensor, " in"]:
+        """`kept` where the weight is: copying it to a GPU waits."""
+        whole = self.module._parameters["weight"]
+        assert whole is not None
+        return self.kept.to(whole.device)
 
     @property
     def bias(self) -> Float[Tensor, " out"] | None:
@@ -60,19 +67,12 @@ class Consumer:
         bias = self.module._parameters.get("bias")
         return None if bias is None else bias.detach()
 
-    @property
-    def outputs(self) -> int:
-        """How many numbers it gives for a token."""
-        whole = self.module._parameters["weight"]
-        assert whole is not None
-        return whole.shape[1 - self.dim]
-
     def chosen(self, inputs: Float[Tensor, "*token width"]) -> Float[Tensor, "*token in"]:
         """The channels that stay, of inputs of the dense width."""
         if len(self.kept) == inputs.shape[-1]:
             return inputs
         # on a CPU twice as fast as indexing by them
-        index = self.kept.to(inputs.device).expand(*inputs.shape[:-1], -1)
+        index = self._index.expand(*inputs.shape[:-1], -1)
         return inputs.gather(-1, index)
 
     def edit(self, weight: Float[Tensor, "out in"], bias: Tensor | None) -> Substitutes:
@@ -80,7 +80,7 @@ class Consumer:
         whole = self.module._parameters["weight"]
         assert whole is not None
         wide = torch.zeros_like(whole.detach().movedim(self.dim, 0))
-        wide[self.kept.to(whole.device)] = weight.T.to(whole.dtype)
+        wide[self._index] = weight.T.to(whole.dtype)
         added = None if bias is None else nn.Parameter(bias.to(whole.dtype), requires_grad=False)
         return {
             (self.module, "weight"): nn.Parameter(wide.movedim(0, self.dim), requires_grad=False),

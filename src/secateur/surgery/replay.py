@@ -47,7 +47,7 @@ class Block:
             nones = len(others)
         if not isinstance(gave, Tensor) or gave.numel() != output.numel():
             return None
-        same = torch.equal(gave.reshape(output.shape), output)
+        same = _same(gave.reshape(output.shape), output)
         return cls(module, gave.dim() < output.dim(), nones) if same else None
 
 
@@ -130,7 +130,13 @@ def anatomy(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Co
         wide[name], narrow[name] = found[0], found[-1]
     with replayed({block: seen.outputs[n] for n, block in wide.items()}), torch.no_grad():
         after = hidden_of(layer(hidden, *call[0], **call[1]))
-    return Anatomy(seen, multipliers, wide if torch.equal(after, seen.after) else narrow)
+    return Anatomy(seen, multipliers, wide if _same(after, seen.after) else narrow)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, NaN included."""
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    return alike and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _around(layer: nn.Module, consumer: Consumer, consumers: Sequence[Consumer]) -> list[nn.Module]:

@@ -51,9 +51,7 @@ TARGETS = {
 
 def parts_kept(axes: Sequence[Axis]) -> int:
     """How many sets of states are kept of a layer at once: a gap, and two of each consumer."""
-    fine = Counter(
-        axis.layer for axis in axes if not axis.of and axis.consumer.parameter == "weight"
-    )
+    fine = Counter(axis.layer for axis in axes if not axis.of and axis.consumer.linear)
     return 1 + 2 * max(fine.values(), default=0)
 
 

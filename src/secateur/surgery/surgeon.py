@@ -92,7 +92,7 @@ class Surgeon:
         """Find the new tensors of one layer, and send both models' states through it."""
         self._tensors, self._reports, self._anticipated = {}, [], []
         edits = {**self._cut_experts(step, axes), **self.depth.silenced(step)}
-        linears = [axis for axis in axes if axis.consumer.parameter == "weight"]
+        linears = [axis for axis in axes if axis.consumer.linear]
         consumers = [Consumer.of(axis, self.plan, step.module) for axis in linears]
         gone = {a.consumer.module for a in linears if (a.layer, a.kind) in self.depth.blocks}
         if self.stopped or len(gone) == len(consumers):
@@ -166,7 +166,7 @@ class Surgeon:
         for axis in axes:
             states = self.ahead.get((axis.layer, axis.kind))
             own = [a.consumer.module for a in axes if a.kind == axis.kind]
-            linear = all(a.consumer.parameter == "weight" for a in axes if a.kind == axis.kind)
+            linear = all(a.consumer.linear for a in axes if a.kind == axis.kind)
             last = max(own, key=called.index) if linear else None
             if states is not None and last is not None and multipliers[last]:
                 found[last] = states
@@ -180,7 +180,7 @@ class Surgeon:
         edits: dict[tuple[nn.Module, str], nn.Parameter | None] = {}
         for axis in axes:
             member, removed = axis.consumer, self.plan.removed_tensor(axis)
-            if member.parameter != "weight" and len(removed):
+            if not member.linear and len(removed):
                 module = find(step.module, member.module, axis.layer)
                 whole = module.get_parameter(member.parameter).detach()
                 edits[module, member.parameter] = nn.Parameter(
