@@ -1,15 +1,15 @@
 """What every pass costs, as a multiple of what nobody can do without: the table of docs/log.md.
 
     python benchmarks/passes.py MODEL --calibration c4-sample.jsonl --out results.json
-    python benchmarks/passes.py MODEL --calibration c4-sample.jsonl --only flap refit --neighbour
+    python benchmarks/passes.py MODEL --calibration c4-sample.jsonl --out results.json --neighbour
 
 F is a plain forward of transformers over the same tokens, F+B forward and backward with the loss on
 the next token. Ours and plain run in turns in one process, so that a noisy machine does not matter;
 what is timed of ours is the whole run less its start: from the first layer of the first pass to the
 end. Each figure is the median of the turns, with the least and the most beside it; by processor
-time, too, for a machine that does something else besides. `--neighbour` times both sides again
-beside a process that copies memory without end. Rows are written one by one, and those that are
-there already are not run again.
+time, too, for a machine that does something else besides. Rows are written one by one, and those
+that are there already are not run again. With `--neighbour`, both sides of rows that are there are
+timed beside a process that copies memory without end; threads wait as the program lets them there.
 
 The floor is what a pass must multiply at one layer's memory: a layer that has no room for what is
 inside it runs forward twice before it runs backward. Elementwise work, attention's products and
@@ -18,12 +18,14 @@ reading the weights come on top, on both sides.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,6 @@ from turns import (
     RATIO,
     Clock,
     Time,
-    as_the_program,
     continued,
     machine,
     neighbour,
@@ -304,11 +305,11 @@ ROWS = {
 NAMES = (*ROWS, "distil", "starts")
 
 
-def in_turns(row: Row, turns: int, beside: bool) -> dict[str, Any]:
+def in_turns(row: Row, turns: int) -> dict[str, Any]:
     """Plain and ours one after the other, `turns` times."""
     row.plain()
     pairs = [(row.plain(), row.ours()) for _ in range(turns)]
-    found: dict[str, Any] = {
+    return {
         "name": row.name,
         "unit": row.unit,
         "goal": row.goal,
@@ -318,14 +319,17 @@ def in_turns(row: Row, turns: int, beside: bool) -> dict[str, Any]:
         "multiple": spread([ours[0] / plain[0] for plain, ours in pairs]),
         "processor_multiple": spread([ours[1] / plain[1] for plain, ours in pairs]),
     }
-    if beside:
-        with neighbour():
-            times = [(row.plain()[0], row.ours()[0]) for _ in range(turns)]
-        for at, side in enumerate(("plain_", "")):
-            spent = spread([pair[at] for pair in times])
-            found[f"{side}beside_seconds"] = spent
-            slower = spent["median"] / found[f"{side}seconds"]["median"]
-            found[f"{side}beside_multiple"] = slower
+
+
+def beside(row: Row, quiet: dict[str, Any], turns: int) -> dict[str, Any]:
+    """The same beside a neighbour: how many times slower than when it was `quiet`."""
+    row.plain()
+    pairs = [(row.plain()[0], row.ours()[0]) for _ in range(turns)]
+    found = dict(quiet)
+    for at, side in enumerate(("plain_", "")):
+        spent = spread([pair[at] for pair in pairs])
+        found[f"{side}beside_seconds"] = spent
+        found[f"{side}beside_multiple"] = spent["median"] / quiet[f"{side}seconds"]["median"]
     return found
 
 
@@ -375,7 +379,6 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    as_the_program()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True)
@@ -385,6 +388,12 @@ def main() -> None:
     parser.add_argument("--neighbour", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.neighbour and "OMP_WAIT_POLICY" not in os.environ:
+        # what `secateur` sets when it starts beside a busy process
+        own = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        with neighbour():
+            subprocess.run([sys.executable, *sys.orig_argv[1:]], env=own, check=True)
+        return
     transformers.logging.set_verbosity_error()
     measured = {
         "model": Path(options.model).name,
@@ -398,22 +407,24 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
-        subject = None
+        subject = cache(
+            partial(Subject, options.model, options.calibration, options.windows, Path(work))
+        )
         for name in options.only:
-            if name in found["rows"]:
-                rows = found["rows"][name]
-            elif name == "starts":
+            rows = found["rows"].get(name)
+            if options.neighbour and name in ROWS:
+                if rows is None:
+                    raise SystemExit(f"{name} is not there yet: measure it without --neighbour.")
+                if "beside_multiple" not in rows[0]:
+                    rows = [beside(ROWS[name](subject()), rows[0], options.turns)]
+            elif rows is None and name == "starts":
                 rows = starts(options.model)
-            else:
-                subject = subject or Subject(
-                    options.model, options.calibration, options.windows, Path(work)
-                )
-                if name == "distil":
-                    rows = [distil(subject, options.turns)]
-                else:
-                    rows = [in_turns(ROWS[name](subject), options.turns, options.neighbour)]
-            found["rows"][name] = rows
-            for row in rows:
+            elif rows is None and name == "distil":
+                rows = [distil(subject(), options.turns)]
+            elif rows is None:
+                rows = [in_turns(ROWS[name](subject()), options.turns)]
+            found["rows"][name] = rows or []
+            for row in found["rows"][name]:
                 print(line(row), flush=True)
             if options.out is not None:
                 options.out.write_text(json.dumps(found, indent=1) + "\n")

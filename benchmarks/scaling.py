@@ -18,7 +18,7 @@ import torch
 import transformers
 
 import secateur
-from turns import RATIO, Clock, Time, as_the_program, continued, machine
+from turns import RATIO, Clock, Time, continued, machine
 
 LAYERS, TOKENS, LENGTH = (4, 8, 16), (8, 16, 32), 256
 PASSES: dict[str, dict[str, Any]] = {
@@ -79,7 +79,6 @@ def draw(rows: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    as_the_program()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("like")
     parser.add_argument("--turns", type=int, default=3)

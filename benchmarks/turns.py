@@ -1,7 +1,6 @@
 """What timed benchmarks share: a clock that begins with the first stage, spreads, a neighbour."""
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from torch import Tensor
 
 import secateur
 from secateur.progress import Quiet
-from secateur_command import let_threads_sleep
 
 # Seconds by the clock and of the processor.
 Time = tuple[float, float]
@@ -47,14 +45,6 @@ class Clock(Quiet):
         clock = cls()
         run(clock)
         return since(clock.began or now())
-
-
-def as_the_program() -> None:
-    """Begin this script anew if its threads do not wait as those of the program `secateur` do."""
-    waits = dict(os.environ)
-    let_threads_sleep()
-    if dict(os.environ) != waits:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def machine() -> str:

@@ -25,7 +25,6 @@ from secateur.progress import Lines
 from secateur.recovery import forget_other, read_state
 from secateur.report import checked_blend, plan_difference, write_comparison
 from secateur.report.comparison import Trial, best_of, page
-from secateur_command import let_threads_sleep
 
 Said = Callable[..., str]
 ODD = "[v2]model [/x] [bold]\x1b[31m"
@@ -325,13 +324,3 @@ def test_a_card_that_is_no_utf8_does_not_cost_a_training(
     (folder / "README.md").write_bytes(card + b"caf\xe9\n")
     secateur.recover(folder, out=out, data=str(text_file), steps=1, length=16, evaluate="none")
     assert "caf\ufffd" in (out / "README.md").read_text()
-
-
-@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}])
-def test_threads_sleep_while_they_wait_unless_they_are_told_otherwise(
-    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environment = dict(given)
-    monkeypatch.setattr(os, "environ", environment)
-    let_threads_sleep()
-    assert environment == {"OMP_WAIT_POLICY": "PASSIVE", **given}

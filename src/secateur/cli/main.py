@@ -17,6 +17,7 @@ from ..arguments import refusal
 from ..errors import SecateurError
 from ..shown import one_line
 from .screen import close_screens, count_from, say
+from .threads import let_threads_sleep_beside_others
 
 # A full disk behind a redirection, a reader that went away, a terminal that was closed.
 _UNHEARD = (errno.EPIPE, errno.ENOSPC, errno.EIO)
@@ -119,7 +120,10 @@ def main(arguments: Sequence[str] | None = None, *, started: float | None = None
     if started is not None:
         words = sys.argv[1:] if arguments is None else arguments
         asks_help = any(word in ("-h", "--help", "--help-all") for word in words)
-        count_from(started, reads=not asks_help and next(iter(words), None) in _READING)
+        reads = not asks_help and next(iter(words), None) in _READING
+        count_from(started, reads=reads)
+        if reads:
+            let_threads_sleep_beside_others()
     code = run(arguments)
     try:
         sys.stdout.flush()
