@@ -3,7 +3,7 @@
 To add one, write a file like `fluctuation.py` and import it here.
 """
 
-from . import fluctuation, magnitude, random, taylor
+from . import fluctuation, magnitude, obs, random, redundancy, taylor
 from .members import REDUCTIONS
 from .registry import IMPORTANCE, Importance, importance
 from .scoring import Ingredients, gradients_needed, score
@@ -17,7 +17,9 @@ __all__ = [
     "gradients_needed",
     "importance",
     "magnitude",
+    "obs",
     "random",
+    "redundancy",
     "score",
     "taylor",
 ]

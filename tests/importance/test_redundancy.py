@@ -1,0 +1,119 @@
+"""Scores that see what units have in common, against least squares and cuts done by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from secateur.importance import obs as module
+from secateur.importance.obs import obs
+from secateur.importance.redundancy import greedy
+
+TOKENS, FAN = 400, 6
+
+
+def some(units: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Inputs [token, channel] that depend on one another and have means, and a weight."""
+    generator = torch.Generator().manual_seed(seed)
+    channels = units * width
+    mix = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
+    noise = torch.randn(TOKENS, channels, generator=generator, dtype=torch.float64)
+    inputs = noise @ (mix + 2 * torch.eye(channels)) + 3
+    weight = torch.randn(units, width, FAN, generator=generator, dtype=torch.float64)
+    return inputs, weight
+
+
+def of_inputs(inputs: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+    return {
+        "input_gram": inputs.T @ inputs,
+        "input_mean": inputs.mean(dim=0).view(shape[:2]),
+        "input_var": inputs.var(dim=0, correction=0).view(shape[:2]),
+    }
+
+
+def fitted_error(inputs: Tensor, weight: Tensor, gone: list[int]) -> float:
+    """What is left of the output when the units that stay, and a bias, are fitted to all of it."""
+    units, width, fan = weight.shape
+    stays = torch.ones(units, dtype=torch.bool)
+    stays[gone] = False
+    output = inputs @ weight.reshape(-1, fan)
+    rest = inputs.view(-1, units, width)[:, stays].flatten(1)
+    design = torch.cat([rest, torch.ones(len(rest), 1, dtype=rest.dtype)], dim=1)
+    left = output - design @ torch.linalg.lstsq(design, output).solution
+    return float(left.square().sum())
+
+
+@pytest.mark.parametrize(("units", "width"), [(12, 1), (5, 3)])
+def test_a_unit_costs_what_a_fit_to_what_stays_cannot_make_good(
+    units: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unit by unit: the cheapest at every turn, at what it adds to what least squares leaves."""
+    monkeypatch.setattr(module, "DAMPING", 1e-12)
+    monkeypatch.setattr(module, "ROUNDS", units)
+    inputs, weight = some(units, width)
+    costs = obs(weight, **of_inputs(inputs, weight.shape)).double()
+    order = costs.argsort().tolist()
+    total, floor = 0.0, 0.0
+    for count in range(1, units):
+        gone = order[:count]
+        error = fitted_error(inputs, weight, gone)
+        floor = max(floor, error - total)
+        assert float(costs[gone[-1]]) == pytest.approx(floor, rel=1e-4)
+        others = [fitted_error(inputs, weight, [*gone[:-1], u]) for u in order[count:]]
+        assert error <= min(others) * (1 + 1e-6)
+        total = error
+
+
+def test_channels_that_go_together_are_paid_for_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within a round nothing is downdated; sixteen rounds are near to one by one."""
+    inputs, weight = some(64, 1)
+    statistics = of_inputs(inputs, weight.shape)
+    rounds = obs(weight, **statistics).double()
+    monkeypatch.setattr(module, "ROUNDS", 64)
+    single = obs(weight, **statistics).double()
+    half = [fitted_error(inputs, weight, one.argsort()[:32].tolist()) for one in (single, rounds)]
+    assert half[0] <= half[1] * (1 + 1e-9) or half[1] < 1.05 * half[0]
+    assert half[1] < 1.2 * half[0]
+
+
+@pytest.mark.parametrize("score", [obs, greedy])
+def test_of_two_units_that_say_the_same_one_is_dear(score: object) -> None:
+    """Both would go by their own size; with a fit the second pays for both."""
+    inputs, weight = some(8, 1)
+    inputs[:, 3] = inputs[:, 5] * (1 + 1e-6)
+    weight[3] = weight[5] = 0.05 * weight[5]
+    if score is obs:
+        costs = obs(weight, **of_inputs(inputs, weight.shape))
+        low, high = sorted((float(costs[3]), float(costs[5])))
+        assert low < 0.02 * high  # of which the damping is most
+    else:
+        costs = greedy(weight, inputs.T @ inputs)
+        own = float((inputs[:, 3, None] @ weight[3]).square().sum())
+        low, high = sorted((float(costs[3]), float(costs[5])))
+        assert low == pytest.approx(own, rel=1e-4)
+        assert high == pytest.approx(3 * own, rel=1e-4)  # twice the output is four times the square
+
+
+@pytest.mark.parametrize(("units", "width"), [(9, 1), (4, 3)])
+def test_greedy_takes_the_unit_whose_cut_changes_the_output_least(units: int, width: int) -> None:
+    inputs, weight = some(units, width, seed=1)
+    costs = greedy(weight, inputs.T @ inputs)
+    by_unit = torch.einsum("tuw,uwf->utf", inputs.view(-1, units, width), weight)
+    gone: list[int] = []
+    total, floor = 0.0, 0.0
+    for _ in range(units):
+        left = [unit for unit in range(units) if unit not in gone]
+        errors = {u: float(by_unit[[*gone, u]].sum(dim=0).square().sum()) for u in left}
+        unit = min(errors, key=errors.__getitem__)
+        floor = max(floor, errors[unit] - total)
+        assert float(costs[unit]) == pytest.approx(floor, rel=1e-4)
+        gone.append(unit)
+        total = errors[unit]
+
+
+def test_inputs_that_never_change_cost_nothing_with_a_bias_and_something_without() -> None:
+    inputs, weight = some(6, 1)
+    inputs[:, 2] = 4.0
+    assert int(obs(weight, **of_inputs(inputs, weight.shape)).argmin()) == 2
+    assert float(greedy(weight, inputs.T @ inputs)[2]) > 0
