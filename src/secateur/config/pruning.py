@@ -199,6 +199,11 @@ class PruneConfig(Reading):
         return not self.rescore and SEARCHES[self.search_name].asks_loss
 
     @property
+    def asks_divergence(self) -> bool:
+        """Whether it asks how far candidates are from the dense model."""
+        return not self.rescore and SEARCHES[self.search_name].asks_divergence
+
+    @property
     def untouched(self) -> tuple[float, float]:
         """The shares of layers at the start and the end that the method leaves alone."""
         return METHODS[self.method].untouched if self.method in METHODS else (0.0, 0.0)

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..checkpoint import View
 from ..config import PruneConfig
 from ..errors import SecateurError
-from ..search import Limits, LossOfUnits, check_budget, removable, search
+from ..search import DivergenceOfUnits, Limits, LossOfUnits, check_budget, removable, search
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
 from .checks import check_settings, layer_range
@@ -24,6 +24,7 @@ def kept_units(
     by_sample: Mapping[str, Tensor] | None = None,
     weights: View | None = None,
     loss: LossOfUnits | None = None,
+    divergence: DivergenceOfUnits | None = None,
 ) -> Kept:
     """Which units of the axes that may lose some stay.
 
@@ -48,6 +49,7 @@ def kept_units(
             scale=config.scale,
             by_sample=by_sample,
             loss=loss,
+            divergence=divergence,
             seed=config.seed,
         )
         return {

@@ -7,9 +7,10 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..progress import note, timed
-from ..search import LossOfUnits, Units, one_by_one
+from ..search import DivergenceOfUnits, LossOfUnits, Units, one_by_one
 from ..stats import Statistics
 from ..structure import Axis, Plan
+from .candidates import divergences
 from .choice import budget_of, kept_units, limits_of
 from .estimate import Estimate, few_tokens, fused_scores, split_windows
 from .passes import look, needs_of_scores, walk
@@ -62,7 +63,9 @@ def _scores(subject: Subject, axes: Sequence[Axis], statistics: Statistics) -> d
     )
 
 
-def choose(subject: Subject, tokens: Tokens | None, found: Estimate) -> Plan:
+def choose(
+    subject: Subject, tokens: Tokens | None, found: Estimate, statistics: Statistics
+) -> Plan:
     """The plan: which units stay, by the search in force.
 
     With `rescore`, whole layers go one by one, and after each the scores are taken anew.
@@ -77,8 +80,15 @@ def choose(subject: Subject, tokens: Tokens | None, found: Estimate) -> Plan:
             keep = _one_by_one(subject, tokens, coarse)
         else:
             by_sample = sums_by_sample(structure, found.by_sample)
-            weights, loss = subject.opened.weights, _loss(subject, tokens)
-            keep = kept_units(structure, coarse, config, by_sample, weights, loss)
+            keep = kept_units(
+                structure,
+                coarse,
+                config,
+                by_sample,
+                subject.opened.weights,
+                _loss(subject, tokens),
+                _divergence(subject, tokens, statistics),
+            )
     plan = recorded(keep, structure, config)
     if config.ratio > 0 and not any(map(plan.removed, structure.axes)):
         note("nothing is removed: the ratio asks for less than one unit")
@@ -98,6 +108,27 @@ def _loss(subject: Subject, tokens: Tokens | None) -> LossOfUnits | None:
         return masked_losses(way, masks)
 
     return losses
+
+
+def _divergence(
+    subject: Subject, tokens: Tokens | None, statistics: Statistics
+) -> DivergenceOfUnits | None:
+    """How far models without some units are from the dense one, their consumers fitted at once."""
+    config, structure, whole = subject.config, subject.structure, subject.opened.structures
+    if tokens is None or not config.asks_divergence:
+        return None
+    _, asking = split_windows(tokens, config.fusion_name, config.search_name)
+
+    def found(gone: Sequence[Units], windows: int | None) -> Tensor:
+        way = walk(subject, asking[:windows])
+        masks = masks_of_parts(structure, whole, gone)
+        candidates = [
+            {axis: tuple(mask[row].nonzero().flatten().tolist()) for axis, mask in masks.items()}
+            for row in range(len(gone))
+        ]
+        return divergences(way, candidates, statistics)
+
+    return found
 
 
 def _one_by_one(

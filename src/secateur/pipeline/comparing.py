@@ -107,7 +107,7 @@ def compare(
                 if (scoring := scoring_of(subject)) not in scores:
                     scores[scoring] = score_units(subject, texts.tokens, seen.of(needs))
                 found = scores[scoring]
-                plan = choose(subject, texts.tokens, found)
+                plan = choose(subject, texts.tokens, found, seen.of(needs))
                 small = cut(subject, plan, texts.tokens, seen.of(needs))
                 numbers = measure(subject, texts, found, plan, small, dense)
                 result = Result.of(subject, plan, numbers, told, small.form, None)

@@ -19,6 +19,7 @@ from ..progress import timed
 from ..stats import Statistics, Walk, collect, collect_gradients
 from ..structure import Axis
 from ..surgery import REPAIRS
+from ..surgery.one_shot import FITTED_BY
 from .estimate import fused_terms, split_windows
 from .scoring import reduction, too_large
 from .subject import Subject
@@ -56,6 +57,10 @@ class Needs:
 
 def needs_of_scores(config: PruneConfig) -> Needs:
     """What the score or the fusion in force asks for, and the search."""
+    if config.asks_divergence:
+        plain = config.model_copy(update={"search": "AL-AM"})
+        found = needs_of_scores(plain) | Needs(FITTED_BY, search=config.search_name)
+        return found
     search = config.search_name if config.asks_loss else None
     if config.fusion_name is not None:
         terms = frozenset(fused_terms(config.fine))

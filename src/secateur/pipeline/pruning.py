@@ -102,7 +102,7 @@ def prune(
             )
             seen = look(subject, subject.scored, texts.tokens, [needs]).of(needs)
             scores = score_units(subject, texts.tokens, seen)
-            plan = choose(subject, texts.tokens, scores)
+            plan = choose(subject, texts.tokens, scores, seen)
             if dry_run:
                 numbers = numbers_of(subject, texts, scores, plan, foreseen_form(subject, plan))
                 if folder is not None:

@@ -3,12 +3,12 @@
 To add one, write a function like those of `across_layers.py`, and import its file here.
 """
 
-from . import across_layers, stability, within_layers
+from . import across_layers, kl, stability, within_layers
 from .budget import Limits, check_budget, removable
 from .greedy import one_by_one
-from .registry import SEARCHES, Choice, Loss, Request, Search, Units, register_search
+from .registry import SEARCHES, Choice, Divergence, Loss, Request, Search, Units, register_search
 from .removal import Removal, cost_of, remove_lowest
-from .run import LossOfUnits, check_division, search
+from .run import DivergenceOfUnits, LossOfUnits, check_division, search
 from .stability import fluctuation, instability
 from .standardise import SCALES, channel_sum, logarithmic, per_parameter, rescaled, standardised
 
@@ -16,6 +16,8 @@ __all__ = [
     "SCALES",
     "SEARCHES",
     "Choice",
+    "Divergence",
+    "DivergenceOfUnits",
     "Limits",
     "Loss",
     "LossOfUnits",
@@ -30,6 +32,7 @@ __all__ = [
     "cost_of",
     "fluctuation",
     "instability",
+    "kl",
     "logarithmic",
     "one_by_one",
     "per_parameter",

@@ -6,6 +6,7 @@
 | `removals` | the steps in which each loses them, least important first: a `Removal` by axis name |
 | `budget` | how many parameters are to go |
 | `loss` | choices to the mean loss of each, [choice] fp64, where no gradient has seen the text |
+| `divergence` | choices, and on how many windows (None: all), to the KL of each to the dense model |
 | `generator` | random numbers, seeded by the run |
 | `scores` | as they came, by axis name, [unit, width]; larger means keep |
 | `by_sample` | scores for each calibration sample, by axis name, [sample, unit] |
@@ -29,10 +30,12 @@ from ..registry import Function, Registered, choose, entered
 Units = Mapping[str, tuple[int, ...]]
 Choice = Mapping[str, int] | Units
 Loss = Callable[[Sequence[Choice]], Tensor]
+# The same, on so many of the windows that are kept for it; None: on all of them.
+Divergence = Callable[[Sequence[Choice], int | None], Tensor]
 Scores = Mapping[str, Float[Tensor, "unit width"]]
 BySample = Mapping[str, Float[Tensor, "sample _"]]
 
-INGREDIENTS = "axes removals budget loss generator scores by_sample ranked share request"
+INGREDIENTS = "axes removals budget loss divergence generator scores by_sample ranked share request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,13 @@ class Search(Registered):
 
     @property
     def asks_loss(self) -> bool:
-        """Whether it asks what the loss is when units are masked."""
-        return "loss" in self.needs
+        """Whether it asks what the loss is, or the divergence, on windows that are kept for it."""
+        return "loss" in self.needs or self.asks_divergence
+
+    @property
+    def asks_divergence(self) -> bool:
+        """Whether it asks how far cut and fitted models are from the dense one."""
+        return "divergence" in self.needs
 
     @property
     def even(self) -> bool:

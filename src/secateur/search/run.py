@@ -1,6 +1,7 @@
 """A search is run: scores become what it asks for, and its choice the units that go."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from .removal import Removal, cost_of, units_of
 from .standardise import rescaled
 
 LossOfUnits = Callable[[Sequence[Units]], Float[Tensor, " choice"]]
+DivergenceOfUnits = Callable[[Sequence[Units], int | None], Float[Tensor, " choice"]]
 
 
 def search(
@@ -29,6 +31,7 @@ def search(
     scale: str | None = None,
     by_sample: BySample | None = None,
     loss: LossOfUnits | None = None,
+    divergence: DivergenceOfUnits | None = None,
     seed: int = 0,
 ) -> dict[str, tuple[int, ...]]:
     """Units to remove from each axis, by the search `name`, for `budget` parameters in all.
@@ -39,7 +42,8 @@ def search(
     `scale` (`raw`, `per-parameter`, `standardised`, `log`) takes the place of the search's own;
     the searches by sample have none.
     `by_sample` are unit scores for each calibration sample, which the searches by stability need;
-    `loss` gives one loss, fp64, for each of several choices of units by axis name.
+    `loss` gives one loss, fp64, for each of several choices of units by axis name, `divergence` how
+    far each is from the dense model.
 
     Raises:
         SecateurError: more is asked for than the floors and the layer range allow, there is no such
@@ -54,7 +58,8 @@ def search(
             " there is no share.\nType --search AL-AM."
         )
     check_budget(axes, limits, budget)
-    _check_given(entry, by_sample, loss)
+    lacking = {"loss": loss is None, "divergence": divergence is None}
+    _check_given(entry, by_sample, lacking)
     removals = _ranked(chosen, limits, _ranks(entry, chosen, scores, scale))
     share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
     request = Request(budget, share, attention_units, attention_ratio)
@@ -64,6 +69,9 @@ def search(
         "removals": removals,
         "budget": budget,
         "loss": lambda choices: _losses(name, choices, removals, loss),
+        "divergence": lambda choices, windows: _losses(
+            name, choices, removals, divergence and partial(divergence, windows=windows)
+        ),
         "generator": torch.Generator().manual_seed(seed),
         "scores": {axis.name: scores[axis.name] for axis in chosen},
         "by_sample": by_sample and {axis.name: by_sample[axis.name] for axis in chosen},
@@ -81,13 +89,15 @@ def search(
     return units
 
 
-def _check_given(entry: Search, by_sample: BySample | None, loss: LossOfUnits | None) -> None:
+def _check_given(
+    entry: Search, by_sample: BySample | None, lacking: Mapping[str, bool]
+) -> None:
     if "by_sample" in entry.needs and by_sample is None:
         raise SecateurError(
             f"The search {entry.name!r} compares scores of calibration samples, and this score has"
             " none.\nType --search AL-AM."
         )
-    if entry.asks_loss and loss is None:
+    if any(need in entry.needs and lacks for need, lacks in lacking.items()):
         raise SecateurError(
             f"The search {entry.name!r} asks what the loss is when units are masked, and there is"
             " no text to take it on.\nType --calibration FILE.txt, or --search AL-AM."

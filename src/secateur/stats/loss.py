@@ -91,6 +91,25 @@ def each_loss(
     return torch.cat([token_losses(logits, wanted) for _, logits, wanted in pieces])
 
 
+def each_divergence(
+    logits_of: Callable[[Tensor], Tensor],
+    dense: Float[Tensor, "window token hidden"],
+    other: Float[Tensor, "window token hidden"],
+) -> Float[Tensor, " token"]:
+    """KL(dense || other) = sum p (log p - log q) after every token, fp32, on the device."""
+    hidden, others = dense.flatten(0, 1), other.flatten(0, 1)
+    found, start = [], 0
+    for _, wanted, places in in_pieces(logits_of, hidden, torch.arange(len(hidden))):
+        end = start + len(places)
+        logits = logits_of(others[None, start:end])[0]
+        for ours, theirs in zip(in_cache(logits), in_cache(wanted), strict=True):
+            logs = torch.log_softmax(theirs, dim=-1, dtype=torch.float32)
+            apart = logs - torch.log_softmax(ours, dim=-1, dtype=torch.float32)
+            found.append(apart.mul_(logs.exp_()).sum(dim=-1))
+        start = end
+    return torch.cat(found)
+
+
 def hidden_gradient(
     logits_of: Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "token hidden"],

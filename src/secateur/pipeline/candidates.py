@@ -1,0 +1,119 @@
+"""How far cut models are from the dense one: of many choices of units, candidates, in one pass.
+
+    KL(dense || candidate), a mean over tokens
+
+Each candidate's consumers are fitted at once, by statistics of the dense model (`surgery.one_shot`).
+A batch holds windows of one candidate; what lies below its first cut layer is the dense model, which
+runs once for all, so that one who cuts a late layer costs little.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..checkpoint import Kept, digest
+from ..device_memory import sent
+from ..stats import LayerStep, Statistics, Walk
+from ..stats.collect import find
+from ..stats.loss import each_divergence
+from ..stats.stream import hidden_of
+from ..stats.substitute import Substitutes, substituted
+from ..structure import Axis, Plan
+from ..surgery.observe import Consumer
+from ..surgery.one_shot import FITTED_BY, one_shot
+
+Gone = Mapping[Axis, tuple[int, ...]]
+
+
+def divergences(
+    walk: Walk, candidates: Sequence[Gone], statistics: Statistics
+) -> Float[Tensor, " candidate"]:
+    """KL of each of `candidates` (units that go, by axis) to the dense model, fp64.
+
+    It is taken on the tokens of `walk`; `statistics` (`FITTED_BY`) are of the dense model.
+    """
+    if not candidates:
+        return torch.zeros(0, dtype=torch.float64)
+    layers, count = len(walk.source), len(walk.tokens)
+    cut = [min((a.layer for a, units in one.items() if units), default=layers) for one in candidates]
+    order = sorted(range(len(candidates)), key=cut.__getitem__)
+    several = walk.like(times=1 + len(candidates))
+    gone = [{axis.name: units for axis, units in candidates[i].items() if units} for i in order]
+    kept = several.kept("candidates", gone=digest(gone))
+    if not kept.whole:
+        ordered = [candidates[i] for i in order]
+        kept.end(value=_asked(several, count, ordered, sorted(cut), statistics, kept))
+    found = torch.empty(len(candidates), dtype=torch.float64)
+    found[order] = torch.tensor(kept.ended[1], dtype=torch.float64)
+    return found / walk.tokens.numel()
+
+
+def _asked(
+    walk: Walk,
+    count: int,
+    candidates: Sequence[Gone],
+    first: Sequence[int],
+    statistics: Statistics,
+    kept: Kept,
+) -> list[float]:
+    """The pass: the summed KL of every candidate, `count` windows each."""
+    states = walk.embed(kept)
+    for step in walk.layers(kept, {"hidden": states}, stage="candidates"):
+        for index, layer in enumerate(first):
+            if layer == step.index:
+                states[(1 + index) * count : (2 + index) * count] = states[:count]
+        edits = _edits(step, statistics)
+        for windows, inputs, (args, kwargs) in step.batches(states):
+            index = windows.start // count - 1
+            if index >= 0 and first[index] > step.index:
+                break
+            own: dict[Axis, tuple[int, ...]] = {}
+            if index >= 0:
+                cut = candidates[index].items()
+                own = {axis: units for axis, units in cut if units and axis.layer == step.index}
+            changed = {key: one for axis, units in own.items() for key, one in edits(axis, units).items()}
+            with substituted(changed), torch.no_grad():
+                states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
+    sums = []
+    with walk.source.back() as logits_of:
+        batches = [windows for windows in walk.batches if windows.stop <= count]
+        for index, layer in enumerate(first):
+            total = torch.zeros((), dtype=torch.float64, device=walk.source.device)
+            for windows in batches if layer < len(walk.source) else ():
+                shift = (1 + index) * count
+                own_states = states[slice(windows.start + shift, windows.stop + shift)]
+                total += each_divergence(logits_of, states[windows], own_states).double().sum()
+            sums.append(total)
+    return torch.stack(sums).cpu().tolist()
+
+
+def _edits(
+    step: LayerStep, statistics: Statistics
+) -> Callable[[Axis, tuple[int, ...]], Substitutes]:
+    """Parameters of the dense shape for a consumer of this layer without some units."""
+
+    @cache
+    def edit(axis: Axis, units: tuple[int, ...]) -> Substitutes:
+        member, module = axis.consumer, find(step.module, axis.consumer.module, axis.layer)
+        whole = module.get_parameter(member.parameter).detach()
+        if not member.linear:  # experts have no bias, and are cut as they are
+            masked = member.masked(whole, torch.tensor(units))
+            return {(module, member.parameter): torch.nn.Parameter(masked, requires_grad=False)}
+        plan = Plan({axis.name: _others(axis, units)}, "", "")
+        consumer = Consumer.of(axis, plan, step.module)
+        seen = [statistics[axis.name][name] for name in sorted(FITTED_BY)]
+        gone = member.blocks.indices(torch.tensor(units)).flatten()
+        turned = whole.float().cpu().movedim(member.dim, 1)
+        fitted, added = one_shot(turned, *seen, gone, where=member.module)
+        weight, shift, bias = sent(fitted, whole.device), sent(added, whole.device), consumer.bias
+        return consumer.edit(weight, shift if bias is None else bias.float() + shift)
+
+    return edit
+
+
+def _others(axis: Axis, units: tuple[int, ...]) -> tuple[int, ...]:
+    gone = set(units)
+    return tuple(unit for unit in range(axis.units) if unit not in gone)

@@ -1,0 +1,176 @@
+"""How much each layer loses, by what that does to the model's predictions.
+
+    price of an axis at a level    KL(dense || that axis alone cut and fitted)
+    start                          the choice within the budget whose prices have the least sum
+    moves                          an axis loses more, another as much less; kept where the KL of
+                                   the whole choice falls
+
+Prices of single axes do not add up, least of all where much goes, so that they are a start and not
+the answer. Each KL is that of a model whose consumers were fitted at once, on windows that are kept
+for it: prices on a few, moves on more, the last ones on all.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .registry import Divergence, register_search
+from .removal import Removal, cost_of
+
+# Shares of its units at which an axis is priced; of one with few steps, each step is.
+SHARES = (0.08, 0.17, 0.28, 0.42, 0.6, 0.8)
+FEW_STEPS = 4
+# Windows that prices and moves are taken on, rounds of moves, and candidates of a round.
+PRICED_ON, MOVED_ON = 4, 8
+ROUNDS, MOVES = 12, 16
+# Candidates that are asked about together, and parts that the budget is divided into.
+_AT_ONCE, _PARTS = 64, 2000
+# The largest move, as a share of the budget; later ones are smaller.
+_LARGEST = 1 / 16
+
+Steps = dict[str, int]
+Prices = Mapping[str, Tensor]
+
+
+@register_search("kl", paper="https://arxiv.org/abs/2302.04089", scale="raw")
+def kl(
+    removals: Mapping[str, Removal],
+    budget: float,
+    divergence: Divergence,
+    generator: torch.Generator,
+) -> Steps:
+    """Prices of single layers by the KL to the dense model, then moves between layers."""
+    prices = priced(removals, divergence)
+    steps = nearest(cheapest(prices, removals, budget), prices, removals, budget)
+    return moved(steps, prices, removals, budget, divergence, generator)
+
+
+def priced(removals: Mapping[str, Removal], divergence: Divergence) -> dict[str, Tensor]:
+    """What each number of steps of an axis costs alone, [1 + step] fp64; between levels, a line."""
+    levels = {name: _levels(removal) for name, removal in removals.items()}
+    asked = [{name: level} for name, own in levels.items() for level in own]
+    found: list[float] = []
+    for start in range(0, len(asked), _AT_ONCE):
+        found += divergence(asked[start : start + _AT_ONCE], PRICED_ON).tolist()
+    prices, values = {}, iter(found)
+    for name, own in levels.items():
+        at = [0, *own]
+        known = torch.tensor([0.0, *(next(values) for _ in own)], dtype=torch.float64)
+        prices[name] = _line(at, known.cummax(dim=0).values, len(removals[name].ends))
+    return prices
+
+
+def _levels(removal: Removal) -> list[int]:
+    """The numbers of steps at which an axis is priced."""
+    steps = len(removal.ends)
+    if steps <= FEW_STEPS:
+        return list(range(1, steps + 1))
+    units = len(removal.order)
+    return sorted({max(1, removal.steps_for(round(share * units))) for share in SHARES} | {steps})
+
+
+def _line(at: Sequence[int], values: Tensor, steps: int) -> Tensor:
+    """Values at 0, 1, ... `steps`, of those that are known at some of them."""
+    found = torch.zeros(steps + 1, dtype=torch.float64)
+    for (left, right), (low, high) in zip(
+        zip(at, at[1:], strict=False), zip(values, values[1:], strict=False), strict=True
+    ):
+        places = torch.arange(left, right + 1)
+        found[left : right + 1] = low + (high - low) * (places - left) / (right - left)
+    return found
+
+
+def cheapest(prices: Prices, removals: Mapping[str, Removal], budget: float) -> Steps:
+    """The steps with the least sum of prices, of those that cost the budget: a knapsack.
+
+    Costs are counted in parts of the budget, so that it is met nearly.
+    """
+    part = max(budget / _PARTS, 1.0)
+    best = torch.full((_PARTS + 1,), math.inf, dtype=torch.float64)
+    best[0] = 0.0
+    chosen: list[Tensor] = []
+    for name, removal in removals.items():
+        sums = torch.cat([removal.costs.new_zeros(1), removal.costs.cumsum(0)])
+        costs = (sums.double() / part).round().long().tolist()
+        options = torch.full((len(costs), _PARTS + 1), math.inf, dtype=torch.float64)
+        for step, cost in enumerate(costs):
+            if cost <= _PARTS:
+                options[step, cost:] = best[: _PARTS + 1 - cost] + prices[name][step]
+        best, steps = options.min(dim=0)
+        chosen.append(steps)
+    reached = best.isfinite().nonzero().flatten()
+    left = int(reached[-1])
+    found: Steps = {}
+    for name, steps in zip(reversed(list(removals)), reversed(chosen), strict=True):
+        found[name] = int(steps[left])
+        spent = int(removals[name].costs[: found[name]].sum())
+        left -= round(spent / part)
+    return {name: found[name] for name in removals}
+
+
+def nearest(
+    steps: Steps, prices: Prices, removals: Mapping[str, Removal], budget: float
+) -> Steps:
+    """The steps brought nearer to the budget, one at a time, the cheapest for what it takes first."""
+    steps = dict(steps)
+    while True:
+        short = budget - cost_of(steps, removals)
+        way = 1 if short > 0 else -1
+        rates: dict[str, float] = {}
+        for name, removal in removals.items():
+            after = steps[name] + way
+            if not 0 <= after <= len(removal.ends):
+                continue
+            cost = int(removal.costs[max(after, steps[name]) - 1])
+            if abs(short - way * cost) < abs(short):
+                change = float(prices[name][after] - prices[name][steps[name]])
+                rates[name] = change / cost
+        if not rates:
+            return steps
+        steps[min(rates, key=rates.__getitem__)] += way
+
+
+def moved(
+    steps: Steps,
+    prices: Prices,
+    removals: Mapping[str, Removal],
+    budget: float,
+    divergence: Divergence,
+    generator: torch.Generator,
+) -> Steps:
+    """The best of what moves between axes lead to."""
+    for number in range(ROUNDS):
+        last = number >= ROUNDS * 3 // 4
+        share = _LARGEST / 2 ** (number * 4 // ROUNDS)
+        tried = [steps]
+        for _ in range(MOVES):
+            one = _move(steps, removals, share * budget, generator)
+            one = nearest(one, prices, removals, budget)
+            if one not in tried:
+                tried.append(one)
+        found = divergence(tried, None if last else MOVED_ON)
+        steps = tried[int(found.argmin())]
+    return steps
+
+
+def _move(
+    steps: Steps, removals: Mapping[str, Removal], most: float, generator: torch.Generator
+) -> Steps:
+    """An axis loses about as much more as another loses less; which and how much is drawn."""
+    names = list(removals)
+    more, less = (names[i] for i in torch.randperm(len(names), generator=generator)[:2].tolist())
+    amount = most * float(torch.rand((), generator=generator))
+    return {
+        **steps,
+        more: _shifted(removals[more], steps[more], amount),
+        less: _shifted(removals[less], steps[less], -amount),
+    }
+
+
+def _shifted(removal: Removal, steps: int, amount: float) -> int:
+    """So many steps that an axis loses about `amount` parameters more: one step at least."""
+    each = float(removal.costs.double().mean()) if len(removal.ends) else 1.0
+    change = max(round(abs(amount) / each), 1) * (1 if amount > 0 else -1)
+    return min(max(steps + change, 0), len(removal.ends))
