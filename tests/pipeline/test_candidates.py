@@ -1,0 +1,94 @@
+"""Candidates in one pass against models that are cut and fitted by hand."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import tiny_model
+from secateur.models import open_model
+from secateur.pipeline.candidates import divergences
+from secateur.stats import Statistics, Walk, collect
+from secateur.structure import Axis
+from secateur.surgery.one_shot import FITTED_BY, one_shot
+
+
+def by_hand(model: Any, tokens: Tensor, gone: dict[Axis, tuple[int, ...]], seen: Statistics) -> float:
+    """KL of a copy of the model with the consumers' weights in place."""
+    other = copy.deepcopy(model)
+    for axis, units in gone.items():
+        if not units:
+            continue
+        module, member = other.get_submodule(axis.consumer.module), axis.consumer
+        channels = member.blocks.indices(torch.tensor(units)).flatten()
+        stays = torch.ones(module.weight.shape[member.dim], dtype=torch.bool)
+        stays[channels] = False
+        turned = module.weight.data.movedim(member.dim, 1)
+        own = [seen[axis.name][name] for name in sorted(FITTED_BY)]
+        weight, added = one_shot(turned, *own, channels)
+        whole = torch.zeros_like(turned)
+        whole[:, stays] = weight
+        module.weight.data = whole.movedim(1, member.dim).contiguous()
+        bias = added if module.bias is None else module.bias.data + added
+        module.bias = nn.Parameter(bias)
+    with torch.no_grad():
+        dense = model(tokens).logits.double().log_softmax(-1)
+        theirs = other(tokens).logits.double().log_softmax(-1)
+    return float((dense.exp() * (dense - theirs)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("variant", ["llama-gqa", "gpt2", "qwen2-gqa"])
+def test_divergences_are_those_of_models_cut_by_hand(
+    variant: str, batch: int, tokens: Tensor
+) -> None:
+    """One layer, two, all, none; in any order."""
+    model = tiny_model(variant)
+    opened = open_model(model)
+    axes = opened.structure.axes
+    walk = Walk(opened.streamed(device="cpu"), tokens, batch=batch)
+    seen = collect(walk, axes, FITTED_BY)
+    last = max(axis.layer for axis in axes)
+    every: list[dict[Axis, tuple[int, ...]]] = [
+        {axis: (0,) for axis in axes if axis.layer == last},
+        {axis: tuple(range(axis.units // 2)) for axis in axes},
+        {},
+        {axis: (axis.units - 1,) for axis in axes if axis.layer == 0 and axis.kind == "mlp"},
+        {axis: () for axis in axes},
+    ]
+    found = divergences(walk, every, seen)
+    expected = [by_hand(model, tokens, gone, seen) for gone in every]
+    assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-7)
+    assert found[2] == found[4] == 0
+
+
+def test_the_fit_is_that_of_least_squares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(300, 12, generator=generator).double() @ torch.randn(12, 12).double() + 2
+    weight = torch.randn(5, 12, generator=generator).double()
+    gone = torch.tensor([1, 4, 7])
+    kept = [i for i in range(12) if i not in gone.tolist()]
+    fitted, added = one_shot(
+        weight,
+        inputs.T @ inputs,
+        inputs.mean(dim=0),
+        inputs.var(dim=0, correction=0),
+        gone,
+        damping=1e-12,
+    )
+    design = torch.cat([inputs[:, kept], torch.ones(300, 1).double()], dim=1)
+    solution = torch.linalg.lstsq(design, inputs @ weight.T).solution
+    assert torch.allclose(fitted.double(), solution[:-1].T, atol=1e-4)
+    assert torch.allclose(added.double(), solution[-1], atol=1e-4)
+
+
+def test_what_keeps_nothing_gives_its_mean() -> None:
+    inputs = torch.randn(50, 4)
+    weight = torch.randn(3, 4)
+    fitted, added = one_shot(
+        weight, inputs.T @ inputs, inputs.mean(0), inputs.var(0), torch.arange(4)
+    )
+    assert fitted.shape == (3, 0)
+    assert torch.allclose(added, weight @ inputs.mean(0), atol=1e-5)
