@@ -82,7 +82,7 @@ class Products:
         linears = [one for one in model.modules() if isinstance(one, nn.Linear)]
         self.head = model.get_output_embeddings().weight.numel()
         self.layer = (sum(one.weight.numel() for one in linears) - self.head) / self.layers
-        consumers = {one.consumer.module: one for one in axes if one.consumer.parameter == "weight"}
+        consumers = {one.consumer.module: one for one in axes if one.consumer.linear}
         shapes = [model.get_submodule(name).weight.shape for name in consumers]
         self.normal = sum(i * (i / 2 + o) for o, i in shapes) / self.layers
 
@@ -128,6 +128,12 @@ class Subject:
     def walk(self) -> float:
         """The layers without the head, as a multiple of a forward."""
         return self.products.layers * self.products.layer / self.products.forward
+
+    def backward_floor(self, method: str) -> float:
+        """That of gradients in the layers that a method scores."""
+        layers = self.products.layers
+        first, last = (round(share * layers) for share in METHODS[method].untouched)
+        return self.products.backward(layers - first - last, last)
 
     def prune(self, count: int, **settings: Any) -> Run:
         """A plan by these settings."""
@@ -219,9 +225,7 @@ def llm_pruner(subject: Subject) -> Row:
     """Gradients of the mean loss."""
     count = subject.windows
     ours = subject.prune(count, method="llm-pruner")
-    layers = subject.products.layers
-    first, last = (round(share * layers) for share in METHODS["llm-pruner"].untouched)
-    floor = subject.products.backward(layers - first - last, last)
+    floor = subject.backward_floor("llm-pruner")
     return Row("llm-pruner", "F+B", 1.05, ours, subject.backward(count), floor)
 
 
@@ -229,16 +233,19 @@ def per_sample(subject: Subject) -> Row:
     """Coarse and fine terms of every window: what SAAP and HyWIA ask for."""
     count = subject.windows
     ours = subject.prune(count, method="saap")
-    floor = subject.products.backward(subject.products.layers, 0)
+    floor = subject.backward_floor("saap")
     return Row("saap, terms of every window", "F+B", 1.4, ours, subject.backward(count), floor)
 
 
 def hywia(subject: Subject) -> Row:
-    """Gradients and probes, at half the windows; the floor is that of the gradients."""
-    count = subject.windows // 2
+    """Gradients and probes; the floor is that of the gradients.
+
+    What the probes take does not depend on the windows, so that the goal is for a number of these.
+    """
+    count = 32
     ours = subject.prune(count, method="hywia")
     plain = subject.forward(subject.tokens(count))
-    floor = 3 * subject.products.backward(subject.products.layers, 0)
+    floor = 3 * subject.backward_floor("hywia") * 7 / 8  # of the windows an eighth asks
     return Row(f"hywia with probes, {count} windows", "F", 10.0, ours, plain, floor)
 
 
@@ -324,7 +331,8 @@ def in_turns(row: Row, turns: int) -> dict[str, Any]:
 def beside(row: Row, quiet: dict[str, Any], turns: int) -> dict[str, Any]:
     """The same beside a neighbour: how many times slower than when it was `quiet`."""
     row.plain()
-    pairs = [(row.plain()[0], row.ours()[0]) for _ in range(turns)]
+    with neighbour():
+        pairs = [(row.plain()[0], row.ours()[0]) for _ in range(turns)]
     found = dict(quiet)
     for at, side in enumerate(("plain_", "")):
         spent = spread([pair[at] for pair in pairs])
@@ -389,11 +397,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.neighbour and "OMP_WAIT_POLICY" not in os.environ:
-        # what `secateur` sets when it starts beside a busy process
-        own = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-        with neighbour():
-            subprocess.run([sys.executable, *sys.orig_argv[1:]], env=own, check=True)
-        return
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as `secateur` does beside a busy process
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     transformers.logging.set_verbosity_error()
     measured = {
         "model": Path(options.model).name,
@@ -412,7 +417,9 @@ def main() -> None:
         )
         for name in options.only:
             rows = found["rows"].get(name)
-            if options.neighbour and name in ROWS:
+            if options.neighbour and name not in ROWS:
+                continue
+            if options.neighbour:
                 if rows is None:
                     raise SystemExit(f"{name} is not there yet: measure it without --neighbour.")
                 if "beside_multiple" not in rows[0]:
@@ -423,7 +430,7 @@ def main() -> None:
                 rows = [distil(subject(), options.turns)]
             elif rows is None:
                 rows = [in_turns(ROWS[name](subject()), options.turns)]
-            found["rows"][name] = rows or []
+            found["rows"][name] = rows
             for row in found["rows"][name]:
                 print(line(row), flush=True)
             if options.out is not None:

@@ -59,13 +59,14 @@ def bend(values: list[float], at: tuple[int, ...]) -> float:
 
 
 def draw(rows: dict[str, Any], path: Path) -> None:
-    """Two panels: seconds by layers, and by tokens."""
+    """Two panels: seconds by layers, and by tokens; large enough for a phone."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    pyplot.rcParams["font.size"] = 14
+    figure, panels = pyplot.subplots(2, 1, figsize=(6, 8), layout="constrained")
     titles = ("16 windows of 256 tokens", "8 layers")
     labels = ("decoder layers", "calibration tokens")
     for panel, kind, title, label in zip(panels, ("layers", "tokens"), titles, labels, strict=True):

@@ -83,7 +83,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def continued(out: Path | None, measured: dict[str, Any]) -> dict[str, Any]:
-    """What `out` has already of what is `measured`: the latter, with its rows by name.
+    """What `out` holds already, or `measured` with no `rows` yet; it must be of the same.
 
     Raises:
         SystemExit: the file is of something else.

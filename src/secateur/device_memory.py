@@ -1,6 +1,6 @@
-"""Memory of the device that computes: what is free of it, what hidden states may take, ways there.
+"""The device that computes: what memory is free of it, what hidden states may take, ways there.
 
-On a CPU there is no such memory: everything here says so, and does nothing.
+On a CPU there is no such memory: what asks for it says so, and does nothing.
 """
 
 import math
@@ -28,6 +28,16 @@ def margin_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     return max(int(torch.cuda.mem_get_info(device)[1] * _MARGIN_SHARE), _MARGIN)
+
+
+def product_precision() -> str:
+    """How torch was told to compute fp32 products: `highest`, `high` (TF32) or `medium` (bf16)."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was told by the newer names, for each backend
+        backends = (torch.backends.cuda, torch.backends.mkldnn)
+        told = {one.matmul.fp32_precision for one in backends}
+        return "medium" if "bf16" in told else "high" if "tf32" in told else "highest"
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,6 +1,8 @@
 """Threads that wait for others sleep where other processes are busy, and nowhere else."""
 
 import os
+import subprocess
+import sys
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -12,10 +14,11 @@ from secateur.cli import threads
 @pytest.mark.parametrize(
     ("running", "given", "policy"),
     [
-        ([3, 2, 4, 2, 2], None, "PASSIVE"),
+        ([3, 3, 4, 9, 3], None, "PASSIVE"),
         ([1, 1, 1, 1, 1], None, None),
-        ([3, 2, 1, 2, 2], None, None),  # it came and went
-        ([3, 2, 4, 2, 2], "ACTIVE", "ACTIVE"),
+        ([2, 2, 2, 2, 2], None, None),  # of sixteen cores one
+        ([3, 3, 1, 3, 3], None, None),  # it came and went
+        ([3, 3, 4, 3, 3], "ACTIVE", "ACTIVE"),
         ([], None, None),  # no such file, or another form of it
     ],
 )
@@ -29,9 +32,32 @@ def test_threads_sleep_beside_others(
     looks = chain((f"0.50 0.20 0.10 {n}/300 4242" for n in running), repeat("of another form"))
     monkeypatch.setattr(os, "environ", {} if given is None else {"OMP_WAIT_POLICY": given})
     monkeypatch.setattr(threads, "_BETWEEN", 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(Path, "read_text", lambda _: next(looks))
     threads.let_threads_sleep_beside_others()
     assert os.environ.get("OMP_WAIT_POLICY") == policy
+
+
+@pytest.mark.parametrize(
+    ("command", "policy"),
+    [("prune m", "PASSIVE"), ("recover m", "PASSIVE"), ("inspect m", None), ("prune --help", None)],
+)
+def test_the_program_says_so_before_torch_is_there(command: str, policy: str | None) -> None:
+    """In a process of its own, whose command is not run."""
+    code = f"""
+import os, sys, time
+from secateur.cli import main, threads
+program = sys.modules["secateur.cli.main"]
+threads._others_are_busy = lambda: True
+program.run = lambda _: print("torch" in sys.modules, os.environ.get("OMP_WAIT_POLICY")) or 0
+program.main({command.split()!r}, started=time.monotonic())
+"""
+    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    source = "import sys; sys.argv = ['secateur']; import secateur_command" + code
+    done = subprocess.run(
+        [sys.executable, "-c", source], env=own, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"False {policy}"
 
 
 def test_where_nobody_says_threads_are_left_alone(

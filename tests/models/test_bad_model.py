@@ -411,7 +411,7 @@ def test_activations_that_overflow_are_named_by_layer_and_tensor(
 def test_a_repair_names_where_it_overflows(
     model: Path, calibrated: list[str], tmp_path: Path, assert_refused: Callable[..., str]
 ) -> None:
-    """No pass before it has seen a token."""
+    """With a score that needs no tokens: the repair is the first that runs the model."""
     filled(1e30, "model.layers.1.mlp.gate_proj.weight", "model.layers.1.mlp.up_proj.weight")(model)
     own = ("--method", "magnitude", "--repair", "refit")
     words = [r"NaN or infinity in .*layers?[. ]1", "--dtype float32"]

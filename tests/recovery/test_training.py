@@ -22,7 +22,6 @@ from secateur.pipeline.training import _recomputes
 from secateur.pipeline.training_data import read_data
 from secateur.progress import telling
 from secateur.recovery import (
-    TOKENS_AT_ONCE,
     Batch,
     CachedDistillation,
     FullDistillation,
@@ -223,13 +222,18 @@ def test_what_layers_keep_is_told_for_as_much_as_goes_at_once(
 ) -> None:
     kept = {micro: trainer(micro=micro)[0].kept_bytes() for micro in (1, 4, None)}
     assert kept[4] == 4 * kept[1] > 0
-    assert kept[None] == kept[1] * TOKENS_AT_ONCE / 16
+    assert kept[None] == 5 * kept[1]  # a step has no more
+    monkeypatch.setattr("secateur.recovery.trainer.TOKENS_AT_ONCE", 3 * 16)
+    assert trainer(micro=None)[0].kept_bytes() == 3 * kept[1]
 
     def out_of_memory(*_: Any) -> int:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("secateur.recovery.trainer.kept_bytes", out_of_memory)
-    assert trainer(micro=1)[0].kept_bytes() == math.inf
+    made, _ = trainer(micro=1)
+    made._dropouts = [torch.nn.Dropout().eval()]
+    assert made.kept_bytes() == math.inf
+    assert not made._dropouts[0].training
 
 
 def test_layers_run_again_where_what_they_keep_does_not_fit(

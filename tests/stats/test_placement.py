@@ -4,6 +4,7 @@ import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from conftest import tiny_model
 from secateur import device_memory
 from secateur.checkpoint import Store
-from secateur.device_memory import Room
+from secateur.device_memory import Room, product_precision
 from secateur.models import open_model
 from secateur.stats import Activations, Walk, stream
 
@@ -209,3 +210,25 @@ def counted_waits() -> Iterator[list[warnings.WarningMessage]]:
             yield caught
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_how_products_are_rounded_is_known_by_old_and_new_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch refuses to be asked by the old name where it was told by the new ones."""
+    assert product_precision() == "highest"
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert product_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+    def mixed() -> str:
+        raise RuntimeError("a mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    assert product_precision() == "highest"
+    for told, precision in (("tf32", "high"), ("bf16", "medium"), ("ieee", "highest")):
+        backend = SimpleNamespace(matmul=SimpleNamespace(fp32_precision=told))
+        monkeypatch.setattr(torch.backends, "cuda", backend)
+        assert product_precision() == precision

@@ -62,7 +62,7 @@ def test_sums_equal_the_definitions_whatever_the_blocks(
 
 
 @pytest.mark.parametrize("dims", [(0, 1), (0, 2), (0,), (2,)])
-@pytest.mark.parametrize("values", [1, 40, 2**18])
+@pytest.mark.parametrize("values", [1, 40, 1300, 2**18])
 def test_stacks_of_matrices_go_by_rows_of_one(
     values: int, dims: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

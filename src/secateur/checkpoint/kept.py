@@ -197,7 +197,9 @@ def damaged(path: Path) -> SecateurError:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None:
-    """Write one safetensors file, no tensor copied whole, and `value` as JSON into its metadata.
+    """Write one safetensors file, and `value` as JSON into its metadata.
+
+    Tensors that are contiguous are not copied, or from a device in pieces.
 
     Raises:
         OSError: it cannot be written.

@@ -141,7 +141,9 @@ class Trainer:
         Asked of one example; infinite where that is too much already.
         """
         ids, micro = self._data.ids[:1].to(self._device), self._schedule.micro
-        at_once = micro * ids.numel() if micro else max(TOKENS_AT_ONCE, ids.numel())
+        step = self._schedule.batch * ids.numel()
+        packed = max(min(TOKENS_AT_ONCE, step), ids.numel())
+        at_once = micro * ids.numel() if micro else packed
         try:
             with torch.random.fork_rng(devices=self._cuda), self._dropping():
                 return kept_bytes(self.halves, ids) * at_once / ids.numel()
@@ -222,9 +224,11 @@ class Trainer:
         """The dropout of a recipe is there while a gradient is taken."""
         for module in self._dropouts:
             module.train()
-        yield
-        for module in self._dropouts:
-            module.eval()
+        try:
+            yield
+        finally:
+            for module in self._dropouts:
+                module.eval()
 
     def _check(self, done: int) -> None:
         """Take the held-out loss; keep the state if it is the best so far."""

@@ -1,21 +1,26 @@
 """Rows of a tensor, so few at a time that what is made of them stays in the processor's cache.
 
 Elementwise work on a whole batch of activations waits for memory: a laptop's, or that of a machine
-with neighbours. In blocks it is read once. A GPU, whose every call costs, takes as many rows as
-memory does not notice.
+with neighbours. In blocks it is read once. A GPU, where every call costs, takes larger ones, that
+are still small beside its memory.
 """
 
 from collections.abc import Iterator
 
 from torch import Tensor
 
-# Values in fp32 are 1 MiB; on a GPU 256.
+# So many values: 1 MiB in fp32, 256 MiB on a GPU.
 _VALUES, _ON_GPU = 2**18, 2**26
+
+
+def at_once(device: str) -> int:
+    """How many values a block has at most, unless one row has more."""
+    return _VALUES if device == "cpu" else _ON_GPU
 
 
 def blocks(count: int, width: int, device: str) -> Iterator[slice]:
     """Runs of `count` rows of `width` values, one after the other."""
-    rows = max((_VALUES if device == "cpu" else _ON_GPU) // max(width, 1), 1)
+    rows = max(at_once(device) // max(width, 1), 1)
     for start in range(0, count, rows):
         yield slice(start, min(start + rows, count))
 

@@ -201,7 +201,7 @@ def _gradients(weight: Weight, left: Tensor, right: Tensor) -> Iterator[Tensor]:
 def _summed(
     one: Tensor, other: Tensor, *, less: Tensor | None = None
 ) -> Float[Tensor, "window width"]:
-    """Products summed over the tokens of each window, in fp32; the first factor is `less` that."""
+    """Products summed over the tokens of each window, in fp32; `less` is taken off the first."""
     shift = None if less is None else less.detach().float()
     sums = torch.zeros(len(one), one.shape[-1], device=one.device)
     for into, own, others in zip(sums, one, other, strict=True):

@@ -8,10 +8,10 @@ for every index along some of the tensor's dimensions, summed over all other one
 The same of the mean over all windows, p = w c mean_n g_n and s = w^2 c^2 mean_n g_n^2 in the place
 of p^2, needs those means of every weight: they are kept in fp32 while the tensor's layer is there.
 Products are made in fp32 of a few rows at a time, which the processor's cache holds; of a stack of
-matrices (experts), of rows of one of them.
+matrices (experts), of some of them or of rows of one.
 """
 
-import itertools
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..structure import Member
-from .blocks import blocks
+from .blocks import at_once, blocks
 from .finite import Finite
 from .taylor import Taylor
 
@@ -128,13 +128,16 @@ class Weight:
                 taylor.add_mean(member, {k: sums[member.dims, k] for k in taylor.mean_kinds})
 
     def _places(self, windows: int) -> Iterator[Place]:
-        """Some rows of a matrix (a vector), or of one matrix of a stack."""
-        *stack, rows = self._values.shape[: max(self._values.dim() - 1, 1)]
-        width = self._values.shape[-1] if self._values.dim() > 1 else 1
-        for at in itertools.product(*map(range, stack)):
-            outer = tuple(slice(index, index + 1) for index in at)
-            for some in blocks(rows, width * windows, self._values.device.type):
-                yield (*outer, some)
+        """Some rows: of a matrix, or of one matrix of a stack if a whole one is too large."""
+        count, *inner = self._values.shape
+        device, width = self._values.device.type, math.prod(inner) * windows
+        if len(inner) < 2 or width <= at_once(device):
+            for some in blocks(count, width, device):
+                yield (some,)
+            return
+        for index in range(count):
+            for some in blocks(inner[0], width // inner[0], device):
+                yield slice(index, index + 1), some
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self._values.shape, device=self._values.device)

@@ -34,7 +34,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..checkpoint import Kept, Store, code_version
-from ..device_memory import Room
+from ..device_memory import Room, product_precision
 from ..progress import note, track
 from .activations import MEMORY_LIMIT, Activations
 from .finite import Finite
@@ -263,10 +263,9 @@ def side_by_side(
     """
     source = ways[0].walk.source
     left = [index for index in order if any(way.has_left(index) for way in ways)]
-    began = [way.kept.done for way in ways if way.kept.done]
-    if began and left:
-        last = min(began, key=len)[-1]
-        note(f"{stage}: going on after layer {last}, where an earlier run was cut short")
+    done = min((way.kept.done for way in ways), key=len)
+    if done and left:
+        note(f"{stage}: going on after layer {done[-1]}, where an earlier run was cut short")
     following = dict(itertools.zip_longest(left, left[1:]))
     try:
         for index in track(left, stage, len(left), "layer"):
@@ -285,7 +284,7 @@ def _machine(device: torch.device) -> list[str]:
     """What decides how a device computes, as far as it says so."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     own = name or torch.backends.cpu.get_cpu_capability()
-    return [device.type, own, torch.get_float32_matmul_precision()]
+    return [device.type, own, product_precision()]
 
 
 class LayerStep:

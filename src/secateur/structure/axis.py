@@ -103,7 +103,10 @@ class Member:
 
     @property
     def linear(self) -> bool:
-        """Whether it is the weight of one linear; experts share a tensor, whatever its name."""
+        """Whether it is the weight of one linear: experts share a tensor, whatever its name.
+
+        Not to be asked of whole experts, whose one dimension is that of the experts.
+        """
         return self.parameter == "weight" and len(self.dims) == 1
 
     def view(self, tensor: Tensor, units: int) -> Float[Tensor, "unit width fan"]:

@@ -18,14 +18,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..device_memory import product_precision
+
 # Rows of the product matrix at a time; what lies left of them is known by symmetry.
 _ROWS, _BLOCKS = 160, 8
 # Rows that do not begin on a cache line make products half as slow again.
 _ALIGNED = 16
-# Tokens at a time: as wide as its inputs and outputs together, a copy of them is fp32 or more.
+# Tokens at a time: the fp32 copy of them is as wide as inputs and outputs together.
 _TOKENS = 2**11
-# What fp32 products are rounded to, by what torch was told of their precision.
-_ROUNDED = {"high": 2.0**-11, "medium": 2.0**-8}
+# The distance from one to the next number, of fp32 products by what torch was told of them.
+_ROUNDED = {"high": 2.0**-10, "medium": 2.0**-7}
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Sums:
         exact = torch.finfo(dtype).eps
         if dtype == torch.float64:
             return exact
-        return _ROUNDED.get(torch.get_float32_matmul_precision(), exact)
+        return _ROUNDED.get(product_precision(), exact)
 
     @property
     def _noise(self) -> float:
