@@ -15,7 +15,9 @@ from secateur.structure import Axis
 from secateur.surgery.one_shot import FITTED_BY, one_shot
 
 
-def by_hand(model: Any, tokens: Tensor, gone: dict[Axis, tuple[int, ...]], seen: Statistics) -> float:
+def by_hand(
+    model: Any, tokens: Tensor, gone: dict[Axis, tuple[int, ...]], seen: Statistics
+) -> float:
     """KL of a copy of the model with the consumers' weights in place."""
     other = copy.deepcopy(model)
     for axis, units in gone.items():
@@ -26,8 +28,8 @@ def by_hand(model: Any, tokens: Tensor, gone: dict[Axis, tuple[int, ...]], seen:
         stays = torch.ones(module.weight.shape[member.dim], dtype=torch.bool)
         stays[channels] = False
         turned = module.weight.data.movedim(member.dim, 1)
-        own = [seen[axis.name][name] for name in sorted(FITTED_BY)]
-        weight, added = one_shot(turned, *own, channels)
+        own = {name: seen[axis.name][name] for name in FITTED_BY}
+        weight, added = one_shot(turned, channels, **own)
         whole = torch.zeros_like(turned)
         whole[:, stays] = weight
         module.weight.data = whole.movedim(1, member.dim).contiguous()
@@ -56,7 +58,7 @@ def test_divergences_are_those_of_models_cut_by_hand(
         {axis: tuple(range(axis.units // 2)) for axis in axes},
         {},
         {axis: (axis.units - 1,) for axis in axes if axis.layer == 0 and axis.kind == "mlp"},
-        {axis: () for axis in axes},
+        dict.fromkeys(axes, ()),
     ]
     found = divergences(walk, every, seen)
     expected = [by_hand(model, tokens, gone, seen) for gone in every]
@@ -72,10 +74,10 @@ def test_the_fit_is_that_of_least_squares() -> None:
     kept = [i for i in range(12) if i not in gone.tolist()]
     fitted, added = one_shot(
         weight,
-        inputs.T @ inputs,
-        inputs.mean(dim=0),
-        inputs.var(dim=0, correction=0),
         gone,
+        input_gram=inputs.T @ inputs,
+        input_mean=inputs.mean(dim=0),
+        input_var=inputs.var(dim=0, correction=0),
         damping=1e-12,
     )
     design = torch.cat([inputs[:, kept], torch.ones(300, 1).double()], dim=1)
@@ -88,7 +90,11 @@ def test_what_keeps_nothing_gives_its_mean() -> None:
     inputs = torch.randn(50, 4)
     weight = torch.randn(3, 4)
     fitted, added = one_shot(
-        weight, inputs.T @ inputs, inputs.mean(0), inputs.var(0), torch.arange(4)
+        weight,
+        torch.arange(4),
+        input_gram=inputs.T @ inputs,
+        input_mean=inputs.mean(0),
+        input_var=inputs.var(0, correction=0),
     )
     assert fitted.shape == (3, 0)
     assert torch.allclose(added, weight @ inputs.mean(0), atol=1e-5)

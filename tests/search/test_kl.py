@@ -35,7 +35,9 @@ def rising(removals: dict[str, Removal], seed: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("budget", [10.0, 23.0, 41.0])
-def test_the_knapsack_is_the_best_of_all_choices_that_cost_as_much(seed: int, budget: float) -> None:
+def test_the_knapsack_is_the_best_of_all_choices_that_cost_as_much(
+    seed: int, budget: float
+) -> None:
     removals = some(seed, SIZES)
     prices = rising(removals, seed)
     found = cheapest(prices, removals, budget)
@@ -109,7 +111,7 @@ def test_prices_are_asked_at_some_steps_and_lie_on_lines_between() -> None:
 
 def test_the_same_seed_gives_the_same_choice() -> None:
     removals = some(3, [(20, 10, 1)] * 4)
-    divergence = known({name: 0.1 for name in removals}, [])
+    divergence = known(dict.fromkeys(removals, 0.1), [])
     one, other = (
         kl(removals, 200.0, divergence, torch.Generator().manual_seed(5)) for _ in range(2)
     )

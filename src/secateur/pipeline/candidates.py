@@ -2,13 +2,14 @@
 
     KL(dense || candidate), a mean over tokens
 
-Each candidate's consumers are fitted at once, by statistics of the dense model (`surgery.one_shot`).
-A batch holds windows of one candidate; what lies below its first cut layer is the dense model, which
-runs once for all, so that one who cuts a late layer costs little.
+The consumers of a candidate are fitted at once, by statistics of the dense model (`one_shot`).
+A batch holds windows of one candidate. What lies below the first layer that it cuts is the dense
+model, which runs once for all, so that one who cuts a late layer costs little.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -38,7 +39,9 @@ def divergences(
     if not candidates:
         return torch.zeros(0, dtype=torch.float64)
     layers, count = len(walk.source), len(walk.tokens)
-    cut = [min((a.layer for a, units in one.items() if units), default=layers) for one in candidates]
+    cut = [
+        min((a.layer for a, units in one.items() if units), default=layers) for one in candidates
+    ]
     order = sorted(range(len(candidates)), key=cut.__getitem__)
     several = walk.like(times=1 + len(candidates))
     gone = [{axis.name: units for axis, units in candidates[i].items() if units} for i in order]
@@ -74,7 +77,9 @@ def _asked(
             if index >= 0:
                 cut = candidates[index].items()
                 own = {axis: units for axis, units in cut if units and axis.layer == step.index}
-            changed = {key: one for axis, units in own.items() for key, one in edits(axis, units).items()}
+            changed = {
+                key: one for axis, units in own.items() for key, one in edits(axis, units).items()
+            }
             with substituted(changed), torch.no_grad():
                 states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
     sums = []
@@ -104,10 +109,10 @@ def _edits(
             return {(module, member.parameter): torch.nn.Parameter(masked, requires_grad=False)}
         plan = Plan({axis.name: _others(axis, units)}, "", "")
         consumer = Consumer.of(axis, plan, step.module)
-        seen = [statistics[axis.name][name] for name in sorted(FITTED_BY)]
+        seen: Any = {name: statistics[axis.name][name] for name in FITTED_BY}
         gone = member.blocks.indices(torch.tensor(units)).flatten()
         turned = whole.float().cpu().movedim(member.dim, 1)
-        fitted, added = one_shot(turned, *seen, gone, where=member.module)
+        fitted, added = one_shot(turned, gone, where=member.module, **seen)
         weight, shift, bias = sent(fitted, whole.device), sent(added, whole.device), consumer.bias
         return consumer.edit(weight, shift if bias is None else bias.float() + shift)
 

@@ -88,32 +88,34 @@ def cheapest(prices: Prices, removals: Mapping[str, Removal], budget: float) -> 
     Costs are counted in parts of the budget, so that it is met nearly.
     """
     part = max(budget / _PARTS, 1.0)
-    best = torch.full((_PARTS + 1,), math.inf, dtype=torch.float64)
+    parts = round(budget / part)
+    best = torch.full((parts + 1,), math.inf, dtype=torch.float64)
     best[0] = 0.0
-    chosen: list[Tensor] = []
-    for name, removal in removals.items():
-        sums = torch.cat([removal.costs.new_zeros(1), removal.costs.cumsum(0)])
-        costs = (sums.double() / part).round().long().tolist()
-        options = torch.full((len(costs), _PARTS + 1), math.inf, dtype=torch.float64)
-        for step, cost in enumerate(costs):
-            if cost <= _PARTS:
-                options[step, cost:] = best[: _PARTS + 1 - cost] + prices[name][step]
-        best, steps = options.min(dim=0)
-        chosen.append(steps)
-    reached = best.isfinite().nonzero().flatten()
-    left = int(reached[-1])
+    chosen: dict[str, Tensor] = {}
+    costs = {name: _in_parts(removal, part) for name, removal in removals.items()}
+    for name, own in costs.items():
+        options = torch.full((len(own), parts + 1), math.inf, dtype=torch.float64)
+        for step, cost in enumerate(own):
+            if cost <= parts:
+                options[step, cost:] = best[: parts + 1 - cost] + prices[name][step]
+        best, chosen[name] = options.min(dim=0)
+    left = int(best.isfinite().nonzero()[-1])
     found: Steps = {}
-    for name, steps in zip(reversed(list(removals)), reversed(chosen), strict=True):
+    for name, steps in reversed(chosen.items()):
         found[name] = int(steps[left])
-        spent = int(removals[name].costs[: found[name]].sum())
-        left -= round(spent / part)
+        left -= costs[name][found[name]]
     return {name: found[name] for name in removals}
 
 
-def nearest(
-    steps: Steps, prices: Prices, removals: Mapping[str, Removal], budget: float
-) -> Steps:
-    """The steps brought nearer to the budget, one at a time, the cheapest for what it takes first."""
+def _in_parts(removal: Removal, part: float) -> list[int]:
+    """What each number of steps costs, in parts."""
+    sums = torch.cat([removal.costs.new_zeros(1), removal.costs.cumsum(0)])
+    found: list[int] = (sums.double() / part).round().long().tolist()
+    return found
+
+
+def nearest(steps: Steps, prices: Prices, removals: Mapping[str, Removal], budget: float) -> Steps:
+    """The steps brought nearer to the budget, one at a time, the cheapest of them first."""
     steps = dict(steps)
     while True:
         short = budget - cost_of(steps, removals)

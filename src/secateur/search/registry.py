@@ -6,7 +6,7 @@
 | `removals` | the steps in which each loses them, least important first: a `Removal` by axis name |
 | `budget` | how many parameters are to go |
 | `loss` | choices to the mean loss of each, [choice] fp64, where no gradient has seen the text |
-| `divergence` | choices, and on how many windows (None: all), to the KL of each to the dense model |
+| `divergence` | choices, and how many windows (None: all), to the KL of each to the dense model |
 | `generator` | random numbers, seeded by the run |
 | `scores` | as they came, by axis name, [unit, width]; larger means keep |
 | `by_sample` | scores for each calibration sample, by axis name, [sample, unit] |

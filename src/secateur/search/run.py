@@ -1,7 +1,6 @@
 """A search is run: scores become what it asks for, and its choice the units that go."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ def search(
         "budget": budget,
         "loss": lambda choices: _losses(name, choices, removals, loss),
         "divergence": lambda choices, windows: _losses(
-            name, choices, removals, divergence and partial(divergence, windows=windows)
+            name, choices, removals, divergence and (lambda gone: divergence(gone, windows))
         ),
         "generator": torch.Generator().manual_seed(seed),
         "scores": {axis.name: scores[axis.name] for axis in chosen},
@@ -89,9 +88,7 @@ def search(
     return units
 
 
-def _check_given(
-    entry: Search, by_sample: BySample | None, lacking: Mapping[str, bool]
-) -> None:
+def _check_given(entry: Search, by_sample: BySample | None, lacking: Mapping[str, bool]) -> None:
     if "by_sample" in entry.needs and by_sample is None:
         raise SecateurError(
             f"The search {entry.name!r} compares scores of calibration samples, and this score has"

@@ -95,7 +95,7 @@ def each_divergence(
     logits_of: Callable[[Tensor], Tensor],
     dense: Float[Tensor, "window token hidden"],
     other: Float[Tensor, "window token hidden"],
-) -> Float[Tensor, " token"]:
+) -> Float[Tensor, " place"]:
     """KL(dense || other) = sum p (log p - log q) after every token, fp32, on the device."""
     hidden, others = dense.flatten(0, 1), other.flatten(0, 1)
     found, start = [], 0

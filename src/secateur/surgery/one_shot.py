@@ -22,30 +22,30 @@ FITTED_BY = frozenset({"input_gram", "input_mean", "input_var"})
 
 def one_shot(
     weight: Float[Tensor, "out in"],
-    gram: Float[Tensor, "in in"],
-    mean: Float[Tensor, " in"],
-    variance: Float[Tensor, " in"],
     gone: Int64[Tensor, " gone"],
     *,
+    input_gram: Float[Tensor, "in in"],
+    input_mean: Float[Tensor, " in"],
+    input_var: Float[Tensor, " in"],
     damping: float = DAMPING,
     where: str = "",
 ) -> tuple[Float[Tensor, "out kept"], Float[Tensor, " out"]]:
-    """The weight that stays, fitted, and what is added to the bias; fp32.
+    """The weight without the channels that are `gone`, fitted, and what its bias gains; fp32.
 
-    `gram` is X^T X of the inputs, `mean` and `variance` are those of each channel over tokens.
+    `input_gram` is X^T X of the inputs, `input_mean` and `input_var` are of each over tokens.
 
     Raises:
         SecateurError: sums that are not finite.
     """
-    weight, mean = weight.double(), mean.double()
+    weight, mean = weight.double(), input_mean.double()
     stays = torch.ones(len(mean), dtype=torch.bool)
     stays[gone] = False
     kept = stays.nonzero().flatten()
     fitted = weight[:, kept]
     if len(kept):
-        power = (variance.double() + mean.square()).sum()
-        tokens = float(gram.diagonal().double().sum() / power) if power > 0 else 1.0
-        spread = gram[kept].double() - tokens * torch.outer(mean[kept], mean)
+        power = (input_var.double() + mean.square()).sum()
+        tokens = float(input_gram.diagonal().double().sum() / power) if power > 0 else 1.0
+        spread = input_gram[kept].double() - tokens * torch.outer(mean[kept], mean)
         lost = weight[:, gone]
         normal = Normal(
             count=max(round(tokens), 1),
