@@ -9,7 +9,9 @@ Settings are not listed: pydantic checks those.
 import errno
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from typing import Any, ParamSpec, TypeVar
 
@@ -37,7 +39,8 @@ def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 bound.arguments[name] = check(name, bound.arguments[name])
             own = bound.arguments.get("progress")
             try:
-                return function(*bound.args, **bound.kwargs)
+                with _arithmetic_of_ours():
+                    return function(*bound.args, **bound.kwargs)
             except BaseException as error:  # a panic in Rust is no Exception
                 said = refusal(error)
                 if said is None:
@@ -50,6 +53,19 @@ def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return checked
 
     return decorate
+
+
+@contextmanager
+def _arithmetic_of_ours() -> Iterator[None]:
+    """Leave a caller's inference mode and autocast for a while: gradients are taken, in `dtype`."""
+    torch: Any = sys.modules.get("torch")  # where it is not there yet, nobody has entered either
+    with ExitStack() as stack:
+        if torch is not None:
+            stack.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda") if torch is not None else ():
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

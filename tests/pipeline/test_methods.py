@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -439,3 +440,24 @@ def test_notes_of_a_comparison_say_which_setting_they_are_of(
     compare(tiny_folder(), each=lambda result: noted.extend(result.notes), **rows, **options)
     said = [note for note in noted if "nothing is removed" in note]
     assert [note.partition(":")[0] for note in said] == ["magnitude at 0.0001, none"]
+
+
+@pytest.mark.parametrize("method", ["hywia", "saap", "flap"])
+@pytest.mark.parametrize(
+    "context",
+    [torch.inference_mode, torch.no_grad, partial(torch.autocast, "cpu", dtype=torch.bfloat16)],
+)
+def test_what_a_caller_has_entered_changes_nothing(
+    context: Callable[[], Any], method: str, tokens: torch.Tensor
+) -> None:
+    """Gradients are taken in inference mode, too, and the arithmetic is what `dtype` says."""
+    dense = tiny_model()
+    settings: dict[str, Any] = {"calibration": tokens, "evaluate": "none", "repair": "refit"}
+    results = []
+    for entered in (nullcontext, context):
+        with entered():
+            results.append(secateur.prune(dense, method=method, ratio=0.3, align=1, **settings))
+            assert torch.is_autocast_enabled("cpu") is isinstance(entered, partial)
+    plain, other = (result.load().state_dict() for result in results)
+    assert results[0].plan.keep == results[1].plan.keep
+    assert all(torch.equal(plain[name], other[name]) for name in plain)
