@@ -58,13 +58,16 @@ def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 @contextmanager
 def _arithmetic_of_ours() -> Iterator[None]:
     """Leave a caller's inference mode and autocast for a while: gradients are taken, in `dtype`."""
-    torch: Any = sys.modules.get("torch")  # where it is not there yet, nobody has entered either
-    with ExitStack() as stack:
-        if torch is not None:
-            stack.enter_context(torch.inference_mode(False))
-        for kind in ("cpu", "cuda") if torch is not None else ():
+    torch: Any = sys.modules.get("torch")
+    if torch is None:  # then nobody has entered either
+        yield
+        return
+    with ExitStack() as left:
+        if torch.is_inference_mode_enabled():
+            left.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
+                left.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

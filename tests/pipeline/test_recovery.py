@@ -26,6 +26,7 @@ from secateur.cli.main import run
 from secateur.config import RECIPES, make_recover_config, read_toml
 from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
+from secateur.pipeline import recovering
 from secateur.pipeline.checks import idle_recovery_settings
 from secateur.pipeline.look import bytes_before
 from secateur.pipeline.student import Student, open_student
@@ -42,6 +43,30 @@ def recovered(folder: Path, text: Path, out: Path, **settings: Any) -> Any:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+def test_weights_that_stayed_for_a_measure_are_gone_when_training_begins(
+    pruned: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole model takes their room on the device."""
+    kept: list[int] = []
+    plain, train = recovering._perplexities, recovering.train
+
+    def measured(student: Any, *args: Any) -> Any:
+        found = plain(student, *args)
+        kept.append(len(student.source.supply._kept))
+        return found
+
+    def trained(student: Any, *args: Any, **more: Any) -> Any:
+        kept.append(len(student.source.supply._kept))
+        return train(student, *args, **more)
+
+    monkeypatch.setattr(recovering, "_perplexities", measured)
+    monkeypatch.setattr(recovering, "train", trained)
+    evaluated = {"resident": "yes", "evaluate": str(text_file)}
+    recovered(pruned(), text_file, tmp_path / "better", **evaluated)
+    assert kept[0] > 0
+    assert kept[1] == 0
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,6 +1,7 @@
 """Gradient terms of the streamed pass equal those of the whole model's own backward pass."""
 
 import math
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +13,15 @@ from conftest import EVERY_FAMILY_SLOWLY, tiny_model
 from secateur.checkpoint import module_view
 from secateur.errors import SecateurError
 from secateur.models import StreamedModel, open_model
-from secateur.stats import GRADIENTS, Statistics, Taylor, Walk, collect, collect_gradients
+from secateur.stats import (
+    GRADIENTS,
+    Statistics,
+    Taylor,
+    Walk,
+    collect,
+    collect_gradients,
+)
+from secateur.stats import gradients as stage
 from secateur.stats.taylor import modules
 from secateur.structure import Axis
 
@@ -413,3 +422,23 @@ def test_a_module_that_looks_like_a_linear_and_is_none_is_left_to_autograd(token
             got = statistics[axis.name][name]
             got = got if name.startswith("samples") else in_our_order(axis, got)
             assert close(got, expected), (axis.name, name)
+
+
+@pytest.mark.parametrize("variant", ["llama-biased", "mixtral"])
+@pytest.mark.parametrize("need", ["batch_vector", "per_sample_first"])
+def test_the_graph_of_a_batch_is_gone_before_the_next_one_is_made(
+    variant: str, need: str, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By linears, whose hooks keep what passed them, and by autograd."""
+    forward = stage._forward
+    outputs: list[weakref.ref[Tensor]] = []
+
+    def watched(*args: Any) -> Tensor:
+        assert not any(output() is not None for output in outputs)
+        output: Tensor = forward(*args)
+        outputs.append(weakref.ref(output))
+        return output
+
+    monkeypatch.setattr(stage, "_forward", watched)
+    collected(tiny_model(variant), tokens, need, batch=2)
+    assert len(outputs) > 3

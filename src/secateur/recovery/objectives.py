@@ -98,12 +98,10 @@ class CachedDistillation:
             step.run(states)
         with walk.source.back() as logits_of:
             for windows in walk.batches:
-                hidden, targets = states[windows][:, :-1], walk.tokens[windows][:, 1:]
+                hidden = states[windows][:, :-1]
                 found = [
                     torch.log_softmax(logits, dim=-1, dtype=torch.float32).topk(top, dim=-1)
-                    for _, logits, _ in in_pieces(
-                        logits_of, hidden.flatten(0, 1), targets.flatten()
-                    )
+                    for _, _, logits in in_pieces(logits_of, hidden.flatten(0, 1))
                 ]
                 logs, tokens = map(torch.cat, zip(*found, strict=True))
                 shape = (*hidden.shape[:2], top)

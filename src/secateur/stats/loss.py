@@ -29,19 +29,18 @@ def _at_once(device: torch.device) -> int:
 
 
 def in_pieces(
-    logits_of: Callable[[Tensor], Tensor],
-    hidden: Float[Tensor, "token hidden"],
-    targets: Int64[Tensor, " token"],
-) -> Iterator[tuple[Tensor, Float[Tensor, "piece vocabulary"], Int64[Tensor, " piece"]]]:
-    """Hidden states [1, piece, hidden] with their logits and targets: a bounded number.
+    logits_of: Callable[[Tensor], Tensor], hidden: Float[Tensor, "token hidden"]
+) -> Iterator[tuple[slice, Tensor, Float[Tensor, "piece vocabulary"]]]:
+    """Which tokens, their hidden states [1, piece, hidden] and their logits: a bounded number.
 
     The head looks at one position at a time, so positions of many windows go in one row.
     """
     start, size = 0, 64
-    while start < len(targets):
-        piece = hidden[None, start : start + size]
+    while start < len(hidden):
+        tokens = slice(start, start + size)
+        piece = hidden[None, tokens]
         logits = logits_of(piece)[0]
-        yield piece, logits, sent(targets[start : start + size], logits.device)
+        yield tokens, piece, logits
         start += size
         size = max(64, _at_once(logits.device) // logits.shape[-1])
 
@@ -87,8 +86,12 @@ def each_loss(
     targets: Int64[Tensor, " token"],
 ) -> Float[Tensor, " token"]:
     """The loss of every token from its hidden states, fp32, on the device."""
-    pieces = in_pieces(logits_of, hidden, targets)
-    return torch.cat([token_losses(logits, wanted) for _, logits, wanted in pieces])
+    return torch.cat(
+        [
+            token_losses(logits, sent(targets[tokens], logits.device))
+            for tokens, _, logits in in_pieces(logits_of, hidden)
+        ]
+    )
 
 
 def each_divergence(
@@ -120,7 +123,8 @@ def hidden_gradient(
     gradients, losses = [], []
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
-        for piece, logits, wanted in in_pieces(logits_of, leaf, targets):
+        for tokens, piece, logits in in_pieces(logits_of, leaf):
+            wanted = sent(targets[tokens], logits.device)
             loss, gradient = loss_and_gradient(logits.detach(), wanted)
             losses.append(loss)
             gradients.append(torch.autograd.grad(logits, piece, gradient)[0][0])
