@@ -100,16 +100,13 @@ def each_divergence(
     other: Float[Tensor, "window token hidden"],
 ) -> Float[Tensor, " place"]:
     """KL(dense || other) = sum p (log p - log q) after every token, fp32, on the device."""
-    hidden, others = dense.flatten(0, 1), other.flatten(0, 1)
-    found, start = [], 0
-    for _, wanted, places in in_pieces(logits_of, hidden, torch.arange(len(hidden))):
-        end = start + len(places)
-        logits = logits_of(others[None, start:end])[0]
+    others, found = other.flatten(0, 1), []
+    for tokens, _, wanted in in_pieces(logits_of, dense.flatten(0, 1)):
+        logits = logits_of(others[None, tokens])[0]
         for ours, theirs in zip(in_cache(logits), in_cache(wanted), strict=True):
             logs = torch.log_softmax(theirs, dim=-1, dtype=torch.float32)
             apart = logs - torch.log_softmax(ours, dim=-1, dtype=torch.float32)
             found.append(apart.mul_(logs.exp_()).sum(dim=-1))
-        start = end
     return torch.cat(found)
 
 
