@@ -21,6 +21,7 @@ from secateur.stats import GRADIENTS
 from secateur.structure import Axis
 
 SCORES = list(IMPORTANCE)
+OF_UNITS = [name for name in GRADIENTS if name != "output_fisher"]
 DETERMINISTIC = [name for name in SCORES if "generator" not in IMPORTANCE[name].needs]
 
 
@@ -35,7 +36,8 @@ def ingredients(axis: Axis, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     weight = torch.randn(48, width, generator=generator)
     terms = torch.rand(4, axis.units, 5, generator=generator)
     return weight, {
-        **{name: terms[:, :, 0] if "samples" in name else terms for name in GRADIENTS},
+        **{name: terms[:, :, 0] if "samples" in name else terms for name in OF_UNITS},
+        "output_fisher": torch.rand(48, generator=generator),
         "input_mean": X.mean(0),
         "input_var": X.var(0),
         "input_norm": X.square().mean(0).sqrt(),
@@ -46,10 +48,11 @@ def ingredients(axis: Axis, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
 def permuted(axis: Axis, statistics: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
     """The statistics of the axis with its units in another order."""
     columns = axis.consumer.blocks.indices(order).flatten()
-    found = {name: value[:, order] for name, value in statistics.items() if name in GRADIENTS}
+    found = {name: value[:, order] for name, value in statistics.items() if name in OF_UNITS}
     for name in ("input_mean", "input_var", "input_norm"):
         found[name] = statistics[name][columns]
-    return {**found, "input_gram": statistics["input_gram"][columns][:, columns]}
+    gram = statistics["input_gram"][columns][:, columns]
+    return {**found, "input_gram": gram, "output_fisher": statistics["output_fisher"]}
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp"])
@@ -90,7 +93,7 @@ def test_a_unit_that_does_nothing_scores_lowest(name: str) -> None:
     weight, statistics = ingredients(axis)
     weight[:, 7] = 0
     statistics["input_var"][7] = 0
-    for term in GRADIENTS:
+    for term in OF_UNITS:
         statistics[term][:, 7] = 0
     value = score(IMPORTANCE[name], axis, weight, statistics, seed=0).sum(1)
     assert value.argmin() == 7

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from secateur.importance import obs as module
-from secateur.importance.obs import obs
+from secateur.importance.obs import obs, obs_loss
 from secateur.importance.redundancy import greedy
 
 TOKENS, FAN = 400, 6
@@ -61,6 +61,24 @@ def test_a_unit_costs_what_a_fit_to_what_stays_cannot_make_good(
         others = [fitted_error(inputs, weight, [*gone[:-1], u]) for u in order[count:]]
         assert error <= min(others) * (1 + 1e-6)
         total = error
+
+
+@pytest.mark.parametrize(("units", "width"), [(12, 1), (5, 3)])
+def test_costs_in_loss_are_errors_weighed_by_output_a_mean_over_tokens(
+    units: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first to go: half the sum of F times what the fit leaves of every output."""
+    monkeypatch.setattr(module, "DAMPING", 1e-12)
+    inputs, weight = some(units, width)
+    fisher = torch.tensor([0.0, 1.0, 4.0, 0.3, 2.0, 9.0], dtype=torch.float64)
+    costs = obs_loss(weight, **of_inputs(inputs, weight.shape), output_fisher=fisher).double()
+    by_output = [
+        [fitted_error(inputs, weight[..., o, None], [unit]) for o in range(FAN)]
+        for unit in range(units)
+    ]
+    expected = torch.tensor(by_output, dtype=torch.float64) @ fisher / (2 * TOKENS)
+    assert int(costs.argmin()) == int(expected.argmin())
+    assert float(costs.min()) == pytest.approx(float(expected.min()), rel=1e-4)
 
 
 def test_channels_that_go_together_are_paid_for_one_by_one(

@@ -14,6 +14,14 @@ so that of two units that say the same only the first one is cheap. Units of sev
 score is the cost at its turn, and no less than that of any turn before it.
 
 Hassibi, Stork (1992); of whole groups: Kurtic, Frantar, Alistarh, ZipLM (2302.04089).
+
+`obs-loss` weighs the error of output o by the diagonal F of the Fisher information there,
+
+    cost_g = 1/2 tr(F W_g [C^-1_gg]^-1 W_g^T),        C a mean over tokens,
+
+which is about what the divergence from the dense model grows by, so that costs compare across
+layers. F is the output factor of a Kronecker-factored curvature (van der Ouderaa et al., The LLM
+Surgeon, 2312.17244), its diagonal alone.
 """
 
 import torch
@@ -22,7 +30,7 @@ from torch import Tensor
 
 from .registry import importance
 
-PAPER = "https://arxiv.org/abs/2302.04089"
+PAPER, SURGEON = "https://arxiv.org/abs/2302.04089", "https://arxiv.org/abs/2312.17244"
 DAMPING, ROUNDS = 0.01, 16
 # By how much the score of a later turn is larger at least, so that the order can be read off it.
 LATER = 1 + 1e-6
@@ -36,6 +44,30 @@ def obs(
     input_var: Float[Tensor, "unit width"],
 ) -> Float[Tensor, " unit"]:
     """Squared error that is left when the weights that stay are fitted anew, at a unit's turn."""
+    return _turns(weight, input_gram, input_mean, input_var)
+
+
+@importance("obs-loss", paper=SURGEON)
+def obs_loss(
+    weight: Float[Tensor, "unit width fan"],
+    input_gram: Float[Tensor, "channel channel"],
+    input_mean: Float[Tensor, "unit width"],
+    input_var: Float[Tensor, "unit width"],
+    output_fisher: Float[Tensor, " fan"],
+) -> Float[Tensor, " unit"]:
+    """The same error weighed by what it does to the loss, so that layers compare."""
+    tokens = _tokens(input_gram, input_mean.flatten(), input_var.flatten())
+    share = (output_fisher / (2 * tokens.clamp(min=1))).sqrt()
+    return _turns(weight * share, input_gram, input_mean, input_var)
+
+
+def _turns(
+    weight: Float[Tensor, "unit width fan"],
+    input_gram: Float[Tensor, "channel channel"],
+    input_mean: Float[Tensor, "unit width"],
+    input_var: Float[Tensor, "unit width"],
+) -> Float[Tensor, " unit"]:
+    """The cost of every unit at its turn."""
     units, width, fan = weight.shape
     inverse = _inverse(input_gram, input_mean.flatten(), input_var.flatten())
     left = weight.double().reshape(units * width, fan)
@@ -58,12 +90,21 @@ def _inverse(
     variance: Float[Tensor, " channel"],
 ) -> Float[Tensor, "channel channel"]:
     """The inverse of the damped covariance, summed over tokens, fp64."""
-    power = variance.double() + mean.double().square()
-    tokens = gram.diagonal().double().sum() / power.sum().clamp(min=torch.finfo(power.dtype).tiny)
+    tokens = _tokens(gram, mean, variance)
     found = gram.double() - tokens * torch.outer(mean.double(), mean.double())
-    size = found.diagonal().mean().clamp(min=torch.finfo(power.dtype).tiny)
+    size = found.diagonal().mean().clamp(min=torch.finfo(found.dtype).tiny)
     found.diagonal().add_(DAMPING * size)
     return torch.cholesky_inverse(torch.linalg.cholesky(found))
+
+
+def _tokens(
+    gram: Float[Tensor, "channel channel"],
+    mean: Float[Tensor, " channel"],
+    variance: Float[Tensor, " channel"],
+) -> Float[Tensor, ""]:
+    """How many tokens the sums are over, fp64."""
+    power = (variance.double() + mean.double().square()).sum()
+    return gram.diagonal().double().sum() / power.clamp(min=torch.finfo(power.dtype).tiny)
 
 
 def _costs(

@@ -65,10 +65,10 @@ def needs_of_scores(config: PruneConfig) -> Needs:
         terms = frozenset(fused_terms(config.fine))
         return Needs(terms=terms, fusion=config.fusion_name, search=search)
     assert config.importance_name is not None, "there is a score or a fusion"
-    if too_large(config.importance_name):
-        return Needs(search=search, scores=frozenset({config.importance_name}))
     score = IMPORTANCE[config.importance_name]
     inputs, terms = frozenset(score.statistics), frozenset(gradients_needed(score))
+    if too_large(score.name):
+        return Needs(terms=terms, search=search, scores=frozenset({score.name}))
     return Needs(inputs, terms, search=search)
 
 
@@ -117,14 +117,6 @@ def look(
     seen = Seen(Statistics(), {})
     if tokens is None:
         return seen
-    inputs = {name for needs in wanted for name in needs.inputs}
-    made = {name for needs in wanted for name in needs.scores}
-    if inputs or made:
-        weights, seed = subject.opened.weights, subject.config.seed
-        reduced = dict(reduction(name, weights, seed) for name in sorted(made))
-        with timed("statistics"):
-            way = walk(subject, tokens, without)
-            seen.inputs.include(collect(way, axes, inputs, reduced=reduced))
     for asks in (False, True):
         alike = [needs for needs in wanted if needs.terms and needs.asks_loss is asks]
         terms = {name for needs in alike for name in needs.terms}
@@ -133,6 +125,17 @@ def look(
             with timed("gradients"):
                 way = walk(subject, scored, without)
                 seen.terms[asks] = collect_gradients(way, axes, terms)
+    inputs = {name for needs in wanted for name in needs.inputs}
+    made = {(name, needs.asks_loss) for needs in wanted for name in needs.scores}
+    if inputs or made:
+        weights, seed = subject.opened.weights, subject.config.seed
+        reduced = dict(
+            reduction(name, weights, seed, seen.terms.get(asks, Statistics()))
+            for name, asks in sorted(made)
+        )
+        with timed("statistics"):
+            way = walk(subject, tokens, without)
+            seen.inputs.include(collect(way, axes, inputs, reduced=reduced))
     return seen
 
 

@@ -63,12 +63,19 @@ def too_large(importance: str) -> bool:
     return any(name in _LARGE for name in IMPORTANCE[importance].needs)
 
 
-def reduction(importance: str, weights: View, seed: int) -> tuple[str, Reduction]:
-    """Such a score for the pass: a name that says what it depends on, and how it is made."""
+def reduction(
+    importance: str, weights: View, seed: int, terms: Statistics
+) -> tuple[str, Reduction]:
+    """Such a score for the pass: a name that says what it depends on, and how it is made.
+
+    `terms` are the gradient terms that it asks for.
+    """
     chosen = IMPORTANCE[importance]
 
     def make(axis: Axis, tally: Tally) -> Tensor:
-        return _score(chosen, axis, weights, tally, seed, "sum")
+        own = terms.tallies.get(axis.name, Tally())
+        whole = Tally(tally.accumulators, own.terms)
+        return _score(chosen, axis, weights, whole, seed, "sum")
 
     return _made_in_pass(chosen, seed), Reduction(chosen.statistics, make)
 

@@ -30,13 +30,14 @@ from ..structure import Axis, Member
 from .activations import Activations
 from .collect import Statistics, find, what_is_missing
 from .finite import Finite
+from .fisher import OUTPUT_FISHER, OutputFisher
 from .linears import linears, tapped
 from .loss import hidden_gradient
 from .products import Weight
 from .stream import Call, LayerStep, Walk, hidden_of
 from .taylor import MODES, TERMS, Taylor
 
-GRADIENTS = tuple(f"{mode}_{term}" for mode in MODES for term in TERMS)
+GRADIENTS = (*(f"{mode}_{term}" for mode in MODES for term in TERMS), OUTPUT_FISHER)
 
 # So many tokens go down a layer at once, however many windows a batch has.
 _TOKENS = 2**13
@@ -46,8 +47,8 @@ def collect_gradients(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) ->
     """Walk the layers forward and back and collect the gradient terms `needs` of `axes`.
 
     `needs` are names of `GRADIENTS`; `statistics[axis][name]` is [member, unit, channel], or
-    [sample, unit] for `samples_...` (see `Taylor`). `walk.limit` holds for the inputs of all layers
-    together.
+    [sample, unit] for `samples_...` (see `Taylor`), or [fan] for `output_fisher` (see `fisher`).
+    `walk.limit` holds for the inputs of all layers together.
 
     Raises:
         SecateurError: an unknown need, no windows or windows of one token, or a loss or a gradient
@@ -86,14 +87,15 @@ def _pass(walk: Walk, axes: Sequence[Axis], needs: Sequence[str], lowest: int, k
             own = [axis for axis in axes if axis.layer == step.index]
             here = [Taylor(axis, needs, count, walk.source.device) for axis in own]
             weights = _weights(step, here, 1 / (length - 1), count)
+            fisher = OutputFisher(step, own if OUTPUT_FISHER in needs else [], gradient)
             states = inputs.at(step.index)
-            descent = _Descent(states, gradient, here, weights, step.index > lowest)
+            descent = _Descent(states, gradient, here, weights, fisher, step.index > lowest)
             if not descent.by_linears(step):
                 together = all(weight.linear for weight in weights.values())
                 descent.by_autograd(step if together else step.along(single()))
             step.finite.check()
             inputs.over(step.index)
-            step.found = _found(here, weights.values())
+            step.found = {**_found(here, weights.values()), **fisher.found()}
     inputs.kept.drop()
     kept.end()
 
@@ -212,7 +214,7 @@ def _weights(
 ) -> dict[nn.Parameter, Weight]:
     """The tensors of a layer that members are slices of."""
     owners: dict[nn.Parameter, list[tuple[Taylor, Member]]] = {}
-    for taylor in here:
+    for taylor in (taylor for taylor in here if taylor.asked):
         for member in taylor.axis.members:
             parameter = getattr(find(step.module, member.module, step.index), member.parameter)
             owners.setdefault(parameter, []).append((taylor, member))
@@ -230,6 +232,7 @@ class _Descent:
     gradients: Activations
     here: Sequence[Taylor]
     weights: Mapping[nn.Parameter, Weight]
+    fisher: OutputFisher
     input_too: bool
 
     def by_linears(self, step: LayerStep) -> bool:
@@ -240,7 +243,10 @@ class _Descent:
         for number, (windows, inputs, call) in enumerate(step.batches(self.states)):
             leaf = inputs.detach().requires_grad_()
             shape = (leaf.shape[0], leaf.shape[1])
-            with tapped(chosen, shape, step.finite, check=number == 0) as plain:
+            with (
+                tapped(chosen, shape, step.finite, check=number == 0) as plain,
+                self.fisher.listening(),
+            ):
                 output = _forward(step, leaf, call)
                 if not plain():
                     assert number == 0, "what is plain for some windows is for all"
@@ -255,13 +261,15 @@ class _Descent:
         with _listening(self.weights, step):
             for windows, inputs, call in step.batches(self.states):
                 leaf = inputs.detach().requires_grad_(self.input_too)
-                output = _forward(step, leaf, call)
-                output.backward(self.gradients[windows].to(output.device))
+                with self.fisher.listening():
+                    output = _forward(step, leaf, call)
+                    output.backward(self.gradients[windows].to(output.device))
                 del output
                 self._end(step, windows, leaf)
 
     def _end(self, step: LayerStep, windows: slice, leaf: Tensor) -> None:
         """Some windows went down."""
+        self.fisher.passed(windows)
         for taylor in self.here:
             taylor.end_windows()
         if self.input_too:

@@ -99,6 +99,11 @@ class Taylor:
         self._found: dict[str, Tensor] = {}
         self._samples: dict[str, list[Tensor]] = {}
 
+    @property
+    def asked(self) -> bool:
+        """Whether any term is asked for."""
+        return any(self._terms.values())
+
     def add(self, member: Member, sums: Mapping[str, Float[Tensor, "window *index"]]) -> None:
         """Add the sums of one member, by kind: all that its tensor has along the member's dims."""
         own = self._windows[self._position(member)]
