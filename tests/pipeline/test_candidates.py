@@ -12,7 +12,9 @@ from secateur.models import open_model
 from secateur.pipeline.candidates import divergences
 from secateur.stats import Statistics, Walk, collect
 from secateur.structure import Axis
+from secateur.surgery.normal import Normal
 from secateur.surgery.one_shot import FITTED_BY, one_shot
+from secateur.surgery.refit import refit
 
 
 def by_hand(
@@ -29,7 +31,7 @@ def by_hand(
         stays[channels] = False
         turned = module.weight.data.movedim(member.dim, 1)
         own = {name: seen[axis.name][name] for name in FITTED_BY}
-        weight, added = one_shot(turned, channels, **own)
+        ((weight, added),) = one_shot(turned, [channels], **own)
         whole = torch.zeros_like(turned)
         whole[:, stays] = weight
         module.weight.data = whole.movedim(1, member.dim).contiguous()
@@ -66,32 +68,67 @@ def test_divergences_are_those_of_models_cut_by_hand(
     assert found[2] == found[4] == 0
 
 
-def test_the_fit_is_that_of_least_squares() -> None:
+def test_fits_are_those_of_least_squares() -> None:
+    """Of sets that grow, each."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(300, 12, generator=generator).double() @ torch.randn(12, 12).double() + 2
     weight = torch.randn(5, 12, generator=generator).double()
-    gone = torch.tensor([1, 4, 7])
-    kept = [i for i in range(12) if i not in gone.tolist()]
-    fitted, added = one_shot(
+    sets = [torch.tensor(own) for own in ([1, 4], [1, 4, 7], [0, 1, 4, 5, 7, 11])]
+    fits = one_shot(
         weight,
-        gone,
+        sets,
         input_gram=inputs.T @ inputs,
         input_mean=inputs.mean(dim=0),
         input_var=inputs.var(dim=0, correction=0),
         damping=1e-12,
     )
-    design = torch.cat([inputs[:, kept], torch.ones(300, 1).double()], dim=1)
-    solution = torch.linalg.lstsq(design, inputs @ weight.T).solution
-    assert torch.allclose(fitted.double(), solution[:-1].T, atol=1e-4)
-    assert torch.allclose(added.double(), solution[-1], atol=1e-4)
+    for gone, (fitted, added) in zip(sets, fits, strict=True):
+        kept = [i for i in range(12) if i not in gone.tolist()]
+        design = torch.cat([inputs[:, kept], torch.ones(300, 1).double()], dim=1)
+        solution = torch.linalg.lstsq(design, inputs @ weight.T).solution
+        assert torch.allclose(fitted.double(), solution[:-1].T, atol=1e-4)
+        assert torch.allclose(added.double(), solution[-1], atol=1e-4)
+
+
+def test_the_damped_fit_is_that_of_refit() -> None:
+    """To the dense output, with the dense inputs: `refit` of the same sums."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(200, 10, generator=generator).double() @ torch.randn(10, 10).double() + 1
+    inputs[:, 3] *= 1000
+    weight = torch.randn(4, 10, generator=generator).double()
+    gone = torch.tensor([0, 6])
+    kept = torch.tensor([i for i in range(10) if i not in gone.tolist()])
+    fits = one_shot(
+        weight,
+        [gone],
+        input_gram=inputs.T @ inputs,
+        input_mean=inputs.mean(dim=0),
+        input_var=inputs.var(dim=0, correction=0),
+    )
+    ((fitted, added),) = fits
+    left = inputs[:, gone] @ weight[:, gone].T
+    about, mean = inputs[:, kept] - inputs[:, kept].mean(0), inputs[:, kept].mean(0)
+    normal = Normal(
+        count=200,
+        mean=mean,
+        left=left.mean(0),
+        spread=about.T @ about,
+        shared=about.T @ (left - left.mean(0)),
+        square=float(left.square().sum()),
+    )
+    expected = refit(normal)
+    torch.testing.assert_close(
+        fitted.double(), weight[:, kept] + expected.change, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(added.double(), expected.added, rtol=1e-4, atol=1e-3)
 
 
 def test_what_keeps_nothing_gives_its_mean() -> None:
     inputs = torch.randn(50, 4)
     weight = torch.randn(3, 4)
-    fitted, added = one_shot(
+    ((fitted, added),) = one_shot(
         weight,
-        torch.arange(4),
+        [torch.arange(4)],
         input_gram=inputs.T @ inputs,
         input_mean=inputs.mean(0),
         input_var=inputs.var(0, correction=0),

@@ -7,8 +7,7 @@ A batch holds windows of one candidate. What lies below the first layer that it 
 model, which runs once for all, so that one who cuts a late layer costs little.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,7 +67,7 @@ def _asked(
         for index, layer in enumerate(first):
             if layer == step.index:
                 states[(1 + index) * count : (2 + index) * count] = states[:count]
-        edits = _edits(step, statistics)
+        edits = _edits(step, candidates, statistics)
         for windows, inputs, (args, kwargs) in step.batches(states):
             index = windows.start // count - 1
             if index >= 0 and first[index] > step.index:
@@ -78,7 +77,7 @@ def _asked(
                 cut = candidates[index].items()
                 own = {axis: units for axis, units in cut if units and axis.layer == step.index}
             changed = {
-                key: one for axis, units in own.items() for key, one in edits(axis, units).items()
+                key: one for axis, units in own.items() for key, one in edits[axis, units].items()
             }
             with substituted(changed), torch.no_grad():
                 states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
@@ -96,27 +95,53 @@ def _asked(
 
 
 def _edits(
-    step: LayerStep, statistics: Statistics
-) -> Callable[[Axis, tuple[int, ...]], Substitutes]:
-    """Parameters of the dense shape for a consumer of this layer without some units."""
+    step: LayerStep, candidates: Sequence[Gone], statistics: Statistics
+) -> dict[tuple[Axis, tuple[int, ...]], Substitutes]:
+    """Parameters of the dense shape for the consumers of this layer without some units."""
+    asked: dict[Axis, set[tuple[int, ...]]] = {}
+    for one in candidates:
+        for axis, units in one.items():
+            if units and axis.layer == step.index:
+                asked.setdefault(axis, set()).add(units)
+    return {
+        (axis, units): edit
+        for axis, sets in asked.items()
+        for chain in _chains(sets)
+        for units, edit in zip(chain, _fitted(step, axis, chain, statistics), strict=True)
+    }
 
-    @cache
-    def edit(axis: Axis, units: tuple[int, ...]) -> Substitutes:
-        member, module = axis.consumer, find(step.module, axis.consumer.module, axis.layer)
-        whole = module.get_parameter(member.parameter).detach()
-        if not member.linear:  # experts have no bias, and are cut as they are
+
+def _chains(sets: Collection[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """The sets in rows, each of which has all that the one before it has."""
+    chains: list[list[tuple[int, ...]]] = []
+    for units in sorted(sets, key=lambda own: (len(own), own)):
+        chain = next((c for c in chains if set(c[-1]) <= set(units)), None)
+        if chain is None:
+            chains.append([units])
+        else:
+            chain.append(units)
+    return chains
+
+
+def _fitted(
+    step: LayerStep, axis: Axis, chain: Sequence[tuple[int, ...]], statistics: Statistics
+) -> Iterator[Substitutes]:
+    member, module = axis.consumer, find(step.module, axis.consumer.module, axis.layer)
+    whole = module.get_parameter(member.parameter).detach()
+    if not member.linear:  # experts have no bias, and are cut as they are
+        for units in chain:
             masked = member.masked(whole, torch.tensor(units))
-            return {(module, member.parameter): torch.nn.Parameter(masked, requires_grad=False)}
+            yield {(module, member.parameter): torch.nn.Parameter(masked, requires_grad=False)}
+        return
+    seen: Any = {name: statistics[axis.name][name] for name in FITTED_BY}
+    gone = [member.blocks.indices(torch.tensor(units)).flatten() for units in chain]
+    turned = whole.float().cpu().movedim(member.dim, 1)
+    fits = one_shot(turned, gone, where=member.module, **seen)
+    for units, (fitted, added) in zip(chain, fits, strict=True):
         plan = Plan({axis.name: _others(axis, units)}, "", "")
         consumer = Consumer.of(axis, plan, step.module)
-        seen: Any = {name: statistics[axis.name][name] for name in FITTED_BY}
-        gone = member.blocks.indices(torch.tensor(units)).flatten()
-        turned = whole.float().cpu().movedim(member.dim, 1)
-        fitted, added = one_shot(turned, gone, where=member.module, **seen)
         weight, shift, bias = sent(fitted, whole.device), sent(added, whole.device), consumer.bias
-        return consumer.edit(weight, shift if bias is None else bias.float() + shift)
-
-    return edit
+        yield consumer.edit(weight, shift if bias is None else bias.float() + shift)
 
 
 def _others(axis: Axis, units: tuple[int, ...]) -> tuple[int, ...]:

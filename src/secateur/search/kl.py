@@ -12,6 +12,7 @@ for it: prices on a few, moves on more, the last ones on all.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -74,9 +75,7 @@ def _levels(removal: Removal) -> list[int]:
 def _line(at: Sequence[int], values: Tensor, steps: int) -> Tensor:
     """Values at 0, 1, ... `steps`, of those that are known at some of them."""
     found = torch.zeros(steps + 1, dtype=torch.float64)
-    for (left, right), (low, high) in zip(
-        zip(at, at[1:], strict=False), zip(values, values[1:], strict=False), strict=True
-    ):
+    for (left, right), (low, high) in zip(pairwise(at), pairwise(values), strict=True):
         places = torch.arange(left, right + 1)
         found[left : right + 1] = low + (high - low) * (places - left) / (right - left)
     return found
