@@ -46,6 +46,14 @@ METHODS = {
     method.name: method
     for method in (
         Method(
+            "best",
+            "What a unit costs in loss once the rest is fitted; one global ranking; refit.",
+            "obs-loss",
+            "global",
+            "refit",
+            "https://arxiv.org/abs/2312.17244",
+        ),
+        Method(
             "flap",
             "Fluctuation of inputs, one global ranking, lost means kept as a bias.",
             "wifv",

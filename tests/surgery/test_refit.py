@@ -13,6 +13,7 @@ from conftest import VARIANTS, flap_biases, tiny_model
 from secateur.errors import SecateurError
 from secateur.export import pruned_form
 from secateur.models import OpenModel, filled, open_model
+from secateur.solve import factor
 from secateur.stats import Activations, Walk
 from secateur.structure import Plan, Structure
 from secateur.surgery import (
@@ -30,7 +31,6 @@ from secateur.surgery import (
 )
 from secateur.surgery.observe import Consumer, residual_multiplier
 from secateur.surgery.replay import anatomy
-from secateur.surgery.solve import factor
 from secateur.surgery.streams import Streams
 
 FAMILIES = ["llama-gqa", "llama-biased", "qwen2-gqa", "mistral-gqa", "qwen3-gqa"]

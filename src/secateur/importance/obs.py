@@ -1,7 +1,7 @@
 """Group OBS: what removing a unit costs when all that stays is fitted anew.
 
-With C the covariance of the consumer's inputs (its bias is fitted, too), damped by lambda times its
-mean diagonal, and g the channels of a unit,
+With C the covariance of the consumer's inputs (its bias is fitted, too), its diagonal 1 + lambda
+times what it is, and g the channels of a unit,
 
     cost_g = tr(W_g [C^-1_gg]^-1 W_g^T)
 
@@ -9,7 +9,8 @@ is the least squared error of the output, summed over tokens. Once g has gone,
 
     W <- W - W_g [C^-1_gg]^-1 C^-1_g:        C^-1 <- C^-1 - C^-1_:g [C^-1_gg]^-1 C^-1_g:
 
-so that of two units that say the same only the first one is cheap. Units of several channels
+so that of two units that say the same only the first one is cheap. The damping is each channel's
+own: one that is a thousand times the others does not damp them away. Units of several channels
 (heads) go one by one, single channels in sixteen rounds, each after an exact downdate. A unit's
 score is the cost at its turn, and no less than that of any turn before it.
 
@@ -28,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..solve import factor
 from .registry import importance
 
 PAPER, SURGEON = "https://arxiv.org/abs/2302.04089", "https://arxiv.org/abs/2312.17244"
@@ -56,8 +58,7 @@ def obs_loss(
     output_fisher: Float[Tensor, " fan"],
 ) -> Float[Tensor, " unit"]:
     """The same error weighed by what it does to the loss, so that layers compare."""
-    tokens = _tokens(input_gram, input_mean.flatten(), input_var.flatten())
-    share = (output_fisher / (2 * tokens.clamp(min=1))).sqrt()
+    share = (output_fisher / (2 * _tokens(input_gram, input_mean, input_var))).sqrt()
     return _turns(weight * share, input_gram, input_mean, input_var)
 
 
@@ -69,8 +70,14 @@ def _turns(
 ) -> Float[Tensor, " unit"]:
     """The cost of every unit at its turn."""
     units, width, fan = weight.shape
-    inverse = _inverse(input_gram, input_mean.flatten(), input_var.flatten())
-    left = weight.double().reshape(units * width, fan)
+    tokens, variance = _tokens(input_gram, input_mean, input_var), input_var.double().flatten()
+    # every channel's variance becomes one: the damping is then the same for each
+    scale = torch.where(variance > 0, variance, torch.ones_like(variance)).rsqrt()
+    mean = input_mean.double().flatten()
+    spread = (input_gram.double() / tokens - torch.outer(mean, mean)) * scale * scale[:, None]
+    spread.diagonal().copy_((variance > 0).double())  # where means are large, the sums know less
+    inverse = torch.cholesky_inverse(factor(spread, DAMPING, where="a consumer's inputs").lower)
+    left = weight.double().reshape(units * width, fan) * tokens.sqrt() / scale[:, None]
     stays, costs = torch.arange(units), torch.zeros(units, dtype=torch.float64)
     at_once = 1 if width > 1 else max(1, -(-units // ROUNDS))
     floor = 0.0
@@ -84,27 +91,15 @@ def _turns(
     return costs.float()
 
 
-def _inverse(
-    gram: Float[Tensor, "channel channel"],
-    mean: Float[Tensor, " channel"],
-    variance: Float[Tensor, " channel"],
-) -> Float[Tensor, "channel channel"]:
-    """The inverse of the damped covariance, summed over tokens, fp64."""
-    tokens = _tokens(gram, mean, variance)
-    found = gram.double() - tokens * torch.outer(mean.double(), mean.double())
-    size = found.diagonal().mean().clamp(min=torch.finfo(found.dtype).tiny)
-    found.diagonal().add_(DAMPING * size)
-    return torch.cholesky_inverse(torch.linalg.cholesky(found))
-
-
 def _tokens(
     gram: Float[Tensor, "channel channel"],
-    mean: Float[Tensor, " channel"],
-    variance: Float[Tensor, " channel"],
+    mean: Float[Tensor, "unit width"],
+    variance: Float[Tensor, "unit width"],
 ) -> Float[Tensor, ""]:
-    """How many tokens the sums are over, fp64."""
+    """How many tokens the sums are over, fp64; 1 if all inputs are zero."""
     power = (variance.double() + mean.double().square()).sum()
-    return gram.diagonal().double().sum() / power.clamp(min=torch.finfo(power.dtype).tiny)
+    found = gram.diagonal().double().sum() / power
+    return torch.where(power > 0, found, torch.ones_like(found))
 
 
 def _costs(

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..solve import factor
 from .normal import Normal
 from .refit import Fit
 from .repair import repair
-from .solve import factor
 
 DAMPING = 1.0
 LIMIT = 10.0

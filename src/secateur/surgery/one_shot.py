@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..solve import factor
 from .refit import DAMPING
-from .solve import factor
 
 # Statistics of its inputs that it takes.
 FITTED_BY = frozenset({"input_gram", "input_mean", "input_var"})

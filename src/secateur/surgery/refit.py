@@ -23,9 +23,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import SecateurError
+from ..solve import Factor, factor
 from .normal import Normal
 from .repair import repair
-from .solve import Factor, factor
 
 # From a light touch to the bias alone.
 DAMPINGS = (0.001, 0.01, 0.1, 1.0, 3.0, 10.0, math.inf)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import SecateurError
+from .errors import SecateurError
 
 _ATTEMPTS = 24
 # A pivot that is rounding alone: so many units in the last place, times the root of the size.

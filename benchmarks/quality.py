@@ -1,0 +1,171 @@
+"""Perplexity of real language models after every method: the tables of docs/results.md.
+
+    python benchmarks/quality.py MODEL --calibration c4.jsonl --heldout wikitext2.txt
+
+All calibrate on the same windows of one text and are measured on another. Each row is one call of
+`prune`; what the JSON file of the model has is not run again, so that the run can be ended at any
+time. With `--page`, the tables alone are written from what is there.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import transformers
+
+import secateur
+
+# By name: what is asked of `prune`. The first are the ones that the others are compared with.
+TRIALS: dict[str, dict[str, Any]] = {
+    "FLAP": {"method": "flap"},
+    "best": {"method": "best"},
+    "FLAP, refit": {"method": "flap", "repair": "refit"},
+    "best, FLAP's score and search": {"method": "best", "importance": "wifv", "search": "AL-AM"},
+    "best, the same share of each layer": {"method": "best", "search": "uniform"},
+    "best, errors not weighed by loss": {"method": "best", "importance": "obs"},
+    "best, bias alone": {"method": "best", "repair": "bias"},
+    "Wanda-sp": {"method": "wanda-sp"},
+    "Wanda-sp, refit": {"method": "wanda-sp", "repair": "refit"},
+    "LLM-Pruner": {"method": "llm-pruner"},
+    "LLM-Pruner, refit": {"method": "llm-pruner", "repair": "refit"},
+    "SAAP": {"method": "saap"},
+    "SAAP, refit": {"method": "saap", "repair": "refit"},
+    "HyWIA, no repair": {"method": "hywia", "repair": "none"},
+    "HyWIA": {"method": "hywia"},
+    "magnitude, refit": {"method": "magnitude", "repair": "refit"},
+    "random, refit": {"method": "random", "repair": "refit"},
+}
+RATIOS = (0.2, 0.5)
+DENSE = "dense"
+
+
+def key(name: str, ratio: float, seed: int) -> str:
+    """Where a row is in the file."""
+    return f"{name} | {ratio} | {seed}"
+
+
+def measured(model: Any, arguments: argparse.Namespace, tokenizer: Any = None) -> float:
+    """Perplexity on the held-out text."""
+    (found,) = secateur.evaluate(
+        model,
+        str(arguments.heldout),
+        evaluate_lengths=[arguments.window],
+        evaluate_tokens=arguments.tokens,
+        tokenizer=tokenizer,
+    )
+    return found.value
+
+
+def trial(model: str, settings: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """One row: perplexity, seconds of `prune`, and the share of parameters that went."""
+    started = time.monotonic()
+    result = secateur.prune(
+        model,
+        calibration=str(arguments.calibration),
+        samples=arguments.samples,
+        length=arguments.length,
+        evaluate="none",
+        store=arguments.store,
+        **settings,
+    )
+    seconds = time.monotonic() - started
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    return {
+        "perplexity": measured(result.load(), arguments, tokenizer),
+        "seconds": round(seconds, 1),
+        "parameters": result.numbers["parameters"],
+    }
+
+
+def page(found: Mapping[str, Any], model: str) -> str:
+    """The table of a model, in Markdown: mean and spread over seeds, and shares."""
+    rows = found["rows"]
+    dense = rows[DENSE]["perplexity"]
+    lines = [
+        f"### {model}",
+        "",
+        f"{found['about']} Dense {dense:.2f}. In brackets, the share of FLAP's increase.",
+        "",
+        "| what | " + " | ".join(f"{ratio:.0%} removed" for ratio in RATIOS) + " |",
+        "|---|" + "---|" * len(RATIOS),
+    ]
+    for name in TRIALS:
+        cells = []
+        for ratio in RATIOS:
+            own = [_of(rows, name, ratio, seed) for seed in range(100)]
+            flap = [_of(rows, "FLAP", ratio, seed) for seed in range(100)]
+            values = [value for value in own if value is not None]
+            both = [(a, b) for a, b in zip(own, flap, strict=True) if a and b]
+            if not values:
+                cells.append("-")
+                continue
+            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+            shares = mean((a - dense) / (b - dense) for a, b in both) if both else None
+            share = "" if shares is None else f" ({shares:.0%})"
+            cells.append(f"{mean(values):,.1f}{spread}{share}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _of(rows: Mapping[str, Any], name: str, ratio: float, seed: int) -> float | None:
+    row = rows.get(key(name, ratio, seed))
+    return None if row is None else float(row["perplexity"])
+
+
+def asked(arguments: argparse.Namespace) -> Iterable[tuple[str, float, int]]:
+    """The rows, in the order in which they are run."""
+    for seed in range(arguments.seeds):
+        for name in arguments.only or TRIALS:
+            for ratio in arguments.ratios:
+                yield name, ratio, seed
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", type=Path)
+    parser.add_argument("--heldout", type=Path)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=2**16)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
+    parser.add_argument("--only", nargs="+", choices=list(TRIALS))
+    parser.add_argument("--store", type=Path, help="keeps passes over the model for other rows")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--page", action="store_true")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    found = {"rows": {}}
+    if arguments.out.exists():
+        found = json.loads(arguments.out.read_text())
+    found["about"] = (
+        f"{arguments.samples} windows of {arguments.length} tokens of C4; perplexity on WikiText-2,"
+        f" window {arguments.window}, {arguments.tokens:,} tokens; {platform.machine()}, torch"
+        f" {torch.__version__}."
+    )
+    if not arguments.page:
+        if DENSE not in found["rows"]:
+            found["rows"][DENSE] = {"perplexity": measured(arguments.model, arguments)}
+        for name, ratio, seed in asked(arguments):
+            if key(name, ratio, seed) in found["rows"]:
+                continue
+            settings = {**TRIALS[name], "ratio": ratio, "seed": seed}
+            row = trial(arguments.model, settings, arguments)
+            print(key(name, ratio, seed), row, flush=True)
+            found["rows"][key(name, ratio, seed)] = row
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(page(found, Path(arguments.model).name))
+
+
+if __name__ == "__main__":
+    main()
