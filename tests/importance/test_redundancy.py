@@ -1,12 +1,17 @@
 """Scores that see what units have in common, against least squares and cuts done by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from conftest import tiny_model
+from secateur.importance import IMPORTANCE, score
 from secateur.importance import obs as module
 from secateur.importance.obs import obs, obs_loss
 from secateur.importance.redundancy import greedy
+from secateur.models import open_model
 
 TOKENS, FAN = 400, 6
 
@@ -135,3 +140,27 @@ def test_inputs_that_never_change_cost_nothing_with_a_bias_and_something_without
     inputs[:, 2] = 4.0
     assert int(obs(weight, **of_inputs(inputs, weight.shape)).argmin()) == 2
     assert float(greedy(weight, inputs.T @ inputs)[2]) > 0
+
+
+def test_every_expert_is_scored_by_its_own_inputs() -> None:
+    """As if each were an axis: no matrix has the channels of two."""
+    experts, channels = 3, 10
+    axis = next(
+        axis for axis in open_model(tiny_model("mixtral")).structure.axes if axis.groups > 1
+    )
+    axis = replace(axis, units=experts * channels, groups=experts)
+    inputs, weights = zip(*(some(channels, 1, seed=seed) for seed in range(experts)), strict=True)
+    own = [of_inputs(one, weight.shape) for one, weight in zip(inputs, weights, strict=True)]
+    fisher = torch.rand(FAN)
+    found = {f"input_gram#{group}": part["input_gram"] for group, part in enumerate(own)}
+    for name in ("input_mean", "input_var"):
+        found[name] = torch.cat([part[name].flatten() for part in own])
+    stored = torch.stack([weight[:, 0].T for weight in weights])
+    together = score(
+        IMPORTANCE["obs-loss"], axis, stored, {**found, "output_fisher": fisher}, seed=0
+    )
+    alone = [
+        obs_loss(weight, **part, output_fisher=fisher)
+        for weight, part in zip(weights, own, strict=True)
+    ]
+    torch.testing.assert_close(together[:, 0], torch.cat(alone), rtol=1e-3, atol=1e-9)

@@ -69,8 +69,8 @@ def test_steps_come_as_near_to_the_budget_as_one_step_more_or_less(budget: float
 def known(weights: dict[str, float], asked: list[int | None]) -> Callable[..., Tensor]:
     """A divergence that is a sum of squares, and worse where neighbours lose much together."""
 
-    def divergence(choices: Sequence[dict[str, int]], windows: int | None) -> Tensor:
-        asked.append(windows)
+    def divergence(choices: Sequence[dict[str, int]], tokens: int | None) -> Tensor:
+        asked.append(tokens)
         sums = []
         for steps in choices:
             own = [weights[name] * steps.get(name, 0) ** 2 for name in weights]

@@ -1,6 +1,7 @@
 """From ingredients to one score tensor an axis."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..errors import SecateurError
 from ..registry import choose
 from ..stats import GRADIENTS
+from ..stats.fisher import OUTPUT_FISHER
 from ..structure import Axis
 from .members import REDUCTIONS
 from .registry import Importance
@@ -47,8 +49,13 @@ def score(
     ingredients = {
         name: _ingredient(name, axis, weight, statistics, seed, members)
         for name in importance.needs
+        if name != "input_gram" or axis.consumer.linear
     }
-    scores = _called(importance, ingredients, axis.name)
+    if set(ingredients) == set(importance.needs):
+        scores = _called(importance, ingredients, axis.name)
+    else:
+        parts = _by_expert(axis, ingredients, statistics)
+        scores = torch.cat([_called(importance, part, axis.name) for part in parts])
     if scores.dim() == 1:
         scores = scores[:, None]
     width = axis.consumer.blocks.width
@@ -64,6 +71,24 @@ def score(
             "The checkpoint is probably damaged: download or export the model again."
         )
     return scores
+
+
+def _by_expert(
+    axis: Axis, ingredients: Mapping[str, Any], statistics: Ingredients
+) -> Iterator[dict[str, Any]]:
+    """The ingredients of one expert after the other: a Gram matrix of all has their square."""
+    units = axis.units // axis.groups
+    for group in range(axis.groups):
+        own = slice(group * units, (group + 1) * units)
+        part = {name: _of_units(name, value, own) for name, value in ingredients.items()}
+        yield {**part, "input_gram": statistics[f"input_gram#{group}"]}
+
+
+def _of_units(name: str, value: Any, units: slice) -> Any:
+    """An ingredient of some units."""
+    if name == "weight" or name.startswith("input_"):
+        return value[units]
+    return value[:, units] if name in GRADIENTS and name != OUTPUT_FISHER else value
 
 
 def _called(importance: Importance, ingredients: dict[str, Any], axis: str) -> Tensor:

@@ -119,7 +119,8 @@ def _divergence(
         return None
     _, asking = split_windows(tokens, config.fusion_name, config.search_name)
 
-    def found(gone: Sequence[Units], windows: int | None) -> Tensor:
+    def found(gone: Sequence[Units], count: int | None) -> Tensor:
+        windows = None if count is None else -(-count // asking.shape[1])
         way = walk(subject, asking[:windows])
         masks = masks_of_parts(structure, whole, gone)
         candidates = [

@@ -1,7 +1,8 @@
 """How much each layer loses, by what that does to the model's predictions.
 
     price of an axis at a level    KL(dense || that axis alone cut and fitted)
-    start                          the choice within the budget whose prices have the least sum
+    start                          the choice within the budget whose prices have the least sum, or
+                                   that of the scores (`global`): the one whose KL is less
     moves                          an axis loses more, another as much less; kept where the KL of
                                    the whole choice falls
 
@@ -12,19 +13,20 @@ for it: prices on a few, moves on more, the last ones on all.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from .registry import Divergence, register_search
-from .removal import Removal, cost_of
+from .removal import Removal, cost_of, remove_lowest
 
 # Shares of its units at which an axis is priced; of one with few steps, each step is.
 SHARES = (0.08, 0.17, 0.28, 0.42, 0.6, 0.8)
 FEW_STEPS = 4
-# Windows that prices and moves are taken on, rounds of moves, and candidates of a round.
-PRICED_ON, MOVED_ON = 4, 8
+# Tokens that prices and moves are taken on, rounds of moves, and candidates of a round.
+PRICED_ON, MOVED_ON = 2**11, 2**12
 ROUNDS, MOVES = 12, 16
 # Candidates that are asked about together, and parts that the budget is divided into.
 _AT_ONCE, _PARTS = 64, 2000
@@ -44,8 +46,16 @@ def kl(
 ) -> Steps:
     """Prices of single layers by the KL to the dense model, then moves between layers."""
     prices = priced(removals, divergence)
-    steps = nearest(cheapest(prices, removals, budget), prices, removals, budget)
-    return moved(steps, prices, removals, budget, divergence, generator)
+    starts = [cheapest(prices, removals, budget), by_scores(removals, budget)]
+    starts = [nearest(steps, prices, removals, budget) for steps in starts]
+    best = starts[int(divergence(starts, MOVED_ON).argmin())]
+    return moved(best, prices, removals, budget, divergence, generator)
+
+
+def by_scores(removals: Mapping[str, Removal], budget: float) -> Steps:
+    """The steps whose scores are lowest, each at its cost in parameters."""
+    by_cost = {name: replace(one, scores=one.scores / one.cost) for name, one in removals.items()}
+    return remove_lowest(by_cost, budget, nearest=True)
 
 
 def priced(removals: Mapping[str, Removal], divergence: Divergence) -> dict[str, Tensor]:

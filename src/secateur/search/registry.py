@@ -6,7 +6,7 @@
 | `removals` | the steps in which each loses them, least important first: a `Removal` by axis name |
 | `budget` | how many parameters are to go |
 | `loss` | choices to the mean loss of each, [choice] fp64, where no gradient has seen the text |
-| `divergence` | choices, and how many windows (None: all), to the KL of each to the dense model |
+| `divergence` | choices, and how many tokens (None: all), to the KL of each to the dense model |
 | `generator` | random numbers, seeded by the run |
 | `scores` | as they came, by axis name, [unit, width]; larger means keep |
 | `by_sample` | scores for each calibration sample, by axis name, [sample, unit] |
@@ -30,7 +30,7 @@ from ..registry import Function, Registered, choose, entered
 Units = Mapping[str, tuple[int, ...]]
 Choice = Mapping[str, int] | Units
 Loss = Callable[[Sequence[Choice]], Tensor]
-# The same, on so many of the windows that are kept for it; None: on all of them.
+# The same, on windows of about so many tokens, of those that are kept for it; None: on all.
 Divergence = Callable[[Sequence[Choice], int | None], Tensor]
 Scores = Mapping[str, Float[Tensor, "unit width"]]
 BySample = Mapping[str, Float[Tensor, "sample _"]]

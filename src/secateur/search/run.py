@@ -68,8 +68,8 @@ def search(
         "removals": removals,
         "budget": budget,
         "loss": lambda choices: _losses(name, choices, removals, loss),
-        "divergence": lambda choices, windows: _losses(
-            name, choices, removals, divergence and (lambda gone: divergence(gone, windows))
+        "divergence": lambda choices, tokens: _losses(
+            name, choices, removals, divergence and (lambda gone: divergence(gone, tokens))
         ),
         "generator": torch.Generator().manual_seed(seed),
         "scores": {axis.name: scores[axis.name] for axis in chosen},

@@ -62,11 +62,14 @@ class Tally:
     def __getitem__(self, name: str) -> Tensor:
         """A finished statistic by the name in `STATISTICS` or `GRADIENTS`, fp32 and on the CPU.
 
-        Experts come one after the other.
+        Experts come one after the other; `NAME#2` is that of the third alone.
         """
         if name in self.terms:
             return self.terms[name]
+        name, _, group = name.partition("#")
         holder, read = STATISTICS[name]
+        if group:
+            return read(self.accumulators[f"{holder}#{group}"]).float().cpu()
         if holder in self.accumulators:
             return read(self.accumulators[holder]).float().cpu()
         groups = [
