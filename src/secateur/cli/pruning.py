@@ -62,7 +62,6 @@ _OF_RUNS = (
 Example:
   secateur prune path/to/model --ratio 0.2 --calibration text.txt --out small/
   secateur prune path/to/model --ratio 0.3 --recover distil --out small/
-  secateur prune --config small/run.toml --out again/
 
 The calibration text is c4 unless you name another, perplexity taken on an unused part of it.
 """,
