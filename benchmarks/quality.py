@@ -26,7 +26,6 @@ TRIALS: dict[str, dict[str, Any]] = {
     "FLAP": {"method": "flap"},
     "best": {"method": "best"},
     "FLAP, refit": {"method": "flap", "repair": "refit"},
-    "best, FLAP's score and search": {"method": "best", "importance": "wifv", "search": "AL-AM"},
     "best, the same share of each layer": {"method": "best", "search": "uniform"},
     "best, errors not weighed by loss": {"method": "best", "importance": "obs"},
     "best, bias alone": {"method": "best", "repair": "bias"},
