@@ -1,6 +1,6 @@
-"""Perplexity of real language models after every method: the tables of docs/results.md.
+"""Perplexity of real language models after every method: the table of docs/log.md.
 
-    python benchmarks/quality.py MODEL --calibration c4.jsonl --heldout wikitext2.txt
+    python benchmarks/quality.py MODEL --calibration c4.jsonl --heldout wikitext2.txt --out a.json
 
 All calibrate on the same windows of one text and are measured on another. Each row is one call of
 `prune`; what the JSON file of the model has is not run again, so that the run can be ended at any
@@ -24,11 +24,11 @@ import secateur
 # By name: what is asked of `prune`. The first are the ones that the others are compared with.
 TRIALS: dict[str, dict[str, Any]] = {
     "FLAP": {"method": "flap"},
-    "best": {"method": "best"},
+    "OBS by loss": {"method": "obs-loss"},
     "FLAP, refit": {"method": "flap", "repair": "refit"},
-    "best, the same share of each layer": {"method": "best", "search": "uniform"},
-    "best, errors not weighed by loss": {"method": "best", "importance": "obs"},
-    "best, bias alone": {"method": "best", "repair": "bias"},
+    "OBS by loss, the same share of each layer": {"method": "obs-loss", "search": "uniform"},
+    "OBS by loss, errors not weighed by loss": {"method": "obs-loss", "importance": "obs"},
+    "OBS by loss, bias alone": {"method": "obs-loss", "repair": "bias"},
     "Wanda-sp": {"method": "wanda-sp"},
     "Wanda-sp, refit": {"method": "wanda-sp", "repair": "refit"},
     "LLM-Pruner": {"method": "llm-pruner"},
@@ -62,7 +62,7 @@ def measured(model: Any, arguments: argparse.Namespace, tokenizer: Any = None) -
 
 
 def trial(model: str, settings: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row: perplexity, seconds of `prune`, and the share of parameters that went."""
+    """One row: perplexity, seconds of `prune` (with the store, of what is new), parameters."""
     started = time.monotonic()
     result = secateur.prune(
         model,
@@ -129,8 +129,8 @@ def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--heldout", type=Path)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--heldout", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--window", type=int, default=1024)
@@ -147,11 +147,13 @@ def main() -> None:
     found = {"rows": {}}
     if arguments.out.exists():
         found = json.loads(arguments.out.read_text())
-    found["about"] = (
-        f"{arguments.samples} windows of {arguments.length} tokens of C4; perplexity on WikiText-2,"
-        f" window {arguments.window}, {arguments.tokens:,} tokens; {platform.machine()}, torch"
-        f" {torch.__version__}."
+    about = (
+        f"{arguments.samples} windows of {arguments.length} tokens of {arguments.calibration.name};"
+        f" perplexity on {arguments.heldout.name}, window {arguments.window},"
+        f" {arguments.tokens:,} tokens; {platform.machine()}, torch {torch.__version__}."
     )
+    if found.setdefault("about", about) != about:
+        parser.error(f"{arguments.out} is of {found['about']}; name another --out.")
     if not arguments.page:
         if DENSE not in found["rows"]:
             found["rows"][DENSE] = {"perplexity": measured(arguments.model, arguments)}

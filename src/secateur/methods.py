@@ -46,7 +46,7 @@ METHODS = {
     method.name: method
     for method in (
         Method(
-            "best",
+            "obs-loss",
             "What a unit costs in loss once the rest is fitted; one global ranking; refit.",
             "obs-loss",
             "global",

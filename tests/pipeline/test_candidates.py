@@ -1,6 +1,7 @@
 """Candidates in one pass against models that are cut and fitted by hand."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from conftest import tiny_model
+from secateur.checkpoint import Store
 from secateur.models import open_model
 from secateur.pipeline.candidates import divergences
+from secateur.pipeline.scoring import reduction
 from secateur.stats import Statistics, Walk, collect
 from secateur.structure import Axis
 from secateur.surgery.normal import Normal
@@ -66,6 +69,35 @@ def test_divergences_are_those_of_models_cut_by_hand(
     expected = [by_hand(model, tokens, gone, seen) for gone in every]
     assert found.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-7)
     assert found[2] == found[4] == 0
+
+
+def test_a_store_knows_what_candidates_were_fitted_on(
+    tokens: Tensor, tiny_folder: Any, tmp_path: Path
+) -> None:
+    """The same choices on the same windows, fitted by other statistics, are asked about anew."""
+    opened = open_model(tiny_folder("llama-gqa"))
+    axes, source = opened.structure.axes, opened.streamed(device="cpu")
+    every = [{axis: (0,) for axis in axes if axis.layer == 1}]
+    walks = [Walk(source, own, batch=4) for own in (tokens, tokens.flip(1))]
+    one, other = (collect(walk, axes, FITTED_BY) for walk in walks)
+    with Store(tmp_path / "store") as store:
+        walk = Walk(source, tokens, batch=4, store=store)
+        first = divergences(walk, every, one, {"tokens": "one"})
+        assert divergences(walk, every, other, {"tokens": "one"}) == first  # as it was told
+        second = divergences(walk, every, other, {"tokens": "other"})
+    assert second != first
+    assert second == divergences(walks[0], every, other)
+
+
+@pytest.mark.parametrize("name", ["obs-loss"])
+def test_scores_of_gradients_are_known_by_the_windows_of_these(name: str) -> None:
+    view = open_model(tiny_model()).weights
+    names = {
+        reduction(name, view, 0, members, Statistics(), asks)[0]
+        for members in ("sum", "max")
+        for asks in (False, True)
+    }
+    assert len(names) == 4
 
 
 def test_fits_are_those_of_least_squares() -> None:

@@ -48,10 +48,10 @@ def pruned(tiny_folder: Any, text_file: Path) -> Any:
 @pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
 def test_gradient_methods_prune_every_family(variant: str, pruned: Any) -> None:
     before = sum(p.numel() for p in tiny_model(variant).parameters())
-    for method in ("llm-pruner", "hywia", "saap"):
+    for method in ("llm-pruner", "hywia", "saap", "obs-loss"):
         result = pruned(variant, method=method)
         assert sum(p.numel() for p in result.load().parameters()) < before
-        assert ("blend" in result.numbers) == (method != "llm-pruner")
+        assert ("blend" in result.numbers) == (method in ("hywia", "saap"))
 
 
 @pytest.mark.parametrize("search", SEARCHES)

@@ -10,8 +10,6 @@ from torch import Tensor
 from secateur.search import Removal, cost_of
 from secateur.search.kl import MOVED_ON, PRICED_ON, cheapest, kl, moved, nearest, priced
 
-BUDGET_SEED = 0
-
 
 def some(seed: int, sizes: Sequence[tuple[int, int, int]]) -> dict[str, Removal]:
     """Removals of axes with so many units, of a cost, in steps of so many."""
@@ -28,7 +26,7 @@ SIZES = ((4, 7, 1), (6, 3, 2), (5, 5, 1), (9, 2, 3))
 def rising(removals: dict[str, Removal], seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.rand(len(one.ends) + 1, generator=generator).double().cumsum(0).sub_(0)
+        name: torch.rand(len(one.ends) + 1, generator=generator).double().cumsum(0)
         for name, one in removals.items()
     }
 
@@ -117,3 +115,13 @@ def test_the_same_seed_gives_the_same_choice() -> None:
     )
     assert one == other
     assert cost_of(one, removals) == 200
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.4])
+def test_a_single_axis_is_weighed_against_nothing(ratio: float) -> None:
+    removals = some(4, [(20, 10, 1)])
+    asked: list[int | None] = []
+    divergence = known(dict.fromkeys(removals, 0.1), asked)
+    found = kl(removals, ratio * 200, divergence, torch.Generator().manual_seed(0))
+    assert cost_of(found, removals) == ratio * 200
+    assert not asked

@@ -9,7 +9,8 @@ is the least squared error of the output, summed over tokens. Once g has gone,
 
     W <- W - W_g [C^-1_gg]^-1 C^-1_g:        C^-1 <- C^-1 - C^-1_:g [C^-1_gg]^-1 C^-1_g:
 
-so that of two units that say the same only the first one is cheap. The damping is each channel's
+so that of two units that say the same only the first one is cheap, unless they go in one round.
+The damping is each channel's
 own: one that is a thousand times the others does not damp them away. Units of several channels
 (heads) go one by one, single channels in sixteen rounds, each after an exact downdate. A unit's
 score is the cost at its turn, and no less than that of any turn before it.
@@ -21,7 +22,8 @@ Hassibi, Stork (1992); of whole groups: Kurtic, Frantar, Alistarh, ZipLM (2302.0
     cost_g = 1/2 tr(F W_g [C^-1_gg]^-1 W_g^T),        C a mean over tokens,
 
 which is about what the divergence from the dense model grows by, so that costs compare across
-layers. F is the output factor of a Kronecker-factored curvature (van der Ouderaa et al., The LLM
+layers. (An expert's tokens are those that came to it: beside other units, rare experts are dear.) F
+is the output factor of a Kronecker-factored curvature (van der Ouderaa et al., The LLM
 Surgeon, 2312.17244), its diagonal alone.
 """
 
@@ -78,6 +80,7 @@ def _turns(
     spread.diagonal().copy_((variance > 0).double())  # where means are large, the sums know less
     inverse = torch.cholesky_inverse(factor(spread, DAMPING, where="a consumer's inputs").lower)
     left = weight.double().reshape(units * width, fan) * tokens.sqrt() / scale[:, None]
+    left[variance == 0] = 0  # what never changes is the bias's
     stays, costs = torch.arange(units), torch.zeros(units, dtype=torch.float64)
     at_once = 1 if width > 1 else max(1, -(-units // ROUNDS))
     floor = 0.0

@@ -29,11 +29,15 @@ Gone = Mapping[Axis, tuple[int, ...]]
 
 
 def divergences(
-    walk: Walk, candidates: Sequence[Gone], statistics: Statistics
+    walk: Walk,
+    candidates: Sequence[Gone],
+    statistics: Statistics,
+    fitted_on: Mapping[str, Any] | None = None,
 ) -> Float[Tensor, " candidate"]:
     """KL of each of `candidates` (units that go, by axis) to the dense model, fp64.
 
-    It is taken on the tokens of `walk`; `statistics` (`FITTED_BY`) are of the dense model.
+    It is taken on the tokens of `walk`; `statistics` (`FITTED_BY`) are of the dense model, and
+    `fitted_on` is what they depend on: the store knows results by it.
     """
     if not candidates:
         return torch.zeros(0, dtype=torch.float64)
@@ -44,7 +48,7 @@ def divergences(
     order = sorted(range(len(candidates)), key=cut.__getitem__)
     several = walk.like(times=1 + len(candidates))
     gone = [{axis.name: units for axis, units in candidates[i].items() if units} for i in order]
-    kept = several.kept("candidates", gone=digest(gone))
+    kept = several.kept("candidates", gone=digest(gone), fitted_on=digest(fitted_on))
     if not kept.whole:
         ordered = [candidates[i] for i in order]
         kept.end(value=_asked(several, count, ordered, sorted(cut), statistics, kept))

@@ -248,6 +248,7 @@ def check_settings(structure: Structure, config: PruneConfig) -> None:
         raise SecateurError("--importance and --fusion both say what the scores are; give one.")
     _check_rescore(structure, config)
     _check_asking(structure, config)
+    _check_experts(structure, config)
     divided = config.attention_units is not None or config.attention_ratio is not None
     check_division(config.search_name, divided)
     if config.attention_units is not None and config.attention_ratio is not None:
@@ -271,6 +272,7 @@ def check_settings(structure: Structure, config: PruneConfig) -> None:
             f" {config.repair_name} mends each linear for one kind.\nType --repair none."
         )
     _check_repair_of_coarse(structure, config)
+    _check_score_of_hidden(structure, config)
 
 
 def _check_rescore(structure: Structure, config: PruneConfig) -> None:
@@ -293,6 +295,31 @@ def _check_asking(structure: Structure, config: PruneConfig) -> None:
             f"The search {config.search_name!r} asks what the loss is when units of a layer are"
             " masked, and those of --granularity hidden are in all layers.\nType --search AL-AM."
         )
+
+
+def _check_experts(structure: Structure, config: PruneConfig) -> None:
+    """Candidates are fitted, and stacks of experts are not."""
+    if config.asks_divergence and not all(
+        consumer.linear for axis in structure.axes for consumer in axis.consumers
+    ):
+        raise SecateurError(
+            f"The search {config.search_name!r} fits linears, and experts of this model are stacked"
+            " in one tensor.\nType --search global, or name units without them (--granularity)."
+        )
+
+
+def _check_score_of_hidden(structure: Structure, config: PruneConfig) -> None:
+    """Units that all layers share have no one consumer whose input could be looked at."""
+    score = config.importance_name
+    if score is not None and set(IMPORTANCE[score].needs) <= {"weight", "generator"}:
+        return
+    for axis in structure.axes:
+        if axis.layer < 0:
+            raise SecateurError(
+                f"The score {score or config.fusion_name!r} looks at the input of one consumer, and"
+                f" the {axis.granularity} units have {len(axis.consumers)}.\n"
+                "Type --importance magnitude-l2 (or magnitude-l1, random)."
+            )
 
 
 def _check_repair_of_coarse(structure: Structure, config: PruneConfig) -> None:

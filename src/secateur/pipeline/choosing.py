@@ -60,6 +60,7 @@ def _scores(subject: Subject, axes: Sequence[Axis], statistics: Statistics) -> d
         seed=config.seed,
         members=config.members,
         square_attention=config.square_attention,
+        asks=needs_of_scores(config).asks_loss,
     )
 
 
@@ -118,6 +119,7 @@ def _divergence(
     if tokens is None or not config.asks_divergence:
         return None
     _, asking = split_windows(tokens, config.fusion_name, config.search_name)
+    fitted_on = walk(subject, tokens).known_by
 
     def found(gone: Sequence[Units], count: int | None) -> Tensor:
         windows = None if count is None else -(-count // asking.shape[1])
@@ -127,7 +129,7 @@ def _divergence(
             {axis: tuple(mask[row].nonzero().flatten().tolist()) for axis, mask in masks.items()}
             for row in range(len(gone))
         ]
-        return divergences(way, candidates, statistics)
+        return divergences(way, candidates, statistics, fitted_on)
 
     return found
 

@@ -95,8 +95,12 @@ class Seen:
         """All that `needs` may ask for."""
         found = Statistics()
         found.include(self.inputs)
-        found.include(self.terms.get(needs.asks_loss, Statistics()))
+        found.include(self.gradients(needs.asks_loss))
         return found
+
+    def gradients(self, asks: bool) -> Statistics:
+        """The gradient terms, with windows kept from them or not."""
+        return self.terms.get(asks, Statistics())
 
 
 def look(
@@ -128,9 +132,9 @@ def look(
     inputs = {name for needs in wanted for name in needs.inputs}
     made = {(name, needs.asks_loss) for needs in wanted for name in needs.scores}
     if inputs or made:
-        weights, seed = subject.opened.weights, subject.config.seed
+        config, weights = subject.config, subject.opened.weights
         reduced = dict(
-            reduction(name, weights, seed, seen.terms.get(asks, Statistics()))
+            reduction(name, weights, config.seed, config.members, seen.gradients(asks), asks)
             for name, asks in sorted(made)
         )
         with timed("statistics"):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import View, token
 from ..errors import SecateurError
-from ..importance import IMPORTANCE, Importance, score
+from ..importance import IMPORTANCE, Importance, gradients_needed, score
 from ..progress import track
 from ..search import Limits, Units
 from ..stats import Reduction, Statistics, Tally
@@ -35,15 +35,18 @@ def scores(
     seed: int,
     members: str = "sum",
     square_attention: bool = False,
+    asks: bool = False,
 ) -> dict[str, Tensor]:
     """Scores by one formula: [unit, width] by axis.
+
+    `asks` is whether windows are kept from the gradients, to ask what the loss is.
 
     Raises:
         SecateurError: the score needs statistics of one input, and an axis has many readers.
     """
     chosen = IMPORTANCE[importance]
     found: dict[str, Tensor] = {}
-    made = _made_in_pass(chosen, seed)
+    made = _made_in_pass(chosen, seed, members, asks)
     for axis in track(axes, "scores", len(axes), "axis"):
         tally = statistics.tallies.get(axis.name, Tally())
         value = tally.terms.get(made)
@@ -64,30 +67,32 @@ def too_large(importance: str) -> bool:
 
 
 def reduction(
-    importance: str, weights: View, seed: int, terms: Statistics
+    importance: str, weights: View, seed: int, members: str, terms: Statistics, asks: bool
 ) -> tuple[str, Reduction]:
     """Such a score for the pass: a name that says what it depends on, and how it is made.
 
-    `terms` are the gradient terms that it asks for.
+    `terms` are the gradient terms that it asks for, `asks` as in `scores`.
     """
     chosen = IMPORTANCE[importance]
 
     def make(axis: Axis, tally: Tally) -> Tensor:
         own = terms.tallies.get(axis.name, Tally())
         whole = Tally(tally.accumulators, own.terms)
-        return _score(chosen, axis, weights, whole, seed, "sum")
+        return _score(chosen, axis, weights, whole, seed, members)
 
-    return _made_in_pass(chosen, seed), Reduction(chosen.statistics, make)
+    return _made_in_pass(chosen, seed, members, asks), Reduction(chosen.statistics, make)
 
 
-def _made_in_pass(importance: Importance, seed: int) -> str:
+def _made_in_pass(importance: Importance, seed: int, members: str, asks: bool) -> str:
     """The name of a score that is made in the pass.
 
     What a score of somebody's own depends on nobody knows: no other process takes it.
     """
     package = __name__.partition(".")[0]
     own = importance.function.__module__.partition(".")[0] != package
-    return f"score {importance.name} {seed} {_THIS_PROCESS if own else ''}"
+    process = _THIS_PROCESS if own else ""
+    of_gradients = f" {members} {asks}" if gradients_needed(importance) else ""
+    return f"score {importance.name} {seed} {process}{of_gradients}"
 
 
 def _score(

@@ -7,8 +7,8 @@
                                    the whole choice falls
 
 Prices of single axes do not add up, least of all where much goes, so that they are a start and not
-the answer. Each KL is that of a model whose consumers were fitted at once, on windows that are kept
-for it: prices on a few, moves on more, the last ones on all.
+the answer. Each KL is that of a model whose consumers were fitted at once, on windows that no
+gradient has seen (the fits have): prices on a few, moves on more, the last ones on all.
 """
 
 import math
@@ -45,6 +45,8 @@ def kl(
     generator: torch.Generator,
 ) -> Steps:
     """Prices of single layers by the KL to the dense model, then moves between layers."""
+    if len(removals) < 2 or budget <= 0:  # there is nothing to weigh
+        return by_scores(removals, budget)
     prices = priced(removals, divergence)
     starts = [cheapest(prices, removals, budget), by_scores(removals, budget)]
     starts = [nearest(steps, prices, removals, budget) for steps in starts]

@@ -96,8 +96,8 @@ def _check_given(entry: Search, by_sample: BySample | None, lacking: Mapping[str
         )
     if any(need in entry.needs and lacks for need, lacks in lacking.items()):
         raise SecateurError(
-            f"The search {entry.name!r} asks what the loss is when units are masked, and there is"
-            " no text to take it on.\nType --calibration FILE.txt, or --search AL-AM."
+            f"The search {entry.name!r} asks what the loss is without some units, and there is no"
+            " text to take it on.\nType --calibration FILE.txt, or --search AL-AM."
         )
 
 

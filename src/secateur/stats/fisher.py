@@ -4,7 +4,7 @@
 
 with L the loss summed over the tokens of a window, and y_t the consumer's output for token t. It
 makes errors of different layers one thing: what they do to the predictions. Of experts, whose
-outputs are no module's, it is that of the layer's output, which they are added to.
+outputs are no module's, it is that of the layer's output; their routing weights are not in it.
 """
 
 from collections.abc import Iterator, Sequence
