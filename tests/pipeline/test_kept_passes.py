@@ -407,7 +407,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-@pytest.mark.parametrize("kind", ["statistics", "repair"])
+@pytest.mark.parametrize("kind", ["statistics", pytest.param("repair", marks=pytest.mark.slow)])
 def test_what_a_layer_needs_goes_with_it(
     kind: str,
     texts: dict[str, Any],

@@ -164,7 +164,10 @@ def _masked_by_hand(made: Callable[[], Any], tokens: torch.Tensor, masks: Any) -
     return losses
 
 
-@pytest.mark.parametrize("method", ["flap", "saap", "hywia"])
+@pytest.mark.parametrize(
+    "method",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("flap", "saap")), "hywia"],
+)
 def test_experts_that_are_stacked_as_a_weight_are_cut_as_others_are(
     method: str, tokens: torch.Tensor
 ) -> None:
