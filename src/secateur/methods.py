@@ -38,6 +38,40 @@ class Method:
     recovery: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A score, a search and a repair: what the method `best` chooses between."""
+
+    importance: str
+    search: str
+    repair: str = "refit"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What the method `best` tries; with one set of parts there is nothing to choose."""
+
+    summary: str
+    tried: tuple[Parts, ...]
+
+
+# Parts that go with any units of any model, the better ones first.
+_PLAIN = (
+    Parts("obs-loss", "global", "mask-tuning"),
+    Parts("obs-loss", "global", "none"),
+    Parts("magnitude-l2", "AL-AM", "none"),
+)
+_GOOD = (Parts("obs-loss", "global"), Parts("wifv", "AL-AM"), Parts("magnitude-l2", "uniform"))
+
+# What `best` falls back on where none of what it tries goes with the units that may go.
+FALLBACKS = _PLAIN
+BEST = "best"
+EFFORTS = {
+    "fast": Effort("One score, search and repair: what wins most often.", _GOOD[:1]),
+    "good": Effort("Three scores and searches, judged by KL to the dense model.", _GOOD),
+    "max": Effort("The same, and a search by that KL.", (*_GOOD, Parts("obs-loss", "kl"))),
+}
+
 # LLM-Pruner's layers 4 to 29 of 32.
 _MIDDLE = (4 / 32, 2 / 32)
 
@@ -45,6 +79,14 @@ _MIDDLE = (4 / 32, 2 / 32)
 METHODS = {
     method.name: method
     for method in (
+        Method(
+            BEST,
+            "What is nearest to the dense model on calibration text, of what --effort tries.",
+            "obs-loss",
+            "global",
+            "refit",
+            "https://arxiv.org/abs/2312.17244",
+        ),
         Method(
             "obs-loss",
             "What a unit costs in loss once the rest is fitted; one global ranking; refit.",

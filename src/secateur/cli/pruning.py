@@ -10,7 +10,7 @@ from ..config import PRUNE_GROUPS, READING, RECIPES, PruneConfig, read_toml
 from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
-from ..methods import METHODS
+from ..methods import EFFORTS, METHODS
 from ..registry import choose
 from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
@@ -44,6 +44,7 @@ _OF_RUNS = (
     groups=PRUNE_GROUPS,
     lists={
         _METHODS: METHODS,
+        "Efforts of the method best (--effort)": EFFORTS,
         "Scores (--importance)": IMPORTANCE,
         "Fusions (--fusion)": FUSIONS,
         "Members of a unit make one gradient score by (--members)": REDUCTIONS,
@@ -248,13 +249,15 @@ def _ratios(text: str) -> list[float]:
 
 
 def _show(result: Any, as_json: bool, dry_run: bool) -> None:
-    from ..report import layer_rows, number_rows
+    from ..report import CONTEST_COLUMNS, contest_rows, layer_rows, number_rows
 
     if as_json:
         print_json(result.to_json())
         return
     columns = ("layer", "attention heads (KV)", "MLP width")
     table("What stays", columns, layer_rows(result.structure, result.plan))
+    if tried := contest_rows(result.numbers):
+        table("What was tried, by how far it is from the dense model", CONTEST_COLUMNS, tried)
     table("Numbers", ("", "before", "after"), number_rows(result.numbers))
     say_numbers(result.numbers)
     where = result.out if result.out else "nothing written"

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
-from ..methods import METHODS, use
+from ..methods import BEST, EFFORTS, METHODS, use
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
 from .explain import explained
@@ -31,7 +31,7 @@ OF_FUSIONS = ("tau", "probes", "splits", "shrinkage", "scope")
 # The groups of options in --help: those that it shows, and those that --help-all shows besides.
 PRUNE_GROUPS = {
     "Most used": (
-        "out config method methods ratio ratios repairs calibration recover dry_run",
+        "out config method effort methods ratio ratios repairs calibration recover dry_run",
         "",
     ),
     "Parts of a method": (
@@ -59,6 +59,7 @@ class PruneConfig(Reading):
 
     KNOWN: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "method": METHODS,
+        "effort": EFFORTS,
         "importance": IMPORTANCE,
         "fusion": FUSIONS,
         "members": REDUCTIONS,
@@ -70,9 +71,8 @@ class PruneConfig(Reading):
     }
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
-    method: Annotated[str, Field(description="Method: score, search and repair by one name")] = (
-        "flap"
-    )
+    method: Annotated[str, Field(description="Method: score, search and repair by one name")] = BEST
+    effort: Annotated[str, Field(description="Effort of the method best: fast, good, max")] = "good"
     use: Annotated[
         str | None, Field(description="Python file with a score, fusion or search of your own")
     ] = None

@@ -13,6 +13,7 @@ class PruneSettings(TypedDict, total=False):
     dequantise: bool
     text_only: bool
     method: str
+    effort: str
     use: str | None
     ratio: float
     of: Literal["linears", "model"]

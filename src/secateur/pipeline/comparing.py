@@ -25,19 +25,14 @@ from ..arguments import (
 from ..config import PruneSettings, make_config
 from ..errors import SecateurError
 from ..progress import Progress, telling
-from .choice import check_ratio
-from .choosing import choose, score_units, scoring_of
+from .contest import Known, best_of, read_for, ways_of
 from .cutting import cut
-from .estimate import Estimate
 from .keeping import Stored, keeping
 from .measuring import measure, perplexity_of
-from .passes import look, needs_of_repair, needs_of_scores, sees_tokens
+from .passes import look, needs_of
 from .result import Result
 from .subject import Subject, name_of, open_subject
-from .texts import Texts, named, read_texts
-
-# Settings that name what was read for all.
-_READ = ("calibration", "length", "bos")
+from .texts import Texts, named
 
 
 @public(
@@ -87,29 +82,24 @@ def compare(
         for repair in (repairs or (None,))
     ]
     rows: list[dict[str, Any]] = []
-    scores: dict[tuple[Any, ...], Estimate] = {}  # another ratio or repair has the same
+    scores: Known = {}  # another ratio or repair has the same
     with keeping(store, None, None, fresh=fresh) as kept:
         with telling(progress):
-            first = open_subject(model, configs[0], tokenizer).keeping(kept)
-            subjects = [first, *(first.asked(config) for config in configs[1:])]
-            for subject in subjects:
-                check_ratio(subject.structure, subject.config)
-            wanted = [needs_of_scores(c) | needs_of_repair(c) for c in configs]
-            calibrate = any(map(sees_tokens, wanted, configs))
-            read, texts = read_texts(first, given, calibrate=calibrate)
-            seen = look(read, first.everywhere, texts.tokens, wanted)
-            dense = perplexity_of(read, texts, "before")
-        for asked, needs in zip(subjects, wanted, strict=True):
-            config = asked.config
-            about = f"{config.method} at {config.ratio:g}, {config.repair_name}"
+            opened = open_subject(model, configs[0], tokenizer)
+            trials = [ways_of(opened, config) for config in configs]
+            everything = [way for ways in trials for way in ways]
+            read, texts = read_for(everything, kept, given)
+            seen = look(read[0], read[0].everywhere, texts.tokens, map(needs_of, read))
+            dense = perplexity_of(read[0], texts, "before")
+        left = iter(read)
+        for config, ways in zip(configs, trials, strict=True):
+            about = f"{config.method} at {config.ratio:g}, {ways[0].config.repair_name}"
             with telling(progress, about) as told:
-                subject = asked.under(**{name: getattr(read.config, name) for name in _READ})
-                if (scoring := scoring_of(subject)) not in scores:
-                    scores[scoring] = score_units(subject, texts.tokens, seen.of(needs))
-                found = scores[scoring]
-                plan = choose(subject, texts.tokens, found, seen.of(needs))
-                small = cut(subject, plan, texts.tokens, seen.of(needs))
-                numbers = measure(subject, texts, found, plan, small, dense)
+                best = best_of([next(left) for _ in ways], texts.tokens, seen, scores)
+                subject, plan = best.subject, best.plan
+                needs = needs_of(subject)
+                small = best.small or cut(subject, plan, texts.tokens, seen.of(needs))
+                numbers = measure(subject, texts, best.scores, plan, small, dense) | best.facts
                 result = Result.of(subject, plan, numbers, told, small.form, None)
             if each is not None:
                 each(result)

@@ -71,6 +71,13 @@ def split_windows(
     return ids[:-asking], ids[-asking:]
 
 
+def asking_windows(
+    ids: Int64[Tensor, "window token"] | None,
+) -> Int64[Tensor, "asking token"] | None:
+    """The windows that only ask; None where there are too few to keep any from the rest."""
+    return None if ids is None or len(ids) < 2 else ids[-_asking(len(ids)) :]
+
+
 def few_tokens(asking: Int64[Tensor, "window token"]) -> Int64[Tensor, "_ _"]:
     """As many of the windows that ask, and as much of each, as the probes of a fusion need."""
     length = max(_PROBE_TOKENS // max(len(asking), 1), _PROBE_LENGTH)

@@ -77,6 +77,11 @@ def needs_of_repair(config: PruneConfig) -> Needs:
     return Needs(frozenset(REPAIRS[config.repair_name].statistics))
 
 
+def needs_of(subject: Subject) -> Needs:
+    """What the settings ask for, from the scores to the repair."""
+    return needs_of_scores(subject.config) | needs_of_repair(subject.config)
+
+
 def sees_tokens(needs: Needs, config: PruneConfig) -> bool:
     """Whether anything in the method looks at calibration tokens."""
     repair = REPAIRS[config.repair_name]

@@ -16,6 +16,7 @@ from ..structure import Plan, Structure
 # Settings that a plan records because they say how it came about; applying it needs none of them.
 RECORDED = (
     "method",
+    "effort",
     "ratio",
     "of",
     "layers",

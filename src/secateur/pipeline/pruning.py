@@ -22,13 +22,12 @@ from ..errors import ArgumentError
 from ..progress import Progress, note, telling
 from ..structure import Plan
 from .checks import output_folder, path_of
-from .choice import check_ratio
-from .choosing import choose, score_units
+from .contest import best_of, read_for, ways_of
 from .cutting import cut, foreseen_form
 from .keeping import Stored, keeping
 from .look import read_plan
 from .measuring import measure, numbers_of, perplexity_of
-from .passes import look, needs_of_repair, needs_of_scores, sees_tokens
+from .passes import look, needs_of, needs_of_repair, sees_tokens
 from .planned import config_of
 from .publishing import publish
 from .record import write_plan
@@ -89,28 +88,24 @@ def prune(
     out = path_of(out)
     names, given = named(settings)
     with telling(progress) as told:
-        subject = open_subject(model, make_config(model=name_of(model), **names), tokenizer)
-        check_ratio(subject.structure, subject.config)
+        opened = open_subject(model, make_config(model=name_of(model), **names), tokenizer)
+        ways = ways_of(opened, opened.config)
         with (
-            output_folder(out, force, subject.opened, *texts_of(subject)) as folder,
+            output_folder(out, force, opened.opened, *texts_of(opened)) as folder,
             keeping(store, folder, out, fresh=fresh) as kept,
         ):
-            subject = subject.keeping(kept)
-            needs = needs_of_scores(subject.config) | needs_of_repair(subject.config)
-            subject, texts = read_texts(
-                subject, given, calibrate=sees_tokens(needs, subject.config), measure=not dry_run
-            )
-            seen = look(subject, subject.scored, texts.tokens, [needs]).of(needs)
-            scores = score_units(subject, texts.tokens, seen)
-            plan = choose(subject, texts.tokens, scores, seen)
+            ways, texts = read_for(ways, kept, given, measure=not dry_run)
+            seen = look(ways[0], ways[0].scored, texts.tokens, map(needs_of, ways))
+            best = best_of(ways, texts.tokens, seen)
+            subject, scores, plan = best.subject, best.scores, best.plan
             if dry_run:
                 numbers = numbers_of(subject, texts, scores, plan, foreseen_form(subject, plan))
                 if folder is not None:
                     write_plan(folder, subject.opened.weights, subject.structure, plan)
-                return Result.of(subject, plan, numbers, told, None, out)
-            small = cut(subject, plan, texts.tokens, seen)
+                return Result.of(subject, plan, numbers | best.facts, told, None, out)
+            small = best.small or cut(subject, plan, texts.tokens, seen.of(needs_of(subject)))
             dense = perplexity_of(subject, texts, "before")
-            numbers = measure(subject, texts, scores, plan, small, dense)
+            numbers = measure(subject, texts, scores, plan, small, dense) | best.facts
             if folder is not None:
                 numbers = publish(folder, subject, plan, small.form, numbers, texts)
             return Result.of(subject, plan, numbers, told, small.form, out)
@@ -151,7 +146,7 @@ def apply(
     names, given = named(settings)
     with telling(progress) as told:
         config = config_of(plan, {**names, "model": name_of(model)})
-        subject = open_subject(model, config, tokenizer)
+        subject = open_subject(model, config, tokenizer).asked(config)
         plan.check(subject.structure)
         if not any(map(plan.removed, subject.structure.axes)):
             note("nothing is removed: the plan keeps every unit")

@@ -76,6 +76,8 @@ def open_subject(
 ) -> Subject:
     """Open the model that the settings are about, and tell what there is to know of it.
 
+    Whether they go with it, `Subject.asked` finds out.
+
     Raises:
         SecateurError: as `open_model`, or settings that do not go with the model.
     """
@@ -97,7 +99,7 @@ def open_subject(
         for left in opened.left:
             note(f"{left.module} stays whole: {left.reason}")
     source = opened.streamed(**config.machine)
-    return Subject(model, tokenizer, opened, config, source).asked(config)
+    return Subject(model, tokenizer, opened, config, source)
 
 
 def name_of(model: str | Path | nn.Module) -> str:

@@ -18,6 +18,8 @@ from .held_out import SPARE_TOKENS, HeldOut, evaluation_text
 from .subject import Subject
 
 _SETTINGS = ("calibration", "evaluate", "data")
+# Settings that name what was read.
+READ = ("calibration", "length", "bos")
 
 
 def named(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -5,7 +5,9 @@ from .engines import engine_notes, parallel_sizes
 from .structure_picture import structure_picture
 from .structure_table import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
 from .summary import (
+    CONTEST_COLUMNS,
     bos_line,
+    contest_rows,
     cut_words,
     evaluation_line,
     form_line,

@@ -26,6 +26,23 @@ def number_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+CONTEST_COLUMNS = ("score", "search", "repair", "windows", "KL to dense")
+
+
+def contest_rows(numbers: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What the method best tried, in the order in which it did; none where nothing was chosen."""
+    return [
+        (
+            str(row["importance"]),
+            str(row["search"]),
+            str(row["repair"]),
+            f"{row['windows']:,}",
+            f"{row['divergence']:.4f}",
+        )
+        for row in numbers.get("contest", ())
+    ]
+
+
 def evaluation_line(numbers: Mapping[str, Any]) -> str:
     """Which text the perplexity is on, in one sentence (empty if there is none)."""
     if not numbers.get("perplexity"):

@@ -97,12 +97,17 @@ def each_loss(
 def each_divergence(
     logits_of: Callable[[Tensor], Tensor],
     dense: Float[Tensor, "window token hidden"],
-    other: Float[Tensor, "window token hidden"],
+    other: Float[Tensor, "window token other"],
+    others_logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, " place"]:
-    """KL(dense || other) = sum p (log p - log q) after every token, fp32, on the device."""
+    """KL(dense || other) = sum p (log p - log q) after every token, fp32, on the device.
+
+    `others_logits_of` is the head of the other model, if that is not the same.
+    """
+    head = others_logits_of or logits_of
     others, found = other.flatten(0, 1), []
     for tokens, _, wanted in in_pieces(logits_of, dense.flatten(0, 1)):
-        logits = logits_of(others[None, tokens])[0]
+        logits = head(others[None, tokens])[0]
         for ours, theirs in zip(in_cache(logits), in_cache(wanted), strict=True):
             logs = torch.log_softmax(theirs, dim=-1, dtype=torch.float32)
             apart = logs - torch.log_softmax(ours, dim=-1, dtype=torch.float32)

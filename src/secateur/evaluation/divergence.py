@@ -1,0 +1,70 @@
+"""How far other models are from one: what their predictions differ by on the same tokens.
+
+    KL(p || q) = 1/T sum_t sum_v p_t(v) log( p_t(v) / q_t(v) )
+
+over all tokens t of all windows, p the predictions of the one and q those of another.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..checkpoint import Kept, Store
+from ..stats import Activations, LayerSource, Walk
+from ..stats.activations import MEMORY_LIMIT
+from ..stats.finite import not_finite
+from ..stats.loss import each_divergence
+
+
+def divergences(
+    dense: LayerSource,
+    others: Iterable[LayerSource],
+    tokens: Int64[Tensor, "window token"],
+    *,
+    batch: int,
+    limit: int = MEMORY_LIMIT,
+    store: Store | None = None,
+    stage: str = "divergence",
+) -> Iterator[float]:
+    """KL(dense || other) of each of `others` (nats a token), one after the other.
+
+    The dense model's last hidden states are made once. What was found is kept in `store`.
+
+    Raises:
+        SecateurError: an activation is not finite.
+    """
+    how: dict[str, Any] = {"batch": batch, "limit": limit // 2, "store": store}
+    first = Walk(dense, tokens, **how)
+    states: Activations | None = None
+    for other in others:
+        walk = Walk(other, tokens, **how)
+        kept = walk.kept("divergence", of=first.known_by)
+        if not kept.whole:
+            if states is None:
+                states = _last(first, Kept(), stage)
+            kept.end(value=_summed(first, states, walk, _last(walk, kept, stage)))
+        yield kept.ended[1] / tokens.numel()
+
+
+def _last(walk: Walk, kept: Kept, stage: str) -> Activations:
+    """The hidden states after the last layer."""
+    states = walk.embed(kept)
+    for step in walk.layers(kept, {"hidden": states}, stage=stage):
+        step.run(states)
+    return states
+
+
+def _summed(first: Walk, dense: Activations, walk: Walk, other: Activations) -> float:
+    """The divergence summed over tokens."""
+    device = first.source.device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    with first.source.back() as logits_of, walk.source.back() as others_logits_of:
+        for windows in first.batches:
+            states = dense[windows].to(device), other[windows].to(device)
+            total += each_divergence(logits_of, *states, others_logits_of).double().sum()
+    if not torch.isfinite(total):
+        raise not_finite("the logits (the output of the head)", walk.source.dtype)
+    return total.item()

@@ -1,0 +1,188 @@
+"""Which of several ways to prune a model is best for it, found on its calibration windows alone.
+
+    KL(dense || pruned and repaired)        a mean over tokens that no fit has seen
+
+The method `best` has several ways, by its effort; every other method is one way, and nothing is
+asked. All are tried on some of the windows first; the two best of them are then made of all.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from ..checkpoint import Store
+from ..config import PruneConfig
+from ..errors import SecateurError
+from ..evaluation import divergences
+from ..methods import BEST, EFFORTS, FALLBACKS, Parts
+from ..models import StreamedModel
+from ..progress import note, timed
+from ..structure import Plan
+from .choice import check_ratio
+from .choosing import choose, score_units, scoring_of
+from .cutting import Cut, cut
+from .estimate import Estimate, asking_windows
+from .held_out import streamed
+from .passes import Seen, hidden_bytes, needs_of, sees_tokens
+from .subject import Subject
+from .texts import READ, Texts, read_texts
+
+Tokens = Int64[Tensor, "window token"]
+# Scores by what they depend on.
+Known = dict[tuple[Any, ...], Estimate]
+# Of the windows, the share that the first trials are fitted on, and how many ways go on.
+_FIRST, _LEFT = 1 / 4, 2
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The way that is taken: its settings, scores and plan; the cut, if it had to be made.
+
+    `contest` has what was tried, with the divergence of each.
+    """
+
+    subject: Subject
+    scores: Estimate
+    plan: Plan
+    small: Cut | None = None
+    contest: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was tried, for the numbers of a run; nothing where there was nothing to choose."""
+        return {"contest": list(self.contest)} if self.contest else {}
+
+
+def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
+    """The model of `subject` by each way that `config` asks for: one, but for the method `best`.
+
+    What the settings name is not varied. Of what `best` tries, the ways that go with the units and
+    the other settings; if none does, a plainer one.
+
+    Raises:
+        SecateurError: no way goes with them.
+    """
+    if config.method != BEST:
+        subject = subject.asked(config)
+        check_ratio(subject.structure, subject.config)
+        return [subject]
+    found: list[Subject] = []
+    first: SecateurError | None = None
+    for parts in (*EFFORTS[config.effort].tried, *FALLBACKS):
+        if found and parts in FALLBACKS:
+            break
+        try:
+            way = subject.asked(_with(config, parts))
+            check_ratio(way.structure, way.config)
+        except SecateurError as error:
+            first = first or error
+        else:
+            if way.config not in [other.config for other in found]:
+                found.append(way)
+    if not found:
+        assert first is not None, "at least one way was tried"
+        raise first
+    return found
+
+
+def _with(config: PruneConfig, parts: Parts) -> PruneConfig:
+    """The settings with those `parts` that they do not name."""
+    named = {name: value for name, value in asdict(parts).items() if not getattr(config, name)}
+    if config.fusion:
+        named.pop("importance", None)
+    return config.model_copy(update=named)
+
+
+def read_for(
+    ways: Sequence[Subject],
+    store: Store | None,
+    given: Mapping[str, Any],
+    *,
+    measure: bool = True,
+) -> tuple[list[Subject], Texts]:
+    """Read the texts once for all ways; what passes find is kept in `store`.
+
+    Raises:
+        SecateurError: as `read_texts`.
+    """
+    calibrate = any(sees_tokens(needs_of(way), way.config) for way in ways)
+    read, texts = read_texts(ways[0], given, calibrate=calibrate, measure=measure)
+    names = {name: getattr(read.config, name) for name in READ}
+    return [way.keeping(store).under(**names) for way in ways], texts
+
+
+def best_of(
+    ways: Sequence[Subject], tokens: Tokens | None, seen: Seen, known: Known | None = None
+) -> Chosen:
+    """The best of `ways`; `seen` has all that they need, `known` scores that were made before."""
+    known = {} if known is None else known
+    plans = [_planned(way, tokens, seen, known) for way in ways]
+    asking = asking_windows(tokens)
+    if len(plans) == 1 or tokens is None or asking is None:
+        return plans[0]
+    rows: list[dict[str, Any]] = []
+    if len(plans) > _LEFT:
+        some = tokens[: max(1, round(len(tokens) * _FIRST))]
+        tried = list(_tried(plans, some, asking, seen, rows))
+        tried.sort(key=lambda one: one[0])
+        plans = [plan for _, plan in tried[:_LEFT]]
+    tried = list(_tried(plans, tokens, asking, seen, rows))
+    divergence, best = min(tried, key=lambda one: one[0])
+    own = best.subject.config
+    note(
+        f"best: {own.importance_name or own.fusion_name}, {own.search_name}, {own.repair_name}"
+        f" (KL {divergence:.4f}; of {len(ways)} ways)"
+    )
+    return replace(best, contest=tuple(rows))
+
+
+def _planned(way: Subject, tokens: Tokens | None, seen: Seen, known: Known) -> Chosen:
+    """What goes by one way."""
+    statistics = seen.of(needs_of(way))
+    if (scoring := scoring_of(way)) not in known:
+        known[scoring] = score_units(way, tokens, statistics)
+    scores = known[scoring]
+    return Chosen(way, scores, choose(way, tokens, scores, statistics))
+
+
+def _tried(
+    plans: Sequence[Chosen], tokens: Tokens, asking: Tokens, seen: Seen, rows: list[dict[str, Any]]
+) -> Iterator[tuple[float, Chosen]]:
+    """How far each is from the dense model when it is cut and repaired by `tokens`."""
+    made: list[Chosen] = []
+
+    def models() -> Iterator[StreamedModel]:
+        for one in plans:
+            subject = one.subject
+            small = cut(subject, one.plan, tokens, seen.of(needs_of(subject)))
+            made.append(replace(one, small=small))
+            yield streamed(small.form, subject.opened, subject.source, small.made_by)
+
+    subject = plans[0].subject
+    config = subject.config
+    with timed("contest"):
+        found = divergences(
+            subject.source,
+            models(),
+            asking,
+            batch=config.batch,
+            limit=hidden_bytes(config.hidden_gib),
+            store=subject.store,
+            stage="contest",
+        )
+        for divergence in found:
+            one = made.pop()
+            own = one.subject.config
+            rows.append(
+                {
+                    "importance": own.importance_name or own.fusion_name,
+                    "search": own.search_name,
+                    "repair": own.repair_name,
+                    "windows": len(tokens),
+                    "divergence": divergence,
+                }
+            )
+            yield divergence, one
