@@ -55,20 +55,25 @@ class Effort:
     tried: tuple[Parts, ...]
 
 
-# Parts that go with any units of any model, the better ones first.
-_PLAIN = (
-    Parts("obs-loss", "global", "mask-tuning"),
-    Parts("obs-loss", "global", "none"),
-    Parts("magnitude-l2", "AL-AM", "none"),
+_GOOD = (
+    Parts("obs-loss", "global"),
+    Parts("wifv", "AL-AM"),
+    Parts("obs-loss", "uniform"),
+    Parts("magnitude-l2", "uniform"),
 )
-_GOOD = (Parts("obs-loss", "global"), Parts("wifv", "AL-AM"), Parts("magnitude-l2", "uniform"))
 
 # What `best` falls back on where none of what it tries goes with the units that may go.
-FALLBACKS = _PLAIN
+FALLBACKS = (
+    Parts("obs-loss", "uniform", "refit"),
+    Parts("obs-loss", "uniform", "mask-tuning"),
+    Parts("obs-loss", "global", "none"),
+    Parts("obs-loss", "uniform", "none"),
+    Parts("magnitude-l2", "AL-AM", "none"),
+)
 BEST = "best"
 EFFORTS = {
     "fast": Effort("One score, search and repair: what wins most often.", _GOOD[:1]),
-    "good": Effort("Three scores and searches, judged by KL to the dense model.", _GOOD),
+    "good": Effort("Several scores and searches, judged by KL to the dense model.", _GOOD),
     "max": Effort("The same, and a search by that KL.", (*_GOOD, Parts("obs-loss", "kl"))),
 }
 

@@ -14,11 +14,12 @@ from ..errors import SecateurError
 from ..export import Form
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, gradients_needed
+from ..methods import BEST
 from ..models import OpenModel
 from ..paths import expanded, resolved, typed_path
 from ..progress import note
 from ..registry import choose
-from ..search import SEARCHES, check_division
+from ..search import SEARCHES, check_division, check_search
 from ..structure import GRANULARITIES, Structure, parse_ranges
 from ..surgery import REPAIRS, WHOLE
 from ..units import size_text
@@ -169,7 +170,9 @@ def idle_settings(config: PruneConfig) -> list[str]:
     if config.rescore:
         unread = tuple(dict.fromkeys((*unread, "scale", "search")))
         search = "--rescore"
-    return [
+    effort = config.effort != PruneConfig.model_fields["effort"].default
+    idle = [f"--effort changes nothing: it is of --method {BEST}, not of {config.method}"]
+    return [*idle[: effort and config.method != BEST]] + [
         f"--{name.replace('_', '-')} changes nothing here: {fusion or score}, {search} and"
         f" {repair} do not ask for it"
         for name in unread
@@ -249,6 +252,8 @@ def check_settings(structure: Structure, config: PruneConfig) -> None:
     _check_rescore(structure, config)
     _check_asking(structure, config)
     _check_experts(structure, config)
+    if not config.rescore:
+        check_search(config.search_name, structure.axes)
     divided = config.attention_units is not None or config.attention_ratio is not None
     check_division(config.search_name, divided)
     if config.attention_units is not None and config.attention_ratio is not None:

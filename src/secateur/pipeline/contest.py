@@ -20,6 +20,7 @@ from ..evaluation import divergences
 from ..methods import BEST, EFFORTS, FALLBACKS, Parts
 from ..models import StreamedModel
 from ..progress import note, timed
+from ..search import SEARCHES
 from ..structure import Plan
 from .choice import check_ratio
 from .choosing import choose, score_units, scoring_of
@@ -30,7 +31,7 @@ from .passes import Seen, hidden_bytes, needs_of, sees_tokens
 from .subject import Subject
 from .texts import READ, Texts, read_texts
 
-Tokens = Int64[Tensor, "window token"]
+Tokens, Asking = Int64[Tensor, "window token"], Int64[Tensor, "asking token"]
 # Scores by what they depend on.
 Known = dict[tuple[Any, ...], Estimate]
 # Of the windows, the share that the first trials are fitted on, and how many ways go on.
@@ -74,6 +75,8 @@ def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
     for parts in (*EFFORTS[config.effort].tried, *FALLBACKS):
         if found and parts in FALLBACKS:
             break
+        if config.samples < 2 and SEARCHES[parts.search].asks_divergence:
+            continue
         try:
             way = subject.asked(_with(config, parts))
             check_ratio(way.structure, way.config)
@@ -90,9 +93,10 @@ def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
 
 def _with(config: PruneConfig, parts: Parts) -> PruneConfig:
     """The settings with those `parts` that they do not name."""
-    named = {name: value for name, value in asdict(parts).items() if not getattr(config, name)}
-    if config.fusion:
-        named.pop("importance", None)
+    parts_of = asdict(parts)
+    if config.fusion:  # its scores may be below zero
+        parts_of |= {"importance": None, "search": "AL-AM"}
+    named = {name: value for name, value in parts_of.items() if not getattr(config, name)}
     return config.model_copy(update=named)
 
 
@@ -149,7 +153,7 @@ def _planned(way: Subject, tokens: Tokens | None, seen: Seen, known: Known) -> C
 
 
 def _tried(
-    plans: Sequence[Chosen], tokens: Tokens, asking: Tokens, seen: Seen, rows: list[dict[str, Any]]
+    plans: Sequence[Chosen], tokens: Tokens, asking: Asking, seen: Seen, rows: list[dict[str, Any]]
 ) -> Iterator[tuple[float, Chosen]]:
     """How far each is from the dense model when it is cut and repaired by `tokens`."""
     made: list[Chosen] = []

@@ -8,7 +8,7 @@ from .budget import Limits, check_budget, removable
 from .greedy import one_by_one
 from .registry import SEARCHES, Choice, Divergence, Loss, Request, Search, Units, register_search
 from .removal import Removal, cost_of, remove_lowest
-from .run import DivergenceOfUnits, LossOfUnits, check_division, search
+from .run import DivergenceOfUnits, LossOfUnits, check_division, check_search, search
 from .stability import fluctuation, instability
 from .standardise import SCALES, channel_sum, logarithmic, per_parameter, rescaled, standardised
 
@@ -29,6 +29,7 @@ __all__ = [
     "channel_sum",
     "check_budget",
     "check_division",
+    "check_search",
     "cost_of",
     "fluctuation",
     "instability",

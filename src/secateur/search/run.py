@@ -51,11 +51,7 @@ def search(
     """
     entry, limits = SEARCHES[name], limits or Limits()
     chosen = limits.selected(axes)
-    if not entry.across and any(axis.floor == 0 for axis in chosen):
-        raise SecateurError(
-            f"The search {name!r} takes the same share of each layer, and of a whole block or layer"
-            " there is no share.\nType --search AL-AM."
-        )
+    check_search(name, chosen)
     check_budget(axes, limits, budget)
     lacking = {"loss": loss is None, "divergence": divergence is None}
     _check_given(entry, by_sample, lacking)
@@ -86,6 +82,19 @@ def search(
     if entry.own:
         _check_met(name, removals, units, budget)
     return units
+
+
+def check_search(name: str, axes: Sequence[Axis]) -> None:
+    """Make sure that the search `name` goes with the units of `axes`.
+
+    Raises:
+        SecateurError: it takes a share of each axis, and there is none.
+    """
+    if not SEARCHES[name].across and any(axis.floor == 0 for axis in axes):
+        raise SecateurError(
+            f"The search {name!r} takes the same share of each layer, and of a whole block or layer"
+            " there is no share.\nType --search AL-AM."
+        )
 
 
 def _check_given(entry: Search, by_sample: BySample | None, lacking: Mapping[str, bool]) -> None:

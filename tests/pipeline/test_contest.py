@@ -1,0 +1,114 @@
+"""The method best: what it takes is what is nearest to the dense model of all that it tries."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import secateur
+from conftest import tiny_model
+from secateur.config import make_config
+from secateur.errors import SecateurError
+from secateur.methods import EFFORTS
+from secateur.pipeline.contest import ways_of
+from secateur.pipeline.estimate import asking_windows
+from secateur.pipeline.subject import open_subject
+
+SMALL: dict[str, Any] = {"ratio": 0.3, "samples": 12, "length": 32, "align": 4, "device": "cpu"}
+
+
+def divergence(dense: Any, small: Any, tokens: Tensor) -> float:
+    with torch.no_grad():
+        p, q = (model(tokens).logits.double().log_softmax(-1) for model in (dense, small))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def parts_of(row: dict[str, Any]) -> dict[str, str]:
+    return {name: row[name] for name in ("importance", "search", "repair")}
+
+
+def test_what_is_told_of_the_ways_is_what_whole_models_say() -> None:
+    model = tiny_model("llama-gqa")
+    tokens = torch.randint(3, 60, (12, 32), generator=torch.Generator().manual_seed(2))
+    result = secateur.prune(model, method="best", calibration=tokens, evaluate="none", **SMALL)
+    asking = asking_windows(tokens)
+    assert asking is not None and len(asking) == 1
+    last = [row for row in result.numbers["contest"] if row["windows"] == 12]
+    assert len(last) == 2
+    for row in last:
+        alone = secateur.prune(
+            model, method="best", calibration=tokens, evaluate="none", **parts_of(row), **SMALL
+        )
+        assert "contest" not in alone.numbers
+        found = divergence(model, alone.load(), asking)
+        assert row["divergence"] == pytest.approx(found, rel=1e-3)
+    least = min(last, key=lambda row: row["divergence"])
+    settings = result.config
+    assert parts_of(least) == {
+        "importance": settings.importance_name,
+        "search": settings.search_name,
+        "repair": settings.repair_name,
+    }
+
+
+def test_the_winner_is_what_its_parts_make(
+    tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder, text = tiny_folder(), str(text_file)
+    best = secateur.prune(folder, out=tmp_path / "best", calibration=text, **SMALL)
+    parts = parts_of(min(best.numbers["contest"][-2:], key=lambda row: row["divergence"]))
+    secateur.prune(folder, out=tmp_path / "alone", calibration=text, **parts, **SMALL)
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("best", "alone"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    again = secateur.prune(folder, calibration=text, **SMALL)
+    assert again.numbers["contest"] == best.numbers["contest"]
+
+
+def test_what_is_named_is_not_varied(tiny_folder: Any) -> None:
+    config = make_config(model="m", search="uniform", repair="bias")
+    ways = ways_of(open_subject(tiny_folder(), config), config)
+    assert {(way.config.search_name, way.config.repair_name) for way in ways} == {
+        ("uniform", "bias")
+    }
+    assert len({way.config.importance_name for way in ways}) == len(ways) > 1
+
+
+@pytest.mark.parametrize("effort", list(EFFORTS))
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        ("llama-gqa", {"granularity": "layer"}),
+        ("llama-gqa", {"granularity": "attention_block,mlp_block"}),
+        ("llama-gqa", {"granularity": "channel,layer"}),
+        ("llama-gqa", {"granularity": "hidden", "align": 1}),
+        ("llama-gqa", {"stock": True}),
+        ("gpt2", {"stock": True}),
+        ("mixtral", {}),
+        ("llama-gqa", {"fusion": "homoscedastic"}),
+        ("llama-gqa", {"samples": 1}),
+        ("llama-gqa", {"ratio": 0.0}),
+    ],
+    ids=str,
+)
+def test_it_takes_any_units(
+    variant: str, settings: dict[str, Any], effort: str, tiny_folder: Any, text_file: Path
+) -> None:
+    asked = {**SMALL, "evaluate": "none", "effort": effort, **settings}
+    result = secateur.prune(tiny_folder(variant), calibration=str(text_file), **asked)
+    assert result.numbers["removed_share"] == pytest.approx(asked["ratio"], abs=0.2)
+    if settings.get("stock"):
+        assert result.numbers["form"]["stock"]
+
+
+def test_where_no_way_goes_it_says_why_the_first_does_not(tiny_folder: Any) -> None:
+    with pytest.raises(SecateurError, match="ratio"):
+        secateur.prune(tiny_folder(), ratio=0.99, dry_run=True)
+
+
+def test_effort_of_another_method_is_told(tiny_folder: Any) -> None:
+    result = secateur.prune(tiny_folder(), method="magnitude", effort="fast", dry_run=True, align=1)
+    assert any("--effort changes nothing" in note for note in result.notes)
