@@ -35,7 +35,8 @@ def test_what_is_told_of_the_ways_is_what_whole_models_say() -> None:
     tokens = torch.randint(3, 60, (12, 32), generator=torch.Generator().manual_seed(2))
     result = secateur.prune(model, method="best", calibration=tokens, evaluate="none", **SMALL)
     asking = asking_windows(tokens)
-    assert asking is not None and len(asking) == 1
+    assert asking is not None
+    assert len(asking) == 1
     last = [row for row in result.numbers["contest"] if row["windows"] == 12]
     assert len(last) == 2
     for row in last:

@@ -31,7 +31,8 @@ from .passes import Seen, hidden_bytes, needs_of, sees_tokens
 from .subject import Subject
 from .texts import READ, Texts, read_texts
 
-Tokens, Asking = Int64[Tensor, "window token"], Int64[Tensor, "asking token"]
+Tokens = Int64[Tensor, "window token"]
+Asking = Int64[Tensor, "asking token"]
 # Scores by what they depend on.
 Known = dict[tuple[Any, ...], Estimate]
 # Of the windows, the share that the first trials are fitted on, and how many ways go on.
