@@ -6,10 +6,11 @@ To add one, write a file like `fluctuation.py` and import it here.
 from . import fluctuation, magnitude, obs, random, redundancy, taylor
 from .members import REDUCTIONS
 from .registry import IMPORTANCE, Importance, importance
-from .scoring import Ingredients, gradients_needed, score
+from .scoring import MATRICES, Ingredients, gradients_needed, score
 
 __all__ = [
     "IMPORTANCE",
+    "MATRICES",
     "REDUCTIONS",
     "Importance",
     "Ingredients",

@@ -19,7 +19,7 @@ Hassibi, Stork (1992); of whole groups: Kurtic, Frantar, Alistarh, ZipLM (2302.0
 
 `obs-loss` weighs the error of output o by the diagonal F of the Fisher information there,
 
-    cost_g = 1/2 tr(F W_g [C^-1_gg]^-1 W_g^T),        C a mean over tokens,
+    cost_g = 1/2 tr(F W_g [C^-1_gg]^-1 W_g^T)        C over weighed tokens (`stats.spread`),
 
 which is about what the divergence from the dense model grows by, so that costs compare across
 layers. (An expert's tokens are those that came to it: beside other units, rare experts are dear.) F
@@ -48,39 +48,35 @@ def obs(
     input_var: Float[Tensor, "unit width"],
 ) -> Float[Tensor, " unit"]:
     """Squared error that is left when the weights that stay are fitted anew, at a unit's turn."""
-    return _turns(weight, input_gram, input_mean, input_var)
+    tokens, mean = _tokens(input_gram, input_mean, input_var), input_mean.double().flatten()
+    spread = input_gram.double() / tokens - torch.outer(mean, mean)
+    spread.diagonal().copy_(input_var.flatten())  # where means are large, the sums know less
+    return _turns(weight * tokens.sqrt(), spread)
 
 
 @importance("obs-loss", paper=SURGEON)
 def obs_loss(
     weight: Float[Tensor, "unit width fan"],
-    input_gram: Float[Tensor, "channel channel"],
-    input_mean: Float[Tensor, "unit width"],
-    input_var: Float[Tensor, "unit width"],
+    input_spread: Float[Tensor, "channel channel"],
     output_fisher: Float[Tensor, " fan"],
 ) -> Float[Tensor, " unit"]:
     """The same error weighed by what it does to the loss, so that layers compare."""
-    share = (output_fisher / (2 * _tokens(input_gram, input_mean, input_var))).sqrt()
-    return _turns(weight * share, input_gram, input_mean, input_var)
+    return _turns(weight * (output_fisher / 2).sqrt(), input_spread)
 
 
 def _turns(
-    weight: Float[Tensor, "unit width fan"],
-    input_gram: Float[Tensor, "channel channel"],
-    input_mean: Float[Tensor, "unit width"],
-    input_var: Float[Tensor, "unit width"],
+    weight: Float[Tensor, "unit width fan"], spread: Float[Tensor, "channel channel"]
 ) -> Float[Tensor, " unit"]:
-    """The cost of every unit at its turn."""
+    """The cost of every unit at its turn; `spread` is the covariance of the inputs."""
     units, width, fan = weight.shape
-    tokens, variance = _tokens(input_gram, input_mean, input_var), input_var.double().flatten()
+    spread = spread.double()
+    variance = spread.diagonal().clone()
     # every channel's variance becomes one: the damping is then the same for each
     scale = torch.where(variance > 0, variance, torch.ones_like(variance)).rsqrt()
-    mean = input_mean.double().flatten()
-    spread = (input_gram.double() / tokens - torch.outer(mean, mean)) * scale * scale[:, None]
-    spread.diagonal().copy_((variance > 0).double())  # where means are large, the sums know less
+    spread = spread * scale * scale[:, None]
     inverse = torch.cholesky_inverse(factor(spread, DAMPING, where="a consumer's inputs").lower)
-    left = weight.double().reshape(units * width, fan) * tokens.sqrt() / scale[:, None]
-    left[variance == 0] = 0  # what never changes is the bias's
+    left = weight.double().reshape(units * width, fan) / scale[:, None]
+    left[variance <= 0] = 0  # what never changes is the bias's
     stays, costs = torch.arange(units), torch.zeros(units, dtype=torch.float64)
     at_once = 1 if width > 1 else max(1, -(-units // ROUNDS))
     floor = 0.0

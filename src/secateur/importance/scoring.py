@@ -1,7 +1,7 @@
 """From ingredients to one score tensor an axis."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,6 +15,9 @@ from ..stats.fisher import OUTPUT_FISHER
 from ..structure import Axis
 from .members import REDUCTIONS
 from .registry import Importance
+
+# Statistics that are [channel, channel].
+MATRICES = ("input_gram", "input_spread")
 
 
 @runtime_checkable
@@ -49,12 +52,13 @@ def score(
     ingredients = {
         name: _ingredient(name, axis, weight, statistics, seed, members)
         for name in importance.needs
-        if name != "input_gram" or axis.consumer.linear
+        if name not in MATRICES or axis.consumer.linear
     }
     if set(ingredients) == set(importance.needs):
         scores = _called(importance, ingredients, axis.name)
     else:
-        parts = _by_expert(axis, ingredients, statistics)
+        matrices = set(importance.needs) - set(ingredients)
+        parts = _by_expert(axis, ingredients, matrices, statistics)
         scores = torch.cat([_called(importance, part, axis.name) for part in parts])
     if scores.dim() == 1:
         scores = scores[:, None]
@@ -74,14 +78,17 @@ def score(
 
 
 def _by_expert(
-    axis: Axis, ingredients: Mapping[str, Any], statistics: Ingredients
+    axis: Axis,
+    ingredients: Mapping[str, Any],
+    matrices: Collection[str],
+    statistics: Ingredients,
 ) -> Iterator[dict[str, Any]]:
-    """The ingredients of one expert after the other: a Gram matrix of all has their square."""
+    """The ingredients of one expert after the other: a matrix of all has their square."""
     units = axis.units // axis.groups
     for group in range(axis.groups):
         own = slice(group * units, (group + 1) * units)
         part = {name: _of_units(name, value, own) for name, value in ingredients.items()}
-        yield {**part, "input_gram": statistics[f"input_gram#{group}"]}
+        yield {**part, **{name: statistics[f"{name}#{group}"] for name in matrices}}
 
 
 def _of_units(name: str, value: Any, units: slice) -> Any:
@@ -125,12 +132,12 @@ def _ingredient(
     if not name.startswith("input_"):
         raise SecateurError(
             f"A score asks for {name!r}; known are weight, generator, combine, the statistics"
-            " input_mean, input_var, input_norm, input_gram and the gradient terms"
+            " input_mean, input_var, input_norm, input_gram, input_spread and the gradient terms"
             f" {', '.join(GRADIENTS)}."
         )
     order = consumer.blocks.indices(torch.arange(axis.units))
     statistic = statistics[name]
-    if name != "input_gram":
+    if name not in MATRICES:
         return statistic[order]
     order = order.flatten()
     if torch.equal(order, torch.arange(len(statistic))):

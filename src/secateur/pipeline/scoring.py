@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checkpoint import View, token
 from ..errors import SecateurError
-from ..importance import IMPORTANCE, Importance, gradients_needed, score
+from ..importance import IMPORTANCE, MATRICES, Importance, gradients_needed, score
 from ..progress import track
 from ..search import Limits, Units
 from ..stats import Reduction, Statistics, Tally
@@ -57,13 +57,14 @@ def scores(
 
 
 _THIS_PROCESS = token()
-# Statistics of an axis that are too large for those of all axes to be there at once.
-_LARGE = ("input_gram",)
 
 
 def too_large(importance: str) -> bool:
-    """Whether a score is made while its layer is there, and what it is made of goes with that."""
-    return any(name in _LARGE for name in IMPORTANCE[importance].needs)
+    """Whether a score is made while its layer is there, and what it is made of goes with that.
+
+    A matrix of each axis is too much for those of all to be there at once.
+    """
+    return any(name in MATRICES for name in IMPORTANCE[importance].needs)
 
 
 def reduction(

@@ -1,5 +1,6 @@
 """Collecting statistics of the consumers' inputs: exactly those that are asked for."""
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from .gram import Gram
 from .moments import Moments
 from .norm import Norm
 from .slices import watched
+from .spread import Spread, Update, weighing
 from .stream import LayerStep, Walk
 
 
@@ -31,7 +33,14 @@ class Accumulator(Protocol):
         ...
 
 
-ACCUMULATORS: dict[str, type[Any]] = {"moments": Moments, "norm": Norm, "gram": Gram}
+ACCUMULATORS: dict[str, type[Any]] = {
+    "moments": Moments,
+    "norm": Norm,
+    "gram": Gram,
+    "spread": Spread,
+}
+# Those that are told, beside a linear's inputs, how much each token counts.
+WEIGHED = ("spread",)
 
 # A statistic by the name that scores use for it: which accumulator holds it, and how to read it.
 STATISTICS: dict[str, tuple[str, Callable[[Any], Tensor]]] = {
@@ -39,6 +48,7 @@ STATISTICS: dict[str, tuple[str, Callable[[Any], Tensor]]] = {
     "input_var": ("moments", lambda moments: moments.variance),
     "input_norm": ("norm", lambda norm: norm.norm),
     "input_gram": ("gram", lambda gram: gram.gram),
+    "input_spread": ("spread", lambda spread: spread.spread),
 }
 
 
@@ -53,10 +63,10 @@ class Tally:
     accumulators: dict[str, Accumulator] = field(default_factory=dict)
     terms: dict[str, Tensor] = field(default_factory=dict)
 
-    def update(self, inputs: Tensor, group: int | None = None) -> None:
-        """Add the inputs [token, channel] of one batch to every accumulator (of one expert)."""
+    def update(self, inputs: Tensor, group: int) -> None:
+        """Add the inputs [token, channel] of one batch to every accumulator of one expert."""
         for name, accumulator in self.accumulators.items():
-            if group is None or name.endswith(f"#{group}"):
+            if name.endswith(f"#{group}"):
                 accumulator.update(inputs)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -244,17 +254,22 @@ def _observed(
     tallies: dict[str, Tally] = {}
     hooks = []
     slices: dict[Tensor, Callable[[int, Tensor], None]] = {}
+    readers: dict[nn.Module, list[Tally]] = {}
+    plain = [holder for holder in holders if holder not in WEIGHED]
+    weighed = [holder for holder in holders if holder in WEIGHED]
     for axis in axes:
         module = find(step.module, axis.consumer.module, axis.layer)
         tallies[axis.name] = tally = Tally()
         if axis.consumer.linear:
-            observer = _observer(axis, tally, holders, step.finite)
+            readers.setdefault(module, []).append(tally)
+            observer = _observer(axis, tally, plain, step.finite)
             hooks.append(module.register_forward_pre_hook(observer))
         else:
             observer = _expert(axis, tally, holders, step.finite)
             slices[getattr(module, axis.consumer.parameter)] = observer
     try:
-        with watched(slices):
+        updates = {module: _weigher(own, weighed) for module, own in readers.items()}
+        with watched(slices), weighing(step.module, updates if weighed else {}):
             yield tallies
     finally:
         for hook in hooks:
@@ -277,6 +292,17 @@ def _expert(
     return observe
 
 
+def _weigher(tallies: Sequence[Tally], holders: Sequence[str]) -> Update:
+    def update(inputs: Tensor, weights: Tensor | None) -> None:
+        for tally, holder in itertools.product(tallies, holders):
+            if holder not in tally.accumulators:
+                tally.accumulators[holder] = ACCUMULATORS[holder].empty(inputs.shape[-1])
+            accumulator: Any = tally.accumulators[holder]
+            accumulator.update(inputs, weights)
+
+    return update
+
+
 def _observer(
     axis: Axis, tally: Tally, holders: Sequence[str], finite: Finite
 ) -> Callable[..., None]:
@@ -286,7 +312,8 @@ def _observer(
         for holder in holders:
             if holder not in tally.accumulators:
                 tally.accumulators[holder] = ACCUMULATORS[holder].empty(inputs.shape[-1])
-        tally.update(inputs)
+        for holder in holders:
+            tally.accumulators[holder].update(inputs)
 
     return observe
 

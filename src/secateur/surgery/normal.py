@@ -34,11 +34,12 @@ _ROUNDED = {"high": 2.0**-10, "medium": 2.0**-7}
 class Normal:
     """Sums over tokens, with Z_c and R_c the inputs and residuals about their means.
 
-    `spread` is Z_c^T Z_c, `shared` Z_c^T R_c, `square` the sum of all squares of R. `noise` is how
+    `spread` is Z_c^T Z_c, `shared` Z_c^T R_c, `square` the sum of all squares of R, `count` that of
+    the weights: where tokens have some, rows and means are weighed. `noise` is how
     large the rounding of `spread` is in its spectral norm, where the power of each channel is one.
     """
 
-    count: int
+    count: float
     mean: Float[Tensor, " in"]
     left: Float[Tensor, " out"]
     spread: Float[Tensor, "in in"]
@@ -94,7 +95,6 @@ class Sums:
     def __init__(
         self, inputs: int, outputs: int, *, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
-        self.count = 0
         self._inputs, self._outputs = inputs, outputs
         # Z, and from here on R: both side by side in one buffer and one matrix of products
         self._right = -(-inputs // _ALIGNED) * _ALIGNED
@@ -102,31 +102,46 @@ class Sums:
         self._products = torch.zeros(inputs, width, dtype=dtype, device=device)
         self._totals = torch.zeros(width, dtype=torch.float64, device=device)
         self._square = torch.zeros((), dtype=torch.float64, device=device)
+        self._count = torch.zeros((), dtype=torch.float64, device=device)
         self._shift = torch.zeros(inputs, dtype=dtype, device=device)
         self._buffer = self._products.new_zeros(0, width)
         self._updates = 0
 
     def update(
-        self, inputs: Float[Tensor, "token in"], residual: Float[Tensor, "token out"]
+        self,
+        inputs: Float[Tensor, "token in"],
+        residual: Float[Tensor, "token out"],
+        weights: Float[Tensor, " token"] | None = None,
     ) -> None:
-        """Add the tokens of one batch, some at a time: what is made of them is wider than they."""
-        parts = zip(inputs.split(_TOKENS), residual.split(_TOKENS), strict=True)
-        for some, left in parts:
-            if len(some):
-                self._add(some, left)
+        """Add the tokens of one batch, some at a time: what is made of them is wider than they.
 
-    def _add(self, inputs: Float[Tensor, "token in"], residual: Float[Tensor, "token out"]) -> None:
-        if not self.count:
+        Each counts as much as its weight; without `weights`, 1.
+        """
+        if weights is None:
+            weights = torch.ones(len(inputs), device=inputs.device)
+        roots = weights.to(self._products.dtype).sqrt()
+        parts = zip(*(own.split(_TOKENS) for own in (inputs, residual, roots)), strict=True)
+        for some, left, root in parts:
+            if len(some):
+                self._add(some, left, root)
+
+    def _add(
+        self,
+        inputs: Float[Tensor, "token in"],
+        residual: Float[Tensor, "token out"],
+        root: Float[Tensor, " token"],
+    ) -> None:
+        if not self._updates:
             self._shift = inputs.to(self._shift.dtype).mean(dim=0)
-        both = self._side_by_side(inputs, residual)
+        both = self._side_by_side(inputs, residual).mul_(root[:, None])
         rows = max(_ROWS, -(-self._inputs // _BLOCKS))
         for start in range(0, self._inputs, rows):
             own = slice(start, min(start + rows, self._inputs))
             self._products[own, start:].addmm_(both[:, own].T, both[:, start:])
-        self._totals += both.sum(dim=0)
-        flat = residual.to(both.dtype).flatten()
+        self._totals += root @ both
+        flat = both[:, self._right :][:, : self._outputs].flatten()
         self._square += torch.dot(flat, flat)
-        self.count += len(inputs)
+        self._count += root.square().sum()
         self._updates += 1
 
     def _side_by_side(self, inputs: Tensor, residual: Tensor) -> Float[Tensor, "token width"]:
@@ -139,13 +154,18 @@ class Sums:
         return both
 
     @property
+    def count(self) -> float:
+        """The sum of the tokens' weights so far."""
+        return float(self._count)
+
+    @property
     def square(self) -> float:
         """The sum of all squares of the residual so far: not finite if one number was not."""
         return float(self._square)
 
     def normal(self) -> Normal:
         """The normal matrices of what was added so far."""
-        count, dtype = max(self.count, 1), self._products.dtype
+        count, dtype = self.count or 1.0, self._products.dtype
         shifted = self._products[:, : self._inputs]
         means = (self._totals / count).to(dtype)
         off, left = means[: self._inputs], means[self._right :][: self._outputs]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..stats.stream import Call, hidden_of
+from .norms import gains
 from .observe import Consumer, Seen, hooked, see_multipliers
 
 
@@ -99,12 +100,14 @@ def inputs_of(
 class Anatomy:
     """What one batch tells of a layer: `multipliers` as of `stream_multipliers`, and blocks.
 
-    Both by consumer, in calling order; `seen` is that batch.
+    All by consumer, in calling order; `seen` is that batch. `gains` are those of norms between
+    consumers and the stream.
     """
 
     seen: Seen
     multipliers: Mapping[str, float | None]
     blocks: Mapping[str, Block]
+    gains: Mapping[str, Tensor]
 
 
 def anatomy(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Consumer]) -> Anatomy:
@@ -130,7 +133,8 @@ def anatomy(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Co
         wide[name], narrow[name] = found[0], found[-1]
     with replayed({block: seen.outputs[n] for n, block in wide.items()}), torch.no_grad():
         after = hidden_of(layer(hidden, *call[0], **call[1]))
-    return Anatomy(seen, multipliers, wide if _same(after, seen.after) else narrow)
+    behind = {} if any(multipliers.values()) else gains(layer, hidden, call, seen)
+    return Anatomy(seen, multipliers, wide if _same(after, seen.after) else narrow, behind)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -19,7 +19,8 @@ consumers called before i in the layer, h the layer's input, ' the student's and
 That holds for sequential and parallel sub-blocks, where the layer's output is h + m sum y, and for
 attention before a mixture of experts, where h + m y is what comes next. It is asked of the numbers,
 not of the family: where a consumer's output is normed before it is added (Gemma 2 and 3, OLMo 2),
-what is missing from the stream cannot be added to it, and it is fitted to `dense_output`.
+it is fitted to what makes the norm give T (`norms`); what is added in yet another way is fitted to
+`dense_output`.
 
 Whole layers and blocks that go are skipped by the student; what is fitted for them, `depth` says.
 """

@@ -13,11 +13,15 @@ they join the stream and ' the student's,
     own_output               R = what the dense weights give - y'_i
     residual                 R = y_i - y'_i + sum over j < i of (y_j - y'_j) + (h - h') / m
     residual, before a gap   R = (S* - h') / m - sum over j <= i of y'_j
+    residual, behind norms   R = y_i - y'_i + U( sum over j < i of (N y_j - N y'_j) + h - h' )
 
-S* is the dense stream after the gap. The consumers before i are settled, so what they give is their
-new weights times the inputs that were kept. Where a block gives nothing but that (`replay`), it is
-not run again: for o_proj the student runs its attention, for down_proj its MLP, and at the end only
-what lies between.
+S* is the dense stream after the gap; N is a norm between a consumer and the stream, U undoes it
+(`norms`). The consumers before i are settled, so what they give is their new weights times the
+inputs that were kept. Where a block gives nothing but that (`replay`), it is not run again: for
+o_proj the student runs its attention, for down_proj its MLP, and at the end only what lies between.
+
+Tokens count by how little there is in their stream (`stats.spread`): those with massive streams
+would own the fit.
 
 Inputs and outputs live as long as the layer is repaired, as hidden states do: for all windows, and
 memory-mapped where they are too large.
@@ -35,9 +39,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..stats import Activations, LayerStep
+from ..stats.spread import token_weights
 from ..stats.stream import Call, hidden_of
 from ..stats.substitute import substituted
 from ..structure import Axis
+from .norms import before_norm, normed
 from .observe import Consumer, watch
 from .replay import Anatomy, inputs_of, replayed
 
@@ -57,12 +63,26 @@ def parts_kept(axes: Sequence[Axis]) -> int:
 
 @dataclass(frozen=True)
 class Left:
-    """One batch at a consumer: its inputs Z, what it `gives`, and what is `left` to give, R."""
+    """One batch at a consumer: its inputs Z, what it `gives`, and what is `left` to give, R.
+
+    `weights` say how much each token counts.
+    """
 
     windows: slice
     inputs: Float[Tensor, "window token in"]
     gives: Float[Tensor, "window token out"]
     left: Float[Tensor, "window token out"]
+    weights: Float[Tensor, "window token"]
+
+    def tokens(self, windows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, what is left and weights of all tokens of some windows of the batch."""
+        inputs, left = (part[windows].flatten(0, -2) for part in (self.inputs, self.left))
+        return inputs, left, self.weights[windows].flatten()
+
+    def power(self, windows: slice) -> Float[Tensor, ""]:
+        """Weighed squares of the targets of some windows of the batch."""
+        targets = (self.left[windows] + self.gives[windows]).square().sum(dim=-1)
+        return (targets * self.weights[windows]).sum()
 
 
 @dataclass(eq=False)
@@ -89,9 +109,9 @@ class Streams:
 
     def target(self, consumer: Consumer) -> str:
         """The target that a consumer can have."""
-        if self.asked == "residual" and not self.anatomy.multipliers[consumer.name]:
-            return "dense_output"
-        return self.asked
+        name = consumer.name
+        reached = self.anatomy.multipliers[name] or name in self.anatomy.gains
+        return "dense_output" if self.asked == "residual" and not reached else self.asked
 
     def run_dense(self) -> None:
         """Send all windows through the dense layer, and keep what the targets are made of.
@@ -141,7 +161,10 @@ class Streams:
             inputs = self._inputs[consumer.name][windows].to(hidden.device)
             gives = linear(inputs, weight, bias)
             left = self._left(consumer, windows, hidden, gives, earlier)
-            yield Left(windows, inputs, gives, left)
+            behind = None
+            if consumer.name in self.anatomy.gains and consumer.name in self._outputs:
+                behind = self._outputs[consumer.name][windows].to(hidden.device)
+            yield Left(windows, inputs, gives, left, token_weights(hidden, behind))
 
     def _left(
         self,
@@ -160,8 +183,12 @@ class Streams:
             return states[windows].to(hidden.device, torch.float32, copy=True)
 
         name, multiplier = consumer.name, self.anatomy.multipliers[consumer.name]
-        if self.target(consumer) != "residual" or not multiplier:
+        if self.target(consumer) != "residual":
             return of(self._outputs[name]).sub_(gives)
+        if not multiplier:
+            output = of(self._outputs[name])
+            lacks = before_norm(self._lacking(consumer, windows, earlier), output, self._gain(name))
+            return output.sub_(gives).add_(lacks)
         if name in self.ahead:
             left = of(self.ahead[name]).sub_(hidden).div_(multiplier).sub_(gives)
             for output in earlier.values():
@@ -175,6 +202,25 @@ class Streams:
         if self._gap is not None:
             left.add_(self._gap[windows].to(hidden.device), alpha=1 / multiplier)
         return left
+
+    def _gain(self, name: str) -> Float[Tensor, " out"]:
+        return self.anatomy.gains[name]
+
+    def _lacking(
+        self, consumer: Consumer, windows: slice, earlier: Mapping[Consumer, Tensor]
+    ) -> Float[Tensor, "window token out"]:
+        """What the student's stream lacks before a consumer that is behind a norm, fp32."""
+        device = consumer.weight.device
+        shape = self._outputs[consumer.name][windows].shape
+        lacks = torch.zeros(shape, device=device)
+        if self._gap is not None:
+            lacks += self._gap[windows].to(device)
+        for other in self.consumers[: self.consumers.index(consumer)]:
+            gain = self._gain(other.name)
+            lacks += normed(self._outputs[other.name][windows].to(device), gain)
+            if other in earlier:
+                lacks -= normed(earlier[other], gain)
+        return lacks
 
     def settle(
         self, consumer: Consumer, weight: Float[Tensor, "out in"], bias: Tensor | None

@@ -22,7 +22,7 @@ from .observe import Consumer
 from .refit import Fit
 from .repair import Repair
 from .replay import anatomy
-from .streams import Left, Streams
+from .streams import Streams
 
 # Of the windows, the share that only chooses the damping.
 HELD_OUT = 1 / 8
@@ -252,18 +252,13 @@ class Surgeon:
             first = len(part.left)
             if fitted is not None:
                 first = min(max(fitted - part.windows.start, 0), first)
-            sums.update(part.inputs[:first].flatten(0, -2), part.left[:first].flatten(0, -2))
+            sums.update(*part.tokens(slice(None, first)))
             if held is not None:
-                held.update(part.inputs[first:].flatten(0, -2), part.left[first:].flatten(0, -2))
-            powers.append(_power(part, 0 if held is None else first))
+                held.update(*part.tokens(slice(first, None)))
+            powers.append(part.power(slice(0 if held is None else first, None)))
         found = [one.normal() for one in (sums, held) if one is not None]
         if not all(math.isfinite(one.square) for one in found):
             raise not_finite(f"the output of {consumer.name}", part.gives.dtype)
         return _Gathered(
             found[0], None if held is None else found[1], float(torch.stack(powers).sum())
         )
-
-
-def _power(part: Left, first: int) -> Tensor:
-    """Squares of the targets of a batch, of the windows from `first` on."""
-    return (part.left[first:] + part.gives[first:]).square().sum()
