@@ -278,7 +278,7 @@ def test_what_nothing_can_be_fitted_to_is_told(tokens: Tensor) -> None:
 
 
 def test_settings_of_a_search_are_told_to_be_idle_where_layers_go_one_by_one() -> None:
-    given: dict[str, Any] = {"model": "x", "search": "global", "scale": "raw"}
+    given: dict[str, Any] = {"model": "x", "method": "flap", "search": "global", "scale": "raw"}
     assert not idle_settings(make_config(**given, rescore=False))
     notes = idle_settings(make_config(**given, rescore=True))
     assert [note.partition(" ")[0] for note in notes] == ["--scale", "--search"]

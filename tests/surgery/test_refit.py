@@ -334,18 +334,31 @@ def reference(dense: Any, opened: OpenModel, plan: Plan, tokens: Tensor, damping
         )
         linear = student.get_submodule(name)
         linear.weight.data[:, removed.flatten()] = 0
-        norm = "input_layernorm" if axis.kind == "attention" else "post_attention_layernorm"
-        stream = f"model.layers.{axis.layer}.{norm}"
+        layer, attention = f"model.layers.{axis.layer}", axis.kind == "attention"
+        behind = "gemma" in dense.config.model_type
+        inner = "pre_feedforward_layernorm" if behind else "post_attention_layernorm"
+        stream = f"{layer}.{'input_layernorm' if attention else inner}"
         gap = captured(dense, tokens, stream) - captured(student, tokens, stream)
+        output = captured(dense, tokens, name, output=True)
+        weights = 1 / (
+            captured(student, tokens, f"{layer}.input_layernorm").square().mean(1) + 1e-6
+        )
         # granite adds a share of every output to the stream
-        share = getattr(dense.config, "residual_multiplier", 1.0)
-        target = captured(dense, tokens, name, output=True) + gap / share
-        residual = (target - captured(student, tokens, name, output=True)).double()
+        change = gap / getattr(dense.config, "residual_multiplier", 1.0)
+        if behind:
+            post = "post_attention_layernorm" if attention else "post_feedforward_layernorm"
+            gain = 1 + dense.get_submodule(f"{layer}.{post}").weight.detach()
+            size = (output.square().mean(1, keepdim=True) + 1e-6).sqrt()
+            change = gap * size * gain / (gain**2 + 0.1 * (gain**2).mean())
+            weights = weights / size[:, 0] ** 2
+        residual = (output + change - captured(student, tokens, name, output=True)).double()
         kept = axis.consumer.blocks.indices(plan.kept_tensor(axis)).flatten()
         inputs = captured(student, tokens, name)[:, kept].double()
+        root = weights.double().sqrt()[:, None]
+        inputs, residual, ones = inputs * root, residual * root, root
         power = damping * inputs.square().sum(dim=0)
         ridge = torch.cat([power.sqrt().diag(), torch.zeros(len(kept), 1)], dim=1)
-        rows = torch.cat([torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1), ridge.double()])
+        rows = torch.cat([torch.cat([inputs, ones], dim=1), ridge.double()])
         goal = torch.cat([residual, torch.zeros(len(kept), residual.shape[1])])
         solution = torch.linalg.lstsq(rows, goal).solution.float()
         linear.weight.data[:, kept] += solution[:-1].T
@@ -367,7 +380,8 @@ def captured(model: Any, tokens: Tensor, module: str, *, output: bool = False) -
 
 
 @pytest.mark.parametrize(
-    "variant", ["llama-gqa", "qwen2-gqa", "mistral-gqa", "qwen3-biased", "granite"]
+    "variant",
+    ["llama-gqa", "qwen2-gqa", "mistral-gqa", "qwen3-biased", "granite", "gemma2", "gemma3"],
 )
 def test_the_streamed_refit_equals_whole_model_forwards(variant: str, tokens: Tensor) -> None:
     dense = tiny_model(variant)

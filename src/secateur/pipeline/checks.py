@@ -172,11 +172,14 @@ def idle_settings(config: PruneConfig) -> list[str]:
         search = "--rescore"
     effort = config.effort != PruneConfig.model_fields["effort"].default
     idle = [f"--effort changes nothing: it is of --method {BEST}, not of {config.method}"]
-    return [*idle[: effort and config.method != BEST]] + [
-        f"--{name.replace('_', '-')} changes nothing here: {fusion or score}, {search} and"
-        f" {repair} do not ask for it"
-        for name in unread
-        if getattr(config, name) != PruneConfig.model_fields[name].default
+    return [
+        *(idle if effort and config.method != BEST else []),
+        *(
+            f"--{name.replace('_', '-')} changes nothing here: {fusion or score}, {search} and"
+            f" {repair} do not ask for it"
+            for name in unread
+            if getattr(config, name) != PruneConfig.model_fields[name].default
+        ),
     ]
 
 

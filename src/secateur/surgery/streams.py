@@ -161,10 +161,18 @@ class Streams:
             inputs = self._inputs[consumer.name][windows].to(hidden.device)
             gives = linear(inputs, weight, bias)
             left = self._left(consumer, windows, hidden, gives, earlier)
-            behind = None
-            if consumer.name in self.anatomy.gains and consumer.name in self._outputs:
-                behind = self._outputs[consumer.name][windows].to(hidden.device)
-            yield Left(windows, inputs, gives, left, token_weights(hidden, behind))
+            weights = self._weights(consumer, windows, hidden)
+            yield Left(windows, inputs, gives, left, weights)
+
+    def _weights(
+        self, consumer: Consumer, windows: slice, hidden: Tensor
+    ) -> Float[Tensor, "window token"]:
+        """How much each token of a batch counts."""
+        if self.target(consumer) != "residual":
+            return torch.ones(hidden.shape[:-1], device=hidden.device)
+        if consumer.name not in self.anatomy.gains:
+            return token_weights(hidden)
+        return token_weights(hidden, self._outputs[consumer.name][windows].to(hidden.device))
 
     def _left(
         self,
