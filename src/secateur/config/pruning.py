@@ -32,7 +32,7 @@ OF_FUSIONS = ("tau", "probes", "splits", "shrinkage", "scope")
 PRUNE_GROUPS = {
     "Most used": (
         "out config method methods ratio ratios repairs calibration recover dry_run",
-        "",
+        "minutes",
     ),
     "Parts of a method": (
         "importance search repair",
