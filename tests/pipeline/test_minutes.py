@@ -141,11 +141,11 @@ def test_pruning_takes_minutes_for_its_recovery(
 
 def test_few_data_come_again(clock: Any, pruned: Any, text_file: Path, tmp_path: Path) -> None:
     folder = pruned()
-    done = trained(folder, text_file, tmp_path / "out", minutes=1, length=32)
+    done = trained(folder, text_file, tmp_path / "out", minutes=1, length=60)
     seen = done.numbers["steps"] * SHORT["batch"]
     assert seen > done.numbers["data"]["examples"]  # all that the text has
     # what the teacher is not asked of again, steps get
-    more = trained(folder, text_file, tmp_path / "few", minutes=1, length=32, samples=40)
+    more = trained(folder, text_file, tmp_path / "few", minutes=1, length=60, samples=40)
     assert more.numbers["steps"] > done.numbers["steps"]
 
 

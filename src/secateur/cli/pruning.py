@@ -63,7 +63,7 @@ Example:
   secateur prune path/to/model --ratio 0.2 --calibration text.txt --out small/
   secateur prune path/to/model --ratio 0.3 --recover distil --out small/
 
-The calibration text is c4 unless you name another, perplexity taken on an unused part of it.
+The calibration text is c4 or what you name, perplexity taken on the rest.
 """,
 )
 @click.argument("model", required=False)
