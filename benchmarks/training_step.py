@@ -23,7 +23,7 @@ import torch
 
 from secateur.config import make_recover_config
 from secateur.pipeline.student import Student, open_student
-from secateur.pipeline.training import make_trainer
+from secateur.pipeline.training import make_objective, make_trainer
 from secateur.pipeline.training_data import TrainingData, read_data
 
 # A step may take so many times the student's own forward and backward.
@@ -67,11 +67,12 @@ def measured(folder: str, data: str, *, repeats: int = 3, **settings: Any) -> di
     """Seconds of both, the multiple of each repeat and its median; of saving, seconds and bytes."""
     student, examples = opened(folder, data, **settings)
     with tempfile.TemporaryDirectory() as place:
-        _, trainer = make_trainer(student, examples, Path(place) / "state")
+        objective = make_objective(student, examples.examples)
+        _, trainer = make_trainer(student, examples, objective, Path(place) / "state")
         device = student.device
         acts: dict[str, Callable[[int], Any]] = {
             "plain": lambda at: plain(trainer, student, at),
-            "step": trainer._step,
+            "step": trainer.step,
         }
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in acts}
         for act in acts.values():

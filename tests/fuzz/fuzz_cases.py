@@ -316,7 +316,8 @@ def _option(world: World, place: Path, rng: random.Random) -> Attempt:
     ]
     for option in rng.sample(options, min(len(options), rng.choice((1, 1, 2, 3)))):
         words.append(option.opts[0])
-        if option.name in ("steps", "epochs"):  # what is asked for is done, however long it takes
+        # what is asked for is done, however long it takes
+        if option.name in ("steps", "epochs", "minutes"):
             words.append(rng.choice((*NAMES, "0", "-1", "2", "1e9", str(10**19))))
         elif not option.is_flag:
             words.append(rng.choice((*NAMES, *map(str, NUMBERS), "1,2", "0.2,x", "all", "0")))

@@ -269,13 +269,13 @@ def test_a_step_reads_no_more_of_the_device_the_more_micro_batches_it_has(
     counts = []
     for micro in (1, 5):
         made, _ = trainer(micro=micro)
-        made._step(0)
+        made.step(0)
         batches = list(made._batches(made._schedule.rows(1, made._train)))
         hidden = iter([made.halves.hidden(batch.ids) for batch in batches])
         with monkeypatch.context() as patch, Reads() as reads:
             patch.setattr(made.halves, "hidden", lambda _, hidden=hidden: next(hidden))
             patch.setattr(made, "_batches", lambda _, batches=batches: iter(batches))
-            made._step(1)
+            made.step(1)
         counts.append(reads.count)
     assert counts[0] == counts[1] == 3  # the labels of the step; sums are read by `tolist`
 
@@ -285,7 +285,7 @@ def test_what_is_trained_at_one_rate_is_updated_at_once(relative: bool) -> None:
     made, plain = trainer(relative=relative, rate=0.3)
     groups = made._optimizer.param_groups
     assert len(groups) == (len(plain.parameters) if relative else 1)
-    made._step(0)
+    made.step(0)
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     for parameter in plain.parameters.values():
         suits = relative_rate(parameter) if relative else 1.0
@@ -417,7 +417,7 @@ def test_a_models_own_dropout_is_no_part_of_a_recipe(pruned: Any) -> None:
 
     made = Trainer(model, lora.parameters, data, 2, watched, schedule(),
                    device=torch.device("cpu"))  # fmt: skip
-    made._step(0)
+    made.step(0)
     assert dropping[0]
     assert all("lora_dropout" in name for name in dropping[0])
     made._check(0)

@@ -27,6 +27,7 @@ _KINDS = {
     "partial": "[0-9a-f]{8}",
     f"{_TRAINING}.partial": "[0-9a-f]{8}",
     f"{_TRAINING}.best": "[0-9a-f]{8}",
+    f"{_TRAINING}.steps": "[0-9a-f]{8}",
 }
 
 
@@ -65,10 +66,11 @@ class Place:
         return training_file(self.beside, self.path)
 
     def end_training(self) -> None:
-        """Remove the state of a training, with the best parameters beside it."""
+        """Remove the state of a training, with best parameters and number of steps beside it."""
         self.training.unlink(missing_ok=True)
-        for best in self.left(f"{_TRAINING}.best"):
-            best.unlink(missing_ok=True)
+        for kind in ("best", "steps"):
+            for entry in self.left(f"{_TRAINING}.{kind}"):
+                entry.unlink(missing_ok=True)
 
     @property
     def store(self) -> Path:

@@ -64,7 +64,7 @@ Example:
   secateur prune path/to/model --ratio 0.2 --calibration text.txt --out small/
   secateur prune path/to/model --ratio 0.3 --recover distil --out small/
 
-The calibration text is c4 unless you name another, perplexity taken on an unused part of it.
+The calibration text is c4 or what you name, perplexity taken on the rest.
 """,
 )
 @click.argument("model", required=False)
@@ -74,6 +74,7 @@ The calibration text is c4 unless you name another, perplexity taken on an unuse
 )
 @settings_options(PruneConfig)
 @click.option("--recover", metavar="NAME", help="Then a recovery: distil, lora, groupwise or own")
+@click.option("--minutes", type=float, metavar="X", help="Minutes that --recover may train")
 @click.option("--dry-run", is_flag=True, help="The plan alone: --out gets plan.json")
 @keeping
 @FORCE
@@ -83,6 +84,7 @@ def prune_command(
     out: Path | None,
     config: Path | None,
     recover: str | None,
+    minutes: float | None,
     dry_run: bool,
     store: str | None,
     fresh: bool,
@@ -102,6 +104,8 @@ def prune_command(
     )
     if out is None and not dry_run:
         raise SecateurError("Where to? Add --out DIR (or --dry-run for the plan alone).")
+    if minutes is not None and recover is None:
+        raise SecateurError("--minutes are those of a recovery.\nAdd --recover distil")
     if recover is not None:
         choose("recovery", recover, _RECOVERIES)
         if dry_run:
@@ -116,7 +120,7 @@ def prune_command(
     if recover is not None:
         assert out is not None, "a run that is not dry has a folder"
         pruned, done = prune_and_recover(
-            settings.pop("model"), out=out, recipe=recover, **how, **settings
+            settings.pop("model"), out=out, recipe=recover, minutes=minutes, **how, **settings
         )
         if as_json:
             print_json({**pruned.to_json(), "recovery": done.to_json()})

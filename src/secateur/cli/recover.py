@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..config import LOSSES, RECIPES, RECOVER_GROUPS, TRAINED, RecoverConfig, read_toml
+from ..config import HOW_LONG, LOSSES, RECIPES, RECOVER_GROUPS, TRAINED, RecoverConfig, read_toml
 from ..errors import SecateurError
 from ..recovery import GRIDS
 from .command import Command
@@ -72,6 +72,8 @@ def recover_command(
     # these belong to the recipe recorded
     if options["recipe"] not in (None, recorded.get("recipe")):
         recorded = {key: value for key, value in recorded.items() if key not in ("loss", "train")}
+    if any(options[name] is not None for name in HOW_LONG):
+        recorded = {key: value for key, value in recorded.items() if key not in HOW_LONG}
     settings = given_settings(
         RecoverConfig,
         options,

@@ -3,6 +3,7 @@
 from .pruning import OF_FUSIONS, PRUNE_GROUPS, PruneConfig, make_config
 from .reading import READING, Reading
 from .recovery import (
+    HOW_LONG,
     LOSSES,
     RECIPES,
     RECOVER_GROUPS,

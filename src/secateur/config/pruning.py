@@ -31,7 +31,7 @@ OF_FUSIONS = ("tau", "probes", "splits", "shrinkage", "scope")
 # The groups of options in --help: those that it shows, and those that --help-all shows besides.
 PRUNE_GROUPS = {
     "Most used": (
-        "out config method effort methods ratio ratios repairs calibration recover dry_run",
+        "out config method effort methods ratio ratios repairs calibration recover minutes dry_run",
         "",
     ),
     "Parts of a method": (

@@ -106,13 +106,17 @@ RECOVER_GROUPS = {
         "train loss rank bits group",
         "alpha dropout grid keep_adapter top_k on_prompts",
     ),
-    "Steps": ("steps batch rate", "epochs micro warmup patience seed"),
+    "Steps": ("steps minutes batch rate", "epochs micro warmup patience seed"),
     "Texts": ("samples length evaluate", "field bos evaluate_tokens"),
     "Machine": (
         "device dtype store",
         "fresh hidden_gib device_gib resident recompute merge_adapter dequantise text_only format",
     ),
 }
+
+
+# The settings that say how long to train, of which one is given.
+HOW_LONG = ("steps", "epochs", "minutes")
 
 
 class RecoverConfig(Reading):
@@ -152,7 +156,11 @@ class RecoverConfig(Reading):
     on_prompts: Annotated[bool, Field(description="Take the loss on instructions too")] = False
     steps: Annotated[int | None, Field(ge=1, description="Steps; default: the loss's")] = None
     epochs: Annotated[
-        int | None, Field(ge=1, description="Epochs over the data; steps, if given, rule")
+        int | None, Field(ge=1, description="Epochs over the data, in place of steps")
+    ] = None
+    minutes: Annotated[
+        float | None,
+        Field(gt=0, le=10_000_000, description="Minutes to train, in place of steps"),
     ] = None
     batch: Annotated[int | None, Field(ge=1, description="Examples in a step")] = None
     micro: Annotated[
@@ -260,6 +268,7 @@ def make_recover_config(**settings: Any) -> RecoverConfig:
     except ValidationError as error:
         example = "secateur recover DIR --recipe distil --data text.txt --out DIR2"
         raise SecateurError(explained(error, RecoverConfig, example)) from error
+    _check_how_long(config)
     own = RECIPES[config.recipe].train
     if config.recipe == "distil" and not config.distils:
         raise SecateurError(
@@ -272,3 +281,12 @@ def make_recover_config(**settings: Any) -> RecoverConfig:
             f"Type: --recipe {'' if config.train in RECIPES else 'distil --train '}{config.train}"
         )
     return config
+
+
+def _check_how_long(config: RecoverConfig) -> None:
+    given = [f"--{name}" for name in HOW_LONG if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise SecateurError(
+            f"{' and '.join(given)} each say how long to train; expected one of them.\n"
+            f"Type: {given[-1]} alone, or {' or '.join(given[:-1])} alone"
+        )

@@ -77,6 +77,7 @@ class RecoverSettings(TypedDict, total=False):
     on_prompts: bool
     steps: int | None
     epochs: int | None
+    minutes: float | None
     batch: int | None
     micro: int | None
     recompute: str

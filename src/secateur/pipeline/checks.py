@@ -223,7 +223,6 @@ def unread_recovery_settings(config: RecoverConfig) -> tuple[str, ...]:
         "grid": config.trained == "groupwise",
         "top_k": config.distils,
         "teacher": config.distils or config.data == "self",
-        "epochs": config.steps is None,
     }
     return tuple(name for name, there in read.items() if not there)
 
@@ -232,7 +231,6 @@ def idle_recovery_settings(config: RecoverConfig) -> list[str]:
     """What to tell the user of settings that a recovery does not look at."""
     usual = {name: field.default for name, field in RecoverConfig.model_fields.items()}
     why = {
-        "epochs": "where --steps are given",
         "teacher": "with --loss next-token; --loss kl learns from it",
         "top_k": "with --loss next-token, which learns from the text",
     }

@@ -22,12 +22,13 @@ from ..errors import SecateurError
 from ..evaluation import Perplexity
 from ..methods import METHODS
 from ..models import StreamedModel, load
-from ..progress import Progress, Told, note, telling
+from ..progress import Progress, Told, note, telling, timed
 from ..registry import choose
 from .calibration import DEFAULT_CALIBRATION
 from .checks import output_folder, path_of
 from .held_out import compared, streamed
 from .keeping import Stored, keeping
+from .minutes import MEASURING, TRAINING, in_minutes
 from .passes import hidden_bytes
 from .pruning import prune
 from .result import Result
@@ -150,6 +151,7 @@ def prune_and_recover(
     out: str | Path,
     recipe: str,
     force: bool = False,
+    minutes: float | None = None,
     store: Stored = None,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -157,8 +159,8 @@ def prune_and_recover(
 ) -> tuple[Result, Recovery]:
     """Prune `model` and train what is left on its calibration text: `out` has the outcome.
 
-    `recipe` is one of `RECIPES`, or `own` for the method's; `settings`, `store` and `fresh` are
-    those of `prune`.
+    `recipe` is one of `RECIPES`, or `own` for the method's; the training takes as many `minutes`,
+    or else the recipe's steps. `settings`, `store` and `fresh` are those of `prune`.
 
     Raises:
         SecateurError: bad input, or a method without a recovery; nothing was written.
@@ -184,7 +186,7 @@ def prune_and_recover(
         shared["dtype"] = pruning.dtype
     if RECIPES[recipe].loss == "kl":
         shared["teacher"] = str(model)
-    config = make_recover_config(model=str(model), recipe=recipe, **shared)
+    config = make_recover_config(model=str(model), recipe=recipe, minutes=minutes, **shared)
     out = path_of(out)
     # what it lacks shows before the pruning
     given = config.model_copy(update={"data": pruning.calibration})
@@ -230,7 +232,8 @@ def _recovered(
     anew: bool,
 ) -> Recovery:
     """The recipe: read, measure, train, measure again, write."""
-    data = read_data(student.opened, student.config, texts=given)
+    minutes = student.config.minutes
+    student, data = in_minutes(student, given, state, anew=anew)
     if data.begin.mode != "given":
         student = student.under(bos=data.begin.mode)
     known_by = find_state(student, data, state, anew=anew)
@@ -239,12 +242,18 @@ def _recovered(
         note(f"there is {what} to take perplexity on; name one: --evaluate FILE.txt")
     before = _perplexities(student, data, student.source, "before")
     student.source.supply.let_go()  # the whole model takes the room
-    trained = train(student, data, state, known_by, anew=anew, adapter=adapter)
+    with timed(TRAINING):
+        trained = train(student, data, state, known_by, anew=anew, adapter=adapter)
+    if minutes is not None:
+        taken = (told.seconds.get(MEASURING, 0) + told.seconds[TRAINING]) / 60
+        note(f"the training took {taken:.2f} minutes of the {minutes:g} that it had")
     small = streamed(
         trained.form, student.opened, student.source, known_by, str(trained.outcome.checks)
     )
     after = _perplexities(student, data, small, "after")
     numbers = _numbers(student, data, trained, compared(before, after))
+    if minutes is not None:
+        numbers["minutes"] = minutes
     numbers = publish_recovery(folder, student, trained, numbers)
     speed = trained.outcome.tokens / max(trained.outcome.seconds, 1e-9)
     config = student.config.model_copy(update={"model": student.name})

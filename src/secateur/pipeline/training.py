@@ -107,7 +107,8 @@ def train(
             f"{data.trained_tokens:,} tokens to train on are few (under {FEW_TOKENS:,}): what is"
             " gained may not hold on other text"
         )
-    trained, trainer = make_trainer(student, data, state, known_by, anew=anew)
+    objective = make_objective(student, data.examples)
+    trained, trainer = make_trainer(student, data, objective, state, known_by, anew=anew)
     outcome = trainer.run()
     _explain(outcome, trainer.steps)
     packed = trained.packed() if isinstance(trained, Groupwise) else None
@@ -119,10 +120,15 @@ def train(
 
 
 def make_trainer(
-    student: Student, data: TrainingData, state: Path, known_by: str = "", *, anew: bool = False
+    student: Student,
+    data: TrainingData,
+    objective: Objective,
+    state: Path | None = None,
+    known_by: str = "",
+    *,
+    anew: bool = False,
 ) -> tuple[AnyTrained, Trainer]:
-    """What is trained, and the loop that trains it: the teacher has run by then."""
-    objective = _objective(student, data.examples)
+    """What is trained, and the loop that trains it."""
     model = _whole(student)
     trained = make_trained(model, student.opened, student.config, student.linears)
     if student.autocast is not None:
@@ -173,8 +179,8 @@ def fingerprint(student: Student, data: TrainingData) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _objective(student: Student, examples: Examples) -> Objective:
-    """What the training takes a loss of."""
+def make_objective(student: Student, examples: Examples) -> Objective:
+    """What the training takes a loss of; a teacher whose predictions are kept has run by then."""
     config, teacher = student.config, student.teacher
     if not config.distils:
         return next_token

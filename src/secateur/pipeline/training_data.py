@@ -66,9 +66,7 @@ def read_data(
     given = texts.get("data")
     spare = data.Text(torch.zeros(0, dtype=torch.int64))
     begin = data.Beginning("given")
-    samples = min(config.samples, config.most_examples + _HELD_OUT_MOST)
-    if source == "self" and "samples" not in config.model_fields_set:
-        samples = min(samples, OWN_EXAMPLES)
+    samples = most_examples(config)
     options: dict[str, Any] = {
         "samples": samples,
         "length": length,
@@ -108,11 +106,26 @@ def read_data(
         )
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(config.seed))
     examples = Examples(examples.ids[order], examples.labels[order])
-    held = min(max(1, int(len(examples) * _HELD_OUT)), _HELD_OUT_MOST)
+    held = held_out(len(examples))
     if source == config.evaluate and typed_path(source).exists():  # a set has two parts
         note(f"perplexity is taken on {source}, which is trained on: another text would say more")
     text = _evaluation(opened, config, spare, texts.get("evaluate"))
     return TrainingData(examples, held, source, text, begin)
+
+
+def most_examples(config: RecoverConfig) -> int:
+    """How many examples are asked for: as many as the steps see, and those held out beside them."""
+    seen = config.most_examples
+    held = min(max(1, seen // 9), _HELD_OUT_MOST)
+    samples = min(config.samples, seen + held)
+    if config.data == "self" and "samples" not in config.model_fields_set:
+        samples = min(samples, OWN_EXAMPLES)
+    return samples
+
+
+def held_out(examples: int) -> int:
+    """How many of so many examples are kept from training."""
+    return min(max(1, int(examples * _HELD_OUT)), _HELD_OUT_MOST)
 
 
 def with_target(config: RecoverConfig, folder: Path | None) -> RecoverConfig:

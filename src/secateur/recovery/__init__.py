@@ -7,7 +7,9 @@ from .groupwise import Groupwise, GroupwiseLinear
 from .halves import Halves
 from .lora import Lora
 from .objectives import CachedDistillation, FullDistillation, Objective, next_token
+from .pace import Clock, Pace, most_steps, timed_check, timed_pass, timed_steps
 from .plain_weights import Plain, narrowed
 from .recompute import fits, kept_bytes, recomputed
-from .state import STATE_FORMAT, forget_other, read_state
-from .trainer import Schedule, Trainer
+from .schedule import Schedule
+from .state import STATE_FORMAT, State, damaged, forget_other, read_state, steps_file, write_state
+from .trainer import Trainer

@@ -63,7 +63,7 @@ class Saving:
     ) -> None:
         if self._changed:
             mark = token()
-            write_state(path, State(best, {}), self._fingerprint, best=mark)
+            write_state(path, State(best, {}), self._fingerprint, best_file(path, mark))
             self._mark, self._changed = mark, False
         write_state(path, State(state, {**values, "best": self._mark}), self._fingerprint)
         assert self._mark is not None, "a best was written, or read"

@@ -2,6 +2,7 @@
 
     PATH                  parameters now, Adam's moments; its values name the file of the best
     PATH.best-TOKEN       the best parameters, written when they change and not at every save
+    PATH.steps-MARK       of a training of so many minutes: how many steps those are
 
 Each is written under another name and renamed, so that it is whole or not there; the best is there
 before the state that names it, and the one before goes after that. Parameters that are the best by
@@ -34,10 +35,10 @@ class State:
     values: Mapping[str, Any]
 
 
-def write_state(path: Path, state: State, fingerprint: str, best: str | None = None) -> None:
+def write_state(path: Path, state: State, fingerprint: str, place: Path | None = None) -> None:
     """Write `state`, one tensor after the other; `fingerprint` says which run it belongs to.
 
-    With `best`, a mark, it is the best parameters beside the state `path`.
+    With `place` it is a part of the state `path` that lies there, beside it.
 
     Raises:
         SecateurError: the place cannot be written to.
@@ -51,7 +52,7 @@ def write_state(path: Path, state: State, fingerprint: str, best: str | None = N
             for name in state.tensors:  # of those on a GPU one is here at a time
                 data = state.tensors[name].detach().cpu().contiguous().flatten()
                 file.write(data.view(torch.uint8).numpy().data)
-        partial.replace(path if best is None else best_file(path, best))
+        partial.replace(place or path)
     except OSError as error:
         reason = error.strerror or error
         raise SecateurError(
@@ -64,6 +65,11 @@ def write_state(path: Path, state: State, fingerprint: str, best: str | None = N
 def best_file(path: Path, mark: str) -> Path:
     """Where the best parameters of the state `path` are that has `mark` as the best."""
     return path.with_name(f"{path.name}.best-{mark}")
+
+
+def steps_file(path: Path, fingerprint: str) -> Path:
+    """Where the number of steps is that minutes turned out to be, in the training `fingerprint`."""
+    return path.with_name(f"{path.name}.steps-{fingerprint[:8]}")
 
 
 def best_files(path: Path) -> Iterator[Path]:

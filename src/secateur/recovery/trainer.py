@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,53 +35,11 @@ from .passes import backward, loss_of
 from .plain_weights import relative_rate
 from .recompute import kept_bytes
 from .saving import Saving
+from .schedule import Schedule
 from .state import State, damaged, forget, read_state
 
-CHECKS = 10
 # Steps after which the state is saved at the latest, and the largest norm of a gradient.
 _SAVE_EVERY, _CLIP = 25, 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """How long and how fast. `batch` examples make a step, `micro` of them at once.
-
-    With `micro` None as many go at once as have a number of tokens that suits any length.
-
-    `rate` is the learning rate at its highest; with `relative` it is multiplied with what suits
-    each tensor (`relative_rate`). Training stops after `patience` checks in a row without a better
-    held-out loss.
-    """
-
-    steps: int
-    batch: int
-    micro: int | None
-    rate: float
-    relative: bool
-    warmup: int
-    seed: int
-    patience: int = 4
-
-    @property
-    def check_every(self) -> int:
-        """Steps between two looks at the held-out loss."""
-        return max(1, self.steps // CHECKS)
-
-    def factor(self, step: int) -> float:
-        """What the rate is multiplied with in step `step` (from 0)."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        return max(0.0, (self.steps - step) / max(self.steps - self.warmup, 1))
-
-    def rows(self, step: int, count: int) -> Int64[Tensor, " example"]:
-        """Which of `count` examples step `step` sees: each once before any comes again."""
-        batch = min(self.batch, count)
-        places = range(step * batch, (step + 1) * batch)
-        orders = {
-            epoch: torch.randperm(count, generator=_generator(self.seed, epoch))
-            for epoch in {place // count for place in places}
-        }
-        return torch.stack([orders[place // count][place % count] for place in places])
 
 
 class Trainer:
@@ -163,11 +121,11 @@ class Trainer:
         for step in track(steps, "training", len(steps), "step"):
             if self._outcome.stopped is not None:
                 break
-            self._step(step)
+            self.step(step)
             self._outcome.seconds = time.monotonic() - started
             self._say()
             done = step + 1
-            checked = done % self._schedule.check_every == 0 or done == self._schedule.steps
+            checked = self._schedule.checks_after(done)
             if checked and self._outcome.stopped is None:
                 self._check(done)
             if checked or done % _SAVE_EVERY == 0:
@@ -177,7 +135,8 @@ class Trainer:
             parameter.copy_(self._best[name])
         return self._outcome
 
-    def _step(self, step: int) -> None:
+    def step(self, step: int) -> None:
+        """Train on the examples of step `step` (from 0); what comes of it is in the outcome."""
         rows = self._schedule.rows(step, self._train)
         for group in self._optimizer.param_groups:
             group["lr"] = group["rate"] * self._share * self._schedule.factor(step)
@@ -230,13 +189,16 @@ class Trainer:
             for module in self._dropouts:
                 module.eval()
 
-    def _check(self, done: int) -> None:
-        """Take the held-out loss; keep the state if it is the best so far."""
-        rows = torch.arange(self._train, len(self._data))
+    def loss(self, rows: Int64[Tensor, " example"]) -> float:
+        """The loss per token on the examples `rows`."""
         losses: list[Tensor] = []
         for batch in self._batches(rows):
             losses += loss_of(self.halves, self._objective, batch)
-        held_out = _added(losses)[0] / max(self._data[rows].tokens, 1)
+        return _added(losses)[0] / max(self._data[rows].tokens, 1)
+
+    def _check(self, done: int) -> None:
+        """Take the held-out loss; keep the state if it is the best so far."""
+        held_out = self.loss(torch.arange(self._train, len(self._data)))
         trained = None
         if self._since:
             sums, counts = zip(*self._since, strict=True)
@@ -367,7 +329,3 @@ def _added(losses: Sequence[Tensor], *others: Tensor) -> tuple[float, ...]:
     """The sum of losses, and other numbers as they are: read from the device at once."""
     values = torch.stack([*losses, *others]).tolist() if losses or others else []
     return sum(values[: len(losses)]), *values[len(losses) :]
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
