@@ -10,6 +10,7 @@ time. With `--page`, the tables alone are written from what is there.
 import argparse
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,14 +22,26 @@ import transformers
 
 import secateur
 
+# Minutes of distillation, where there are some.
+DISTIL = 30.0
+
 # By name: what is asked of `prune`. The first are the ones that the others are compared with.
 TRIALS: dict[str, dict[str, Any]] = {
     "FLAP": {"method": "flap"},
-    "OBS by loss": {"method": "obs-loss"},
+    "best": {"method": "best"},
+    "best, then distil": {"method": "best", "minutes": DISTIL},
     "FLAP, refit": {"method": "flap", "repair": "refit"},
-    "OBS by loss, the same share of each layer": {"method": "obs-loss", "search": "uniform"},
-    "OBS by loss, errors not weighed by loss": {"method": "obs-loss", "importance": "obs"},
-    "OBS by loss, bias alone": {"method": "obs-loss", "repair": "bias"},
+    "best, effort fast": {"method": "best", "effort": "fast"},
+    "best, effort max": {"method": "best", "effort": "max"},
+    "fast without selection: by variance": {"method": "obs-loss", "importance": "wifv"},
+    "fast without allocation: the same share of each layer": {
+        "method": "obs-loss",
+        "search": "uniform",
+    },
+    "fast without errors weighed by loss": {"method": "obs-loss", "importance": "obs"},
+    "fast without refit: bias alone": {"method": "obs-loss", "repair": "bias"},
+    "fast without repair": {"method": "obs-loss", "repair": "none"},
+    "FLAP, then distil": {"method": "flap", "minutes": DISTIL},
     "Wanda-sp": {"method": "wanda-sp"},
     "Wanda-sp, refit": {"method": "wanda-sp", "repair": "refit"},
     "LLM-Pruner": {"method": "llm-pruner"},
@@ -57,29 +70,42 @@ def measured(model: Any, arguments: argparse.Namespace, tokenizer: Any = None) -
         evaluate_lengths=[arguments.window],
         evaluate_tokens=arguments.tokens,
         tokenizer=tokenizer,
+        dtype=arguments.dtype,
     )
     return found.value
 
 
 def trial(model: str, settings: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """One row: perplexity, seconds of `prune` (with the store, of what is new), parameters."""
-    started = time.monotonic()
-    result = secateur.prune(
-        model,
-        calibration=str(arguments.calibration),
-        samples=arguments.samples,
-        length=arguments.length,
-        evaluate="none",
-        store=arguments.store,
-        **settings,
-    )
-    seconds = time.monotonic() - started
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    return {
-        "perplexity": measured(result.load(), arguments, tokenizer),
-        "seconds": round(seconds, 1),
-        "parameters": result.numbers["parameters"],
+    settings = dict(settings)
+    minutes = settings.pop("minutes", None)
+    settings |= {
+        "calibration": str(arguments.calibration),
+        "samples": arguments.samples,
+        "length": arguments.length,
+        "dtype": arguments.dtype,
+        "evaluate": "none",
+        "store": arguments.store,
     }
+    started = time.monotonic()
+    row: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if minutes is None:
+            result = secateur.prune(model, **settings)
+            small: Any = result.load()
+        else:
+            small = Path(folder) / "distilled"
+            result, recovery = secateur.prune_and_recover(
+                model, out=small, recipe="distil", minutes=minutes, **settings
+            )
+            row["steps"] = recovery.config.steps
+        row["seconds"] = round(time.monotonic() - started, 1)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        row["perplexity"] = measured(small, arguments, tokenizer)
+    row["parameters"] = result.numbers["parameters"]
+    if contest := result.numbers.get("contest"):
+        row["contest"] = contest
+    return row
 
 
 def page(found: Mapping[str, Any], model: str) -> str:
@@ -131,8 +157,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--heldout", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=2**16)
     parser.add_argument("--seeds", type=int, default=3)
@@ -150,7 +177,8 @@ def main() -> None:
     about = (
         f"{arguments.samples} windows of {arguments.length} tokens of {arguments.calibration.name};"
         f" perplexity on {arguments.heldout.name}, window {arguments.window},"
-        f" {arguments.tokens:,} tokens; {platform.machine()}, torch {torch.__version__}."
+        f" {arguments.tokens:,} tokens; {arguments.dtype}; {platform.machine()}, torch"
+        f" {torch.__version__}."
     )
     if found.setdefault("about", about) != about:
         parser.error(f"{arguments.out} is of {found['about']}; name another --out.")
