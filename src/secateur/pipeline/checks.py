@@ -174,6 +174,19 @@ def idle_settings(config: PruneConfig) -> list[str]:
         f" {repair} do not ask for it"
         for name in unread
         if getattr(config, name) != PruneConfig.model_fields[name].default
+    ] + _idle_beside_budget(config)
+
+
+def _idle_beside_budget(config: PruneConfig) -> list[str]:
+    """The same of settings that some budgets ask for."""
+    budget, fields = config.budget_name, PruneConfig.model_fields
+    counted = {"of": "--ratio"} if budget != "ratio" else {}
+    if budget in ("ratio", "parameters"):
+        counted |= dict.fromkeys(("at_context", "at_batch"), "--memory, --speedup and --latency")
+    return [
+        f"--{name.replace('_', '-')} changes nothing here: it goes with {others}"
+        for name, others in counted.items()
+        if getattr(config, name) != fields[name].default
     ]
 
 

@@ -22,10 +22,11 @@ from ..arguments import (
     public,
     some,
 )
+from ..budgets import BUDGETS
 from ..config import PruneSettings, make_config
 from ..errors import SecateurError
 from ..progress import Progress, telling
-from .choice import check_ratio
+from .choice import check_reach
 from .choosing import choose, score_units, scoring_of
 from .cutting import cut
 from .estimate import Estimate
@@ -93,7 +94,7 @@ def compare(
             first = open_subject(model, configs[0], tokenizer).keeping(kept)
             subjects = [first, *(first.asked(config) for config in configs[1:])]
             for subject in subjects:
-                check_ratio(subject.structure, subject.config)
+                check_reach(subject.structure, subject.config, subject.budget)
             wanted = [needs_of_scores(c) | needs_of_repair(c) for c in configs]
             calibrate = any(map(sees_tokens, wanted, configs))
             read, texts = read_texts(first, given, calibrate=calibrate)
@@ -123,6 +124,12 @@ def _refuse_lists(settings: Mapping[str, Any]) -> None:
     Raises:
         SecateurError: it was given by the name that `prune` has for it.
     """
+    for name in (*BUDGETS, "at_context", "at_batch"):
+        if name != "ratio" and name in settings:
+            raise SecateurError(
+                f"--{name.replace('_', '-')} is for prune: comparing takes --ratios, the same"
+                " shares for every method.\nType --ratios 0.2,0.5."
+            )
     for one, many in (("method", "methods"), ("ratio", "ratios"), ("repair", "repairs")):
         if one in settings:
             raise SecateurError(f"Comparing takes {many}, not {one}.")

@@ -22,7 +22,7 @@ from ..errors import ArgumentError
 from ..progress import Progress, note, telling
 from ..structure import Plan
 from .checks import output_folder, path_of
-from .choice import check_ratio
+from .choice import check_reach
 from .choosing import choose, score_units
 from .cutting import cut, foreseen_form
 from .keeping import Stored, keeping
@@ -90,7 +90,7 @@ def prune(
     names, given = named(settings)
     with telling(progress) as told:
         subject = open_subject(model, make_config(model=name_of(model), **names), tokenizer)
-        check_ratio(subject.structure, subject.config)
+        check_reach(subject.structure, subject.config, subject.budget)
         with (
             output_folder(out, force, subject.opened, *texts_of(subject)) as folder,
             keeping(store, folder, out, fresh=fresh) as kept,
