@@ -10,6 +10,7 @@ from ..checkpoint import TensorSpec, View
 from ..config import PruneConfig
 from ..errors import SecateurError
 from ..search import (
+    SEARCHES,
     DivergenceOfUnits,
     Limits,
     LossOfUnits,
@@ -85,19 +86,21 @@ def kept_units(
         """What the units of a choice cost, and does not go with them."""
         return sum(len(plan(keep).removed(axis)) * axis.cost for axis in axes) - lost(keep)
 
-    wanted = budget.wanted
+    wanted, steps = budget.wanted, [a.cost * limits.grid(a) * a.groups for a in axes]
     if budget.option == "--ratio":
         keep = choose(wanted)
         if not missing(keep):
             return keep
     else:
-        keep, met = _corrected(choose, missing, lost, wanted, most, _foreseen(axes, limits))
-        if met:
+        keep = _corrected(choose, missing, lost, wanted, most, _foreseen(axes, limits))
+        divided = config.attention_units is not None or config.attention_ratio is not None
+        if divided or abs(lost(keep) - wanted) <= max(steps):
             return keep
     low = wanted if lost(keep) <= wanted else 0.0
     keep = min(keep, _nearest(choose, lost, wanted, low, most), key=lambda k: abs(lost(k) - wanted))
-    step = max(axis.cost * max(limits.grid(axis), axis.groups) for axis in axes)
-    if abs(lost(keep) - wanted) > step:
+    # a search that compares no layer with another takes a step of each
+    even = budget.option != "--ratio" and not SEARCHES[config.search_name].across
+    if abs(lost(keep) - wanted) > (sum(steps) if even else max(steps)):
         raise SecateurError(
             f"{wording.asks} {budget.text(wanted)}, and the search comes no nearer than"
             f" {budget.text(lost(keep))}: units of --granularity {config.granularity} overlap.\n"
@@ -124,11 +127,8 @@ def _corrected(
     wanted: float,
     most: float,
     foreseen: Kept,
-) -> tuple[Kept, bool]:
-    """The choice for what is `wanted` and what the choice before it was `missing`.
-
-    And whether another would change nothing: a search may well round down.
-    """
+) -> Kept:
+    """The best of the choices for what is `wanted` and what the choice before was `missing`."""
     more = missing(foreseen) if wanted > 0 else 0.0
     best: Kept | None = None
     for _ in range(_CORRECTIONS):
@@ -137,10 +137,10 @@ def _corrected(
             best = keep
         found = missing(keep)
         if abs(found - more) <= _NEAR * wanted or abs(lost(keep) - wanted) <= _NEAR * wanted:
-            return best, True
+            break
         more = found
     assert best is not None, "there is one correction at least"
-    return best, False
+    return best
 
 
 def _nearest(
