@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..structure import Plan, Structure
+from ..structure import Axis, Plan, Structure
 from ..units import size_text
 from .amounts import BYTES, amount, spelled
 from .cache import Cache
@@ -16,11 +16,6 @@ def memory(
     """So many bytes may stay, of weights and KV cache: a KV group costs both, a channel weights."""
     whole = Plan({}, structure.architecture, structure.weights)
     dense = written(whole)
-    sizes = {name: spec.dtype.itemsize for name, spec in dense.items()}
-
-    def cost(parameters: int, tensors: set[str]) -> int:
-        found = [sizes[name] for name in tensors if name in sizes]
-        return parameters * (sum(found) // max(len(found), 1) or 1)
 
     def left(plan: Plan, specs: Specs | None) -> float:
         found = written(plan) if specs is None else specs
@@ -32,11 +27,18 @@ def memory(
         dense=float(left(whole, dense)),
         target=amount(asked, "--memory", BYTES, "8GB, 600MB, 7.5GiB"),
         costs={
-            axis.name: cost(axis.cost, {m.tensor for m in axis.members}) + cache.cost(axis)
+            axis.name: axis.cost * _itemsize(axis, dense) + cache.cost(axis)
             for axis in structure.axes
         },
         left=left,
         text=size_text,
         spelled=lambda value: spelled(value, BYTES, "GB MB kB B"),
         unit="bytes",
+    )
+
+
+def _itemsize(axis: Axis, specs: Specs) -> int:
+    """Bytes of a value in the tensors of `axis`: those of the widest, which is the weights' own."""
+    return max(
+        (specs[m.tensor].dtype.itemsize for m in axis.members if m.tensor in specs), default=1
     )

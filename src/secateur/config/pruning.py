@@ -192,8 +192,12 @@ class PruneConfig(Reading):
     @model_validator(mode="after")
     def _one_budget(self) -> "PruneConfig":
         """A budget that is given takes the place of the usual ratio."""
+        ratio = self.ratio
         if one_budget(self, self.model_fields_set) != "ratio":
-            object.__setattr__(self, "ratio", None)
+            ratio = None
+        elif ratio is None:
+            ratio = PruneConfig.model_fields["ratio"].default
+        object.__setattr__(self, "ratio", ratio)  # frozen from here on
         return self
 
     @property

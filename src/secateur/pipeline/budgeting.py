@@ -43,6 +43,8 @@ def budget_of(opened: OpenModel, structure: Structure, config: PruneConfig) -> B
         SecateurError: the model does not have the context that is named, or units without a time.
     """
     kind = BUDGETS[config.budget_name]
+    if opened.around is not None and kind.name != "ratio":
+        note(f"--{kind.name} is about the text decoder alone")
 
     def written(plan: Plan) -> Specs:
         return form_of(opened, structure, plan, config.repair_name).weights.specs
@@ -146,7 +148,7 @@ def budget_numbers(
     numbers: dict[str, Any] = budget.numbers(plan, None if form is None else form.weights.specs)
     if config.budget_name != "parameters":
         numbers |= {"context": context_of(opened, config), "batch": config.at_batch}
-    if not budget.timed or form is None:
+    if not budget.timed or form is None or opened.around is not None:
         return {"budget": numbers}
     device, dtype = resolve_device(config.device), _dtype(opened, config)
     cache = cache_of(opened, config, dtype.itemsize)

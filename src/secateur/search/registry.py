@@ -42,8 +42,9 @@ INGREDIENTS = "axes removals budget loss divergence generator scores by_sample r
 class Request:
     """What is asked of a search.
 
-    `budget` in what costs are in; `share` the ratio of it to what the axes that may lose some cost. Of attention, `attention_units` over all layers go, or the share `attention_ratio`; None
-    means `share`, and the MLPs give the rest.
+    `budget` in what costs are in; `share` the ratio of it to what the axes that may lose some cost.
+    Of attention, `attention_units` over all layers go, or the share `attention_ratio`; None means
+    `share`, and the MLPs give the rest.
     """
 
     budget: float
