@@ -1,6 +1,6 @@
 """The search stage: settings become limits and a budget, a search says which units stay."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -19,15 +19,10 @@ from ..search import (
     removable,
     search,
 )
-from ..structure import Axis, Plan, Structure
+from ..structure import Plan, Structure
 from ..surgery import pruned_view
 from .checks import check_settings, layer_range
-
-_HALVINGS, _CORRECTIONS = 24, 4
-# Of what is to go, a share by which a search may be told too much or too little.
-_NEAR = 0.005
-
-Kept = dict[str, tuple[int, ...]]
+from .meeting import Choices, Kept, corrected, nearest, one_step
 
 
 def kept_units(
@@ -42,10 +37,8 @@ def kept_units(
 ) -> Kept:
     """Which units of the axes that may lose some stay; without a `budget`, the ratio's is taken.
 
-    What goes is not the sum of the units' costs where units of several granularities share
-    parameters (the channels of a layer, and the layer), where a repair adds biases, or where half
-    the width takes more than half the time. Then the search is asked for more, or less, until what
-    goes is what was asked.
+    Where costs do not add up to what goes (`meeting`), the search is asked for more, or less, until
+    what goes is what was asked.
 
     Raises:
         SecateurError: more is asked for than can go.
@@ -53,7 +46,6 @@ def kept_units(
     limits, budget = limits_of(structure, config), budget or share_of(structure, config, weights)
     axes = budget.priced(structure.axes)
     wording = wording_of(budget)
-    most = float(removable(axes, limits))
 
     def choose(amount: float) -> Kept:
         removed = search(
@@ -76,92 +68,40 @@ def kept_units(
             for name, gone in removed.items()
         }
 
-    def plan(keep: Kept) -> Plan:
-        return Plan(keep, structure.architecture, structure.weights)
+    def gone(keep: Kept) -> float:
+        return budget.lost(Plan(keep, structure.architecture, structure.weights), structure)
 
-    def lost(keep: Kept) -> float:
-        return budget.lost(plan(keep), structure)
+    choices = Choices(choose, gone, axes, budget.wanted, float(removable(axes, limits)))
+    return _met(choices, budget, limits, config)
 
-    def missing(keep: Kept) -> float:
-        """What the units of a choice cost, and does not go with them."""
-        return sum(len(plan(keep).removed(axis)) * axis.cost for axis in axes) - lost(keep)
 
-    wanted, steps = budget.wanted, [a.cost * limits.grid(a) * a.groups for a in axes]
+def _met(choices: Choices, budget: Budget, limits: Limits, config: PruneConfig) -> Kept:
+    """The choice that meets the budget.
+
+    Raises:
+        SecateurError: none does to one step.
+    """
+    steps = [axis.cost * limits.grid(axis) * axis.groups for axis in choices.axes]
     if budget.option == "--ratio":
-        keep = choose(wanted)
-        if not missing(keep):
+        keep = choices.choose(budget.wanted)
+        if not choices.missing(keep):
             return keep
     else:
-        keep = _corrected(choose, missing, lost, wanted, most, _foreseen(axes, limits))
+        keep = corrected(choices, one_step(choices.axes, limits))
         divided = config.attention_units is not None or config.attention_ratio is not None
-        if divided or abs(lost(keep) - wanted) <= max(steps):
-            return keep
-    low = wanted if lost(keep) <= wanted else 0.0
-    keep = min(keep, _nearest(choose, lost, wanted, low, most), key=lambda k: abs(lost(k) - wanted))
+        if divided or config.asks_loss or choices.off(keep) <= max(steps):
+            return keep  # to ask some searches twenty times more would take days
+    keep = nearest(choices, keep)
     # a search that compares no layer with another takes a step of each
     even = budget.option != "--ratio" and not SEARCHES[config.search_name].across
-    if abs(lost(keep) - wanted) > (sum(steps) if even else max(steps)):
+    if choices.off(keep) > (sum(steps) if even else max(steps)):
         raise SecateurError(
-            f"{wording.asks} {budget.text(wanted)}, and the search comes no nearer than"
-            f" {budget.text(lost(keep))}: units of --granularity {config.granularity} overlap.\n"
+            f"{wording_of(budget).asks} {budget.text(budget.wanted)}, and the search comes no"
+            f" nearer than {budget.text(choices.lost(keep))}: units of --granularity"
+            f" {config.granularity} overlap.\n"
             f"Change {budget.option}, or name fewer granularities."
         )
     return keep
-
-
-def _foreseen(axes: Sequence[Axis], limits: Limits) -> Kept:
-    """A choice by which each fine axis loses one step: what a repair adds shows by it."""
-    keep: Kept = {}
-    for axis in limits.selected(axes):
-        each = axis.units // axis.groups
-        left = max(each - limits.grid(axis), limits.floor(axis))
-        if not axis.of and axis.layer >= 0:
-            keep[axis.name] = tuple(unit for unit in range(axis.units) if unit % each < left)
-    return keep
-
-
-def _corrected(
-    choose: Callable[[float], Kept],
-    missing: Callable[[Kept], float],
-    lost: Callable[[Kept], float],
-    wanted: float,
-    most: float,
-    foreseen: Kept,
-) -> Kept:
-    """The best of the choices for what is `wanted` and what the choice before was `missing`."""
-    more = missing(foreseen) if wanted > 0 else 0.0
-    best: Kept | None = None
-    for _ in range(_CORRECTIONS):
-        keep = choose(min(max(wanted + more, 0.0), most))
-        if best is None or abs(lost(keep) - wanted) < abs(lost(best) - wanted):
-            best = keep
-        found = missing(keep)
-        if abs(found - more) <= _NEAR * wanted or abs(lost(keep) - wanted) <= _NEAR * wanted:
-            break
-        more = found
-    assert best is not None, "there is one correction at least"
-    return best
-
-
-def _nearest(
-    choose: Callable[[float], Kept],
-    lost: Callable[[Kept], float],
-    wanted: float,
-    low: float,
-    high: float,
-) -> Kept:
-    """Of the choices for budgets from `low` to `high`, the one that loses nearest to `wanted`.
-
-    By bisection: a larger budget never loses less.
-    """
-    best = choose(low)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        keep = choose(middle)
-        if abs(lost(keep) - wanted) < abs(lost(best) - wanted):
-            best = keep
-        low, high = (middle, high) if lost(keep) < wanted else (low, middle)
-    return best
 
 
 def check_reach(structure: Structure, config: PruneConfig, budget: Budget) -> None:
