@@ -4,8 +4,11 @@ On a CPU there is no such memory: what asks for it says so, and does nothing.
 """
 
 import math
+import os
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +24,16 @@ def free_bytes(device: torch.device) -> int:
         return 0
     free, _ = torch.cuda.mem_get_info(device)
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def available_bytes(device: torch.device) -> int:
+    """What is free of the memory that a device computes in, a GPU's or the system's."""
+    if device.type == "cuda":
+        return free_bytes(device)
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text("ascii")
+        return int(text.split("MemAvailable:")[1].split()[0]) * 1024
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) // 2
 
 
 def margin_bytes(device: torch.device) -> int:

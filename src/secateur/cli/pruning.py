@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from ..config import PRUNE_GROUPS, READING, RECIPES, PruneConfig, read_toml
+from ..budgets import BUDGETS
+from ..config import PRUNE_GROUPS, READING, RECIPES, PruneConfig, displaced, read_toml
 from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
@@ -93,7 +94,7 @@ def prune_command(
     **options: Any,
 ) -> None:
     """Prune a model."""
-    recorded = read_toml(config) if config else {}
+    recorded = displaced(read_toml(config), options) if config else {}
     refuse_code(config, recorded, options["use"])
     settings = given_settings(
         PruneConfig,
@@ -192,7 +193,11 @@ names stand for is in the lists of: secateur prune --help-all
 @click.option("--repairs", default="", metavar="A,B", help="Repairs; default: each method's own")
 @OUT
 @settings_options(
-    PruneConfig, without=("method", "ratio", "repair", "importance", "fusion", "format")
+    PruneConfig,
+    without=(
+        *("method", "repair", "importance", "fusion", "format"),
+        *(*BUDGETS, "at_context", "at_batch"),
+    ),
 )
 @keeping
 @FORCE

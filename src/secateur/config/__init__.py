@@ -1,5 +1,6 @@
 """The settings of a run: strict, frozen, in and out as TOML."""
 
+from .budgeting import displaced
 from .pruning import OF_FUSIONS, PRUNE_GROUPS, PruneConfig, make_config
 from .reading import READING, Reading
 from .recovery import (

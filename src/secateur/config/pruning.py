@@ -3,14 +3,16 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from ..budgets import BUDGETS
 from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import BEST, EFFORTS, METHODS, use
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
+from .budgeting import Latency, Memory, Parameters, one_budget
 from .explain import explained
 from .reading import (
     BosMode,
@@ -41,15 +43,16 @@ PRUNE_GROUPS = {
     ),
     "What may go": (
         "layers granularity align stock",
-        "of attention_layers mlp_layers attention_ratio attention_units",
+        "parameters memory speedup latency at_context at_batch of attention_layers mlp_layers"
+        " attention_ratio attention_units",
     ),
     "Texts": (
-        "samples length evaluate evaluate_lengths",
-        "field bos evaluate_tokens seed",
+        "samples evaluate evaluate_lengths",
+        "length field bos evaluate_tokens seed",
     ),
     "Machine": (
-        "device dtype batch store",
-        "fresh hidden_gib device_gib resident merge_adapter dequantise text_only format",
+        "device dtype store",
+        "batch fresh hidden_gib device_gib resident merge_adapter dequantise text_only format",
     ),
 }
 
@@ -76,7 +79,21 @@ class PruneConfig(Reading):
     use: Annotated[
         str | None, Field(description="Python file with a score, fusion or search of your own")
     ] = None
-    ratio: Annotated[float, Field(ge=0, lt=1, description="Ratio of parameters to remove")] = 0.2
+    ratio: Annotated[
+        float | None, Field(ge=0, lt=1, description="Ratio of parameters to remove")
+    ] = 0.2
+    parameters: Parameters = None
+    memory: Memory = None
+    speedup: Annotated[
+        float | None,
+        Field(gt=1, le=1000, description="Budget of time: a token this many times faster"),
+    ] = None
+    latency: Latency = None
+    at_context: Annotated[
+        int | None,
+        Field(ge=1, description="Context of the KV cache; default: the model's, 4096 at most"),
+    ] = None
+    at_batch: Annotated[int, Field(ge=1, description="Sequences in the KV cache")] = 1
     of: Annotated[
         Literal["linears", "model"], Field(description="What the ratio is a share of")
     ] = "linears"
@@ -171,6 +188,22 @@ class PruneConfig(Reading):
     device_gib: DeviceGib = None
     resident: Resident = "auto"
     format: Format = "safetensors"
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "PruneConfig":
+        """A budget that is given takes the place of the usual ratio."""
+        ratio = self.ratio
+        if one_budget(self, self.model_fields_set) != "ratio":
+            ratio = None
+        elif ratio is None:
+            ratio = PruneConfig.model_fields["ratio"].default
+        object.__setattr__(self, "ratio", ratio)  # frozen from here on
+        return self
+
+    @property
+    def budget_name(self) -> str:
+        """The budget in force: the name of its setting."""
+        return next((n for n in BUDGETS if n != "ratio" and getattr(self, n) is not None), "ratio")
 
     @property
     def fusion_name(self) -> str | None:

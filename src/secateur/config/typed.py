@@ -15,7 +15,13 @@ class PruneSettings(TypedDict, total=False):
     method: str
     effort: str
     use: str | None
-    ratio: float
+    ratio: float | None
+    parameters: str | int | float | None
+    memory: str | int | float | None
+    speedup: float | None
+    latency: str | None
+    at_context: int | None
+    at_batch: int
     of: Literal["linears", "model"]
     importance: str | None
     fusion: str | None

@@ -11,4 +11,4 @@ from .opened import OpenModel
 from .opening import LIVE, open_config, open_model
 from .registration import auto_classes, register
 from .streamed import StreamedModel, empty_model, filled
-from .structures import structure_of
+from .structures import routed_experts, structure_of

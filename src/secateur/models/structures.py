@@ -67,7 +67,7 @@ def layer_axes(family: Family, shapes: Shapes, config: Any, layer: int) -> Itera
             )
         axis = coupling.axis(layer, path, values, shapes)
         if coupling.granularity == "expert":
-            asked = _routed(config)
+            asked = routed_experts(config)
             if asked > axis.units:
                 raise SecateurError(
                     f"config.json sends each token to {asked} experts (num_experts_per_tok), and"
@@ -77,7 +77,7 @@ def layer_axes(family: Family, shapes: Shapes, config: Any, layer: int) -> Itera
         yield axis
 
 
-def _routed(config: Any) -> int:
+def routed_experts(config: Any) -> int:
     """How many experts a token goes to."""
     return int(next((n for name in ROUTED if (n := getattr(config, name, None))), 1))
 

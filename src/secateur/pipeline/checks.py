@@ -180,7 +180,25 @@ def idle_settings(config: PruneConfig) -> list[str]:
             for name in unread
             if getattr(config, name) != PruneConfig.model_fields[name].default
         ),
+        *_idle_beside_budget(config),
     ]
+
+
+def _idle_beside_budget(config: PruneConfig) -> list[str]:
+    """The same of settings that other budgets ask for."""
+    return [
+        f"--{name.replace('_', '-')} changes nothing here: it goes with {others}"
+        for name, others in unread_by_budget(config).items()
+        if getattr(config, name) != PruneConfig.model_fields[name].default
+    ]
+
+
+def unread_by_budget(config: PruneConfig) -> dict[str, str]:
+    """Settings that the budget in force does not look at, and what would."""
+    counted = {} if config.budget_name == "ratio" else {"of": "--ratio"}
+    if config.budget_name in ("ratio", "parameters"):
+        counted |= dict.fromkeys(("at_context", "at_batch"), "--memory, --speedup and --latency")
+    return counted
 
 
 def unread_settings(

@@ -1,20 +1,28 @@
 """The search stage: settings become limits and a budget, a search says which units stay."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from ..checkpoint import View
+from ..budgets import BUDGETS, Budget
+from ..checkpoint import TensorSpec, View
 from ..config import PruneConfig
 from ..errors import SecateurError
-from ..search import DivergenceOfUnits, Limits, LossOfUnits, check_budget, removable, search
+from ..search import (
+    SEARCHES,
+    DivergenceOfUnits,
+    Limits,
+    LossOfUnits,
+    Wording,
+    check_budget,
+    removable,
+    search,
+)
 from ..structure import Plan, Structure
-from ..surgery import removed_parameters
+from ..surgery import pruned_view
 from .checks import check_settings, layer_range
-
-_HALVINGS = 24
-
-Kept = dict[str, tuple[int, ...]]
+from .meeting import Choices, Kept, corrected, nearest, one_step
 
 
 def kept_units(
@@ -25,24 +33,26 @@ def kept_units(
     weights: View | None = None,
     loss: LossOfUnits | None = None,
     divergence: DivergenceOfUnits | None = None,
+    budget: Budget | None = None,
 ) -> Kept:
-    """Which units of the axes that may lose some stay.
+    """Which units of the axes that may lose some stay; without a `budget`, the ratio's is taken.
 
-    Where units of several granularities share parameters (the channels of a layer, and the layer),
-    what goes is less than the sum of their costs. With the `weights` each parameter counts once,
-    and the search is asked for more until as much goes as the settings say.
+    Where costs do not add up to what goes (`meeting`), the search is asked for more, or less, until
+    what goes is what was asked.
 
     Raises:
-        SecateurError: the ratio asks for more than can go.
+        SecateurError: more is asked for than can go.
     """
-    limits, wanted = limits_of(structure, config), budget_of(structure, config)
+    limits, budget = limits_of(structure, config), budget or share_of(structure, config, weights)
+    axes = budget.priced(structure.axes)
+    wording = wording_of(budget)
 
-    def choose(budget: float) -> Kept:
+    def choose(amount: float) -> Kept:
         removed = search(
             config.search_name,
-            structure.axes,
+            axes,
             found,
-            budget,
+            amount,
             limits=limits,
             attention_units=config.attention_units,
             attention_ratio=config.attention_ratio,
@@ -51,62 +61,102 @@ def kept_units(
             loss=loss,
             divergence=divergence,
             seed=config.seed,
+            wording=wording,
         )
         return {
             name: tuple(sorted(set(range(structure.by_name[name].units)) - set(gone)))
             for name, gone in removed.items()
         }
 
-    keep = choose(wanted)
-    if weights is None:
-        return keep
+    def gone(keep: Kept) -> float:
+        return budget.lost(Plan(keep, structure.architecture, structure.weights), structure)
 
-    def plan(keep: Kept) -> Plan:
-        return Plan(keep, structure.architecture, structure.weights)
+    choices = Choices(choose, gone, axes, budget.wanted, float(removable(axes, limits)))
+    return _met(choices, budget, limits, config)
 
-    def lost(keep: Kept) -> int:
-        return removed_parameters(weights, structure, plan(keep))
 
-    if lost(keep) == plan(keep).removed_cost(structure):
-        return keep
-    most = float(removable(structure.axes, limits))
-    keep = _nearest(choose, lost, wanted, most)
-    step = max(axis.cost * max(limits.grid(axis), axis.groups) for axis in structure.axes)
-    if abs(lost(keep) - wanted) > step:
+def _met(choices: Choices, budget: Budget, limits: Limits, config: PruneConfig) -> Kept:
+    """The choice that meets the budget.
+
+    Raises:
+        SecateurError: none does to one step.
+    """
+    steps = [axis.cost * limits.grid(axis) * axis.groups for axis in choices.axes]
+    if budget.option == "--ratio":
+        keep = choices.choose(budget.wanted)
+        if not choices.missing(keep):
+            return keep
+    else:
+        keep = corrected(choices, one_step(choices.axes, limits))
+        divided = config.attention_units is not None or config.attention_ratio is not None
+        if divided or config.asks_loss or choices.off(keep) <= max(steps):
+            return keep  # to ask some searches twenty times more would take days
+    keep = nearest(choices, keep)
+    # a search that compares no layer with another takes a step of each
+    even = budget.option != "--ratio" and not SEARCHES[config.search_name].across
+    if choices.off(keep) > (sum(steps) if even else max(steps)):
         raise SecateurError(
-            f"The ratio asks for {wanted:,.0f} parameters, and the search comes no nearer than"
-            f" {lost(keep):,}: units of --granularity {config.granularity} overlap.\n"
-            "Change --ratio, or name fewer granularities."
+            f"{wording_of(budget).asks} {budget.text(budget.wanted)}, and the search comes no"
+            f" nearer than {budget.text(choices.lost(keep))}: units of --granularity"
+            f" {config.granularity} overlap.\n"
+            f"Change {budget.option}, or name fewer granularities."
         )
     return keep
 
 
-def _nearest(
-    choose: Callable[[float], Kept], lost: Callable[[Kept], int], wanted: float, most: float
-) -> Kept:
-    """Of the choices for budgets from `wanted` to `most`, the one that loses nearest to `wanted`.
-
-    By bisection: a larger budget never loses less.
-    """
-    low, high = wanted, most
-    best = choose(wanted)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        keep = choose(middle)
-        if abs(lost(keep) - wanted) < abs(lost(best) - wanted):
-            best = keep
-        low, high = (middle, high) if lost(keep) < wanted else (low, middle)
-    return best
-
-
-def check_ratio(structure: Structure, config: PruneConfig) -> None:
-    """Find out before any work is done that the ratio cannot be met.
+def check_reach(structure: Structure, config: PruneConfig, budget: Budget) -> None:
+    """Find out before any pass that the budget cannot be met.
 
     Raises:
         SecateurError: it cannot, or settings and units do not go together.
     """
     check_settings(structure, config)
-    check_budget(structure.axes, limits_of(structure, config), budget_of(structure, config))
+    limits = limits_of(structure, config)
+    if budget.option == "--ratio":
+        check_budget(structure.axes, limits, budget.wanted)
+        return
+    asked = f"{budget.option} {budget.asked}"
+    if budget.wanted < 0:
+        raise SecateurError(
+            f"{asked} asks for nothing: the dense model has {budget.text(budget.dense)}.\n"
+            f"Type less, {budget.option} {budget.spelled(0.8 * budget.dense)} for example."
+        )
+    keep = {
+        axis.name: tuple(u for u in range(axis.units) if u % each < limits.floor(axis))
+        for axis in limits.selected(structure.axes)
+        for each in (axis.units // axis.groups,)
+    }
+    whole = Plan({}, structure.architecture, structure.weights)
+    least = budget.dense - budget.lost(replace(whole, keep=keep), structure)
+    if budget.target < least:
+        raise SecateurError(
+            f"{asked} is out of reach: {budget.text(least)} stay at least of the dense model's"
+            f" {budget.text(budget.dense)}, as every layer keeps some of each.\n"
+            f"Type {budget.option} {budget.spelled(least)}, or widen --layers."
+        )
+
+
+def wording_of(budget: Budget) -> Wording:
+    """How errors of the search speak of a budget."""
+    if budget.option == "--ratio":
+        return Wording()
+    return Wording(f"{budget.option} {budget.asked} asks for", budget.option, budget.text)
+
+
+def share_of(structure: Structure, config: PruneConfig, weights: View | None = None) -> Budget:
+    """The budget that --ratio gives; without `weights`, what units share counts several times."""
+    found: Budget = BUDGETS["ratio"].function(
+        asked=config.ratio or 0.0,
+        structure=structure,
+        of=config.of,
+        cut=None if weights is None else shapes_left(structure, weights),
+    )
+    return found
+
+
+def shapes_left(structure: Structure, weights: View) -> Callable[[Plan], Mapping[str, TensorSpec]]:
+    """The shapes that a plan leaves of `weights`."""
+    return lambda plan: pruned_view(weights, structure, plan).specs
 
 
 def limits_of(structure: Structure, config: PruneConfig) -> Limits:
@@ -126,9 +176,3 @@ def layers_of(structure: Structure, config: PruneConfig) -> tuple[int, ...] | No
         return layer_range(config.layers, structure)
     count = structure.layers
     return tuple(range(round(start * count), count - round(end * count)))
-
-
-def budget_of(structure: Structure, config: PruneConfig) -> float:
-    """How many parameters the settings ask to remove."""
-    whole = structure.parameters if config.of == "model" else structure.prunable
-    return config.ratio * whole

@@ -11,7 +11,7 @@ from ..search import DivergenceOfUnits, LossOfUnits, Units, one_by_one
 from ..stats import Statistics
 from ..structure import Axis, Plan
 from .candidates import divergences
-from .choice import budget_of, kept_units, limits_of
+from .choice import kept_units, limits_of
 from .estimate import Estimate, few_tokens, fused_scores, split_windows
 from .passes import look, needs_of_scores, walk
 from .planned import recorded
@@ -89,10 +89,12 @@ def choose(
                 subject.opened.weights,
                 _loss(subject, tokens),
                 _divergence(subject, tokens, statistics),
+                subject.budget,
             )
     plan = recorded(keep, structure, config)
-    if config.ratio > 0 and not any(map(plan.removed, structure.axes)):
-        note("nothing is removed: the ratio asks for less than one unit")
+    if subject.budget.wanted > 0 and not any(map(plan.removed, structure.axes)):
+        asks = "the ratio" if config.ratio is not None else subject.budget.option
+        note(f"nothing is removed: {asks} asks for less than one unit")
     return plan
 
 
@@ -148,6 +150,7 @@ def _one_by_one(
         fine = _scores(subject, left, seen.of(needs))
         return sums_of_parts(subject.structure, fine)
 
-    chosen = limits_of(subject.structure, subject.config).selected(subject.structure.axes)
-    budget = budget_of(subject.structure, subject.config)
-    return {axis.name: () for axis in one_by_one(chosen, budget, scores_without)}
+    axes = subject.budget.priced(subject.structure.axes)
+    chosen = limits_of(subject.structure, subject.config).selected(axes)
+    wanted = subject.budget.wanted
+    return {axis.name: () for axis in one_by_one(chosen, wanted, scores_without)}

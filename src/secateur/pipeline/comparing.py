@@ -22,6 +22,7 @@ from ..arguments import (
     public,
     some,
 )
+from ..budgets import BUDGETS
 from ..config import PruneSettings, make_config
 from ..errors import SecateurError
 from ..progress import Progress, telling
@@ -113,6 +114,12 @@ def _refuse_lists(settings: Mapping[str, Any]) -> None:
     Raises:
         SecateurError: it was given by the name that `prune` has for it.
     """
+    for name in (*BUDGETS, "at_context", "at_batch"):
+        if name != "ratio" and name in settings:
+            raise SecateurError(
+                f"--{name.replace('_', '-')} is for prune: comparing takes --ratios, the same"
+                " shares for every method.\nType --ratios 0.2,0.5."
+            )
     for one, many in (("method", "methods"), ("ratio", "ratios"), ("repair", "repairs")):
         if one in settings:
             raise SecateurError(f"Comparing takes {many}, not {one}.")

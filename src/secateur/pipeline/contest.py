@@ -22,7 +22,7 @@ from ..models import StreamedModel
 from ..progress import note, timed
 from ..search import SEARCHES
 from ..structure import Plan
-from .choice import check_ratio
+from .choice import check_reach
 from .choosing import choose, score_units, scoring_of
 from .cutting import Cut, cut
 from .estimate import Estimate, asking_windows
@@ -69,7 +69,7 @@ def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
     """
     if config.method != BEST:
         subject = subject.asked(config)
-        check_ratio(subject.structure, subject.config)
+        check_reach(subject.structure, subject.config, subject.budget)
         return [subject]
     found: list[Subject] = []
     first: SecateurError | None = None
@@ -80,7 +80,9 @@ def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
             continue
         try:
             way = subject.asked(_with(config, parts))
-            check_ratio(way.structure, way.config)
+            if found and found[0].budget.timed:  # measured once for all
+                way = replace(way, asks=found[0].asks)
+            check_reach(way.structure, way.config, way.budget)
         except SecateurError as error:
             first = first or error
         else:

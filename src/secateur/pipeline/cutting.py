@@ -77,7 +77,8 @@ def foreseen_form(subject: Subject, plan: Plan) -> Form:
     config = subject.config
     form = form_of(subject.opened, subject.structure, plan, config.repair_name)
     if config.stock and not form.stock:
-        raise SecateurError(f"--stock: {form.why}.\nChange --ratio, or leave out --stock.")
+        option = f"--{config.budget_name}"
+        raise SecateurError(f"--stock: {form.why}.\nChange {option}, or leave out --stock.")
     return form
 
 
@@ -88,7 +89,7 @@ def form_numbers(subject: Subject, form: Form, removed_share: float) -> dict[str
         subject.structure, subject.opened.weights.specs, form.weights.specs
     ):
         note(message)
-    if config.stock:
+    if config.stock and config.ratio is not None:
         of = "the whole model" if config.of == "model" else "them"
         note(
             f"--stock: {removed_share:.1%} of the decoder's linears go; the ratio asks for"

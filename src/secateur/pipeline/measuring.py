@@ -8,6 +8,7 @@ from ..export import Form
 from ..progress import timed
 from ..structure import Plan
 from ..surgery import pruned_view
+from .budgeting import budget_numbers
 from .cutting import Cut, form_numbers
 from .estimate import Estimate
 from .held_out import compared, streamed
@@ -17,9 +18,17 @@ from .texts import Texts
 
 
 def numbers_of(
-    subject: Subject, texts: Texts, found: Estimate | None, plan: Plan, form: Form
+    subject: Subject,
+    texts: Texts,
+    found: Estimate | None,
+    plan: Plan,
+    form: Form,
+    small: Form | None = None,
 ) -> dict[str, Any]:
-    """Numbers that no pass is needed for: what goes, and which class loads what stays."""
+    """Numbers that no pass is needed for: what goes, and which class loads what stays.
+
+    Of a model that was made, `small` is the form: what becomes of a budget of time is measured.
+    """
     structure, weights = subject.structure, subject.opened.weights
     total, prunable = structure.parameters, structure.prunable
     left = pruned_view(weights, structure, plan).specs
@@ -40,6 +49,9 @@ def numbers_of(
         numbers["bos"] = texts.begin.to_json()
     if found is not None and found.blend is not None:
         numbers["blend"] = found.blend
+    if found is not None:  # a plan that is applied may have been edited
+        opened, config = subject.opened, subject.config
+        numbers |= budget_numbers(opened, config, subject.budget, plan, small)
     return {**numbers, "form": form_numbers(subject, form, share)}
 
 
@@ -54,7 +66,7 @@ def measure(
     """The same, and numbers of the smaller model itself: its parameters, with the biases that a
     repair adds, what the repair reports, and perplexity beside that of the `dense` model.
     """
-    numbers = numbers_of(subject, texts, found, plan, small.form)
+    numbers = numbers_of(subject, texts, found, plan, small.form, small.form)
     specs = small.form.weights.specs.values()
     numbers["parameters"]["after"] = sum(spec.elements for spec in specs)
     if small.repair is not None:

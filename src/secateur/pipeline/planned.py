@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from ..config import OF_FUSIONS, PruneConfig, make_config
+from ..config import OF_FUSIONS, PruneConfig, displaced, make_config
 from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE
@@ -18,6 +18,12 @@ RECORDED = (
     "method",
     "effort",
     "ratio",
+    "parameters",
+    "memory",
+    "speedup",
+    "latency",
+    "at_context",
+    "at_batch",
     "of",
     "layers",
     "attention_layers",
@@ -76,7 +82,8 @@ def config_of(plan: Plan, names: Mapping[str, Any]) -> PruneConfig:
         SecateurError: a setting is none, or none that a plan has a say in.
     """
     # a plan that says nothing of BOS is of a time when texts alone began with it
-    settings = {"bos": "document", **_settings_of(plan), "repair": plan.repair, **names}
+    told = displaced(_settings_of(plan), names)
+    settings = {"bos": "document", **told, "repair": plan.repair, **names}
     known: dict[str, Mapping[str, Any]] = {
         "method": METHODS,
         "importance": IMPORTANCE,

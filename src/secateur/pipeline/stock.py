@@ -5,11 +5,13 @@ take, and no bias that the class has no place for. Whether it does is not declar
 asked, by `pruned_form`, for plans nearer and nearer to the uncut model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..budgets import Budget
 from ..config import PruneConfig
 from ..errors import SecateurError
 from ..export import Form, pruned_form
@@ -18,7 +20,7 @@ from ..progress import note
 from ..search import SEARCHES, Limits
 from ..structure import Axis, Member, Plan, Structure
 from ..surgery import REPAIRS, WHOLE, pruned_view, with_consumers
-from .choice import budget_of, limits_of
+from .choice import limits_of, share_of
 
 
 def form_of(opened: OpenModel, structure: Structure, plan: Plan, repair: str = "none") -> Form:
@@ -63,8 +65,15 @@ def standing(opened: OpenModel) -> dict[str, Any]:
     return facts
 
 
-def keep_to_stock(opened: OpenModel, structure: Structure, config: PruneConfig) -> PruneConfig:
+def keep_to_stock(
+    opened: OpenModel,
+    structure: Structure,
+    config: PruneConfig,
+    budget: Callable[[], Budget] | None = None,
+) -> PruneConfig:
     """The settings with which the search finds a plan that the stock class holds.
+
+    `budget` gives what may stay (by default what the ratio says), where heads may go.
 
     Raises:
         SecateurError: the units, the search, the layers or the repair that were asked for do not
@@ -82,14 +91,16 @@ def keep_to_stock(opened: OpenModel, structure: Structure, config: PruneConfig) 
     attention = [axis for axis in structure.axes if axis.kind == "attention"]
     if not attention:
         return config
-    wanted = _wanted(attention, structure, config)
-    taken = next(_taken(opened, structure, config, wanted), None)
+    asked = share_of(structure, config) if budget is None else budget()
+    priced = replace(structure, axes=asked.priced(structure.axes))
+    wanted = _wanted(attention, priced, config, asked.wanted)
+    taken = next(_taken(opened, priced, config, wanted, asked.wanted), None)
     if taken is None:
         why = _why(opened, structure, config, round(wanted)) or "the MLPs cannot give the rest"
         raise SecateurError(
-            f"No number of heads that {opened.family.model} takes goes with --ratio"
-            f" {config.ratio:g}: {why}.\n"
-            "Change --ratio, or leave out --stock."
+            f"No number of heads that {opened.family.model} takes goes with {asked.option}"
+            f" {asked.asked}: {why}.\n"
+            f"Change {asked.option}, or leave out --stock."
         )
     if abs(taken - wanted) > attention[0].groups / 2:
         note(
@@ -166,34 +177,36 @@ def _check_repair(
             )
 
 
-def _wanted(attention: list[Axis], structure: Structure, config: PruneConfig) -> float:
+def _wanted(
+    attention: list[Axis], structure: Structure, config: PruneConfig, budget: float
+) -> float:
     """Attention units that each layer is to lose."""
     if config.attention_units is not None:
         return config.attention_units / len(attention)
     share = config.attention_ratio
     if share is None:
         cost = sum(axis.units * axis.cost for axis in structure.axes)
-        share = budget_of(structure, config) / max(cost, 1)
+        share = budget / max(cost, 1)
     return share * attention[0].units
 
 
 def _taken(
-    opened: OpenModel, structure: Structure, config: PruneConfig, wanted: float
+    opened: OpenModel, structure: Structure, config: PruneConfig, wanted: float, budget: float
 ) -> Iterator[int]:
     """The numbers of units that a layer can lose, the nearest to `wanted` first."""
     axis = next(axis for axis in structure.axes if axis.kind == "attention")
     limits = limits_of(structure, config)
     numbers = range(0, axis.units - limits.floor(axis) * axis.groups + 1, axis.groups)
     for number in sorted(numbers, key=lambda n: abs(n - wanted)):
-        if _leaves_enough(structure, config, limits, number) and not _why(
+        if _leaves_enough(structure, limits, number, budget) and not _why(
             opened, structure, config, number
         ):
             yield number
 
 
-def _leaves_enough(structure: Structure, config: PruneConfig, limits: Limits, number: int) -> bool:
+def _leaves_enough(structure: Structure, limits: Limits, number: int, budget: float) -> bool:
     """Whether the MLPs can give what attention leaves of the budget."""
-    left, unit, most, step = budget_of(structure, config), 0, 0, 0
+    left, unit, most, step = budget, 0, 0, 0
     for axis in structure.axes:
         if axis.kind == "attention":
             left -= number * axis.cost

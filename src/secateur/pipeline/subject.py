@@ -1,12 +1,14 @@
 """What a run is about: an open model and the settings in force."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..budgets import Budget
 from ..checkpoint import Store
 from ..config import PruneConfig
 from ..export import proved
@@ -14,6 +16,7 @@ from ..models import LIVE, OpenModel, StreamedModel, open_model, resolve_device
 from ..progress import note
 from ..search import Limits
 from ..structure import Axis, Structure
+from .budgeting import budget_of
 from .checks import idle_settings, reading_notes, selected
 from .choice import limits_of
 from .scoring import fine_axes
@@ -25,7 +28,8 @@ class Subject:
     """An open model, the settings in force, and the dense model one layer at a time.
 
     `given` is the model as it was named, or the live module; `tokenizer` one that was handed over
-    in the place of the folder's. What passes find is kept in `store`, if there is one.
+    in the place of the folder's. What passes find is kept in `store`, if there is one. `asks` makes
+    the budget once: one of time is measured.
     """
 
     given: str | Path | nn.Module
@@ -34,6 +38,14 @@ class Subject:
     config: PruneConfig
     source: StreamedModel
     store: Store | None = None
+    asks: Callable[[], Budget] | None = None
+
+    @property
+    def budget(self) -> Budget:
+        """What may stay, in the currency that the settings name."""
+        if self.asks is None:
+            return budget_of(self.opened, self.structure, self.config)
+        return self.asks()
 
     @cached_property
     def structure(self) -> Structure:
@@ -65,10 +77,13 @@ class Subject:
         Raises:
             SecateurError: --stock, and no plan of the kind that is asked for goes with it.
         """
-        other = replace(self, config=config.model_copy(update={"device": self.config.device}))
+        config = config.model_copy(update={"device": self.config.device})
+        plain = replace(self, config=config, asks=None)
+        other = replace(plain, asks=cache(lambda: plain.budget))
         if not config.stock:
             return other
-        return replace(other, config=keep_to_stock(self.opened, other.structure, other.config))
+        stock = keep_to_stock(self.opened, other.structure, config, other.asks)
+        return replace(other, config=stock)
 
 
 def open_subject(

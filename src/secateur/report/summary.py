@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..structure import Axis, Plan, Structure
+from ..units import size_text
 
 
 def number_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -20,6 +21,7 @@ def number_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "bytes" in numbers:
         before, after = (numbers["bytes"][when] / 1e6 for when in ("before", "after"))
         rows.append(("weights on disk, MB", f"{before:,.1f}", f"{after:,.1f}"))
+    rows += _budget_rows(numbers.get("budget", {}))
     for entry in numbers.get("perplexity", ()):
         what = f"perplexity per token, windows of {entry['window']}"
         rows.append((what, f"{entry['before']:.2f}", f"{entry['after']:.2f}"))
@@ -40,6 +42,28 @@ def contest_rows(numbers: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{row['divergence']:.4f}",
         )
         for row in numbers.get("contest", ())
+    ]
+
+
+def _budget_rows(budget: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What was asked for and what became of it, predicted and measured."""
+    if not budget or budget["unit"] == "parameters":
+        return []
+    beside = f"{budget['asked']}, context {budget['context']:,}, batch {budget['batch']}"
+    if budget["unit"] == "bytes":
+        before, after = size_text(budget["before"]), size_text(budget["after"])
+        return [(f"weights and KV cache ({beside})", before, after)]
+    rows = [(f"a token, predicted ({beside})", budget)]
+    if "measured" in budget:
+        rows.append(("a token, measured", budget["measured"]))
+    return [
+        (
+            what,
+            f"{times['before']:.3g} ms",
+            f"{times['after']:.3g} ms ({times['before'] / max(times['after'], 1e-9):.2f} times as"
+            " fast)",
+        )
+        for what, times in rows
     ]
 
 

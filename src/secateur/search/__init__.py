@@ -4,7 +4,7 @@ To add one, write a function like those of `across_layers.py`, and import its fi
 """
 
 from . import across_layers, kl, stability, within_layers
-from .budget import Limits, check_budget, removable
+from .budget import Limits, Wording, check_budget, removable
 from .greedy import one_by_one
 from .registry import SEARCHES, Choice, Divergence, Loss, Request, Search, Units, register_search
 from .removal import Removal, cost_of, remove_lowest
@@ -25,6 +25,7 @@ __all__ = [
     "Request",
     "Search",
     "Units",
+    "Wording",
     "across_layers",
     "channel_sum",
     "check_budget",

@@ -1,6 +1,6 @@
 """What may go: layer ranges, floors, alignment; and how much that is at most."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import SecateurError
@@ -10,6 +10,22 @@ from ..structure import Axis
 EXPERT_GRID = 8
 # Quantised rows are made of blocks of 32; widths below this lose too much of a budget to that grid.
 ROW_GRID, ROW_GRID_FROM, SMALL_GRID = 32, 1024, 8
+
+
+def _parameters(amount: float) -> str:
+    return f"{amount:,.0f} parameters"
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How errors speak of the budget: who `asks`, the `option`, and `text` of an amount."""
+
+    asks: str = "The ratio asks for"
+    option: str = "--ratio"
+    text: Callable[[float], str] = _parameters
+
+
+PLAIN = Wording()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@
 |---|---|
 | `axes` | the axes that may lose units |
 | `removals` | the steps in which each loses them, least important first: a `Removal` by axis name |
-| `budget` | how many parameters are to go |
+| `budget` | how much is to go: parameters, or what else costs are in |
 | `loss` | choices to the mean loss of each, [choice] fp64, where no gradient has seen the text |
 | `divergence` | choices, and how many tokens (None: all), to the KL of each to the dense model |
 | `generator` | random numbers, seeded by the run |
@@ -15,7 +15,7 @@
 | `request` | a `Request`: the budget, and what of it attention is to give |
 
 A search gives a choice: how many steps each axis loses, by name (the units in their place will do).
-Costs are parameters, biases included.
+Costs are parameters, biases included, or bytes or time where the budget is: searches need not know.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,9 +42,9 @@ INGREDIENTS = "axes removals budget loss divergence generator scores by_sample r
 class Request:
     """What is asked of a search.
 
-    `budget` in parameters; `share` the ratio of it to the parameters of the axes that may lose
-    some. Of attention, `attention_units` over all layers go, or the share `attention_ratio`; None
-    means `share`, and the MLPs give the rest.
+    `budget` in what costs are in; `share` the ratio of it to what the axes that may lose some cost.
+    Of attention, `attention_units` over all layers go, or the share `attention_ratio`; None means
+    `share`, and the MLPs give the rest.
     """
 
     budget: float

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import SecateurError
 from ..structure import Axis
-from .budget import Limits, check_budget
+from .budget import PLAIN, Limits, Wording, check_budget
 from .registry import SEARCHES, BySample, Request, Scores, Search, Units
 from .removal import Removal, cost_of, units_of
 from .standardise import rescaled
@@ -32,8 +32,11 @@ def search(
     loss: LossOfUnits | None = None,
     divergence: DivergenceOfUnits | None = None,
     seed: int = 0,
+    wording: Wording = PLAIN,
 ) -> dict[str, tuple[int, ...]]:
     """Units to remove from each axis, by the search `name`, for `budget` parameters in all.
+
+    A budget in another currency than parameters has axes whose costs are in it, and a `wording`.
 
     `attention_units` is the number of attention units to remove over all layers, `attention_ratio`
     the share of them, in the searches that divide the budget (`UL-MM`, `AL-MM`, `uniform`); None
@@ -78,9 +81,9 @@ def search(
     choice = entry.called(f"The search {name!r} fails", **asked)
     units = units_of(choice, removals, f"The search {name!r} returned")
     if request.divides:
-        _check_shares(entry, chosen, removals, units, request)
+        _check_shares(entry, chosen, removals, units, request, wording)
     if entry.own:
-        _check_met(name, removals, units, budget)
+        _check_met(name, removals, units, budget, wording)
     return units
 
 
@@ -134,7 +137,7 @@ def _ranks(
     for granularity in {axis.granularity for axis in axes if axis.floor == 0}:
         alike = [axis for axis in axes if axis.granularity == granularity]
         sums = torch.stack([scores[axis.name].sum() for axis in alike])[:, None]
-        values = rescaled(sums, used, alike[0].cost)
+        values = rescaled(sums, used, torch.tensor([axis.cost for axis in alike]))
         found |= {axis.name: value[None] for axis, value in zip(alike, values, strict=True)}
     return found
 
@@ -174,6 +177,7 @@ def _check_shares(
     removals: Mapping[str, Removal],
     units: Units,
     request: Request,
+    wording: Wording,
 ) -> None:
     """Make sure that attention was to lose no more than the budget, and the MLPs gave the rest."""
     attention = {axis.name: removals[axis.name] for axis in axes if axis.kind == "attention"}
@@ -195,20 +199,23 @@ def _check_shares(
     spent, slack = cost_of(units, removals), _slack(removals, without=attention)
     if lost > request.budget + slack or spent < request.budget - slack:
         raise SecateurError(
-            f"The ratio asks for {request.budget:,.0f} parameters; attention loses {lost:,} of them"
-            f" and the MLPs {spent - lost:,}.\nChange --attention-ratio (or --attention-units), or"
-            " --ratio."
+            f"{wording.asks} {wording.text(request.budget)}; attention loses {wording.text(lost)}"
+            f" and the MLPs {wording.text(spent - lost)}.\nChange --attention-ratio (or"
+            f" --attention-units), or {wording.option}."
         )
 
 
-def _check_met(name: str, removals: Mapping[str, Removal], units: Units, budget: float) -> None:
+def _check_met(
+    name: str, removals: Mapping[str, Removal], units: Units, budget: float, wording: Wording
+) -> None:
     """Make sure that a search of somebody's own meets the budget, to its largest step."""
     spent = cost_of(units, removals)
     largest = max((int(one.costs.max()) for one in removals.values() if len(one.ends)), default=0)
     if abs(spent - budget) > largest:
         raise SecateurError(
-            f"The search {name!r} returned steps of {spent:,} parameters; the ratio asks for"
-            f" {budget:,.0f}.\nChange --ratio, or what the search returns."
+            f"The search {name!r} returned steps of {wording.text(spent)};"
+            f" {wording.asks[0].lower()}{wording.asks[1:]} {wording.text(budget)}.\n"
+            f"Change {wording.option}, or what the search returns."
         )
 
 

@@ -10,7 +10,7 @@ A ranking over several layers can be of other scales; within an axis all of them
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..errors import SecateurError
@@ -19,6 +19,9 @@ from ..registry import choose
 # Share of an axis' largest score below which its logarithm falls no further.
 _LEAST = 1e-12
 
+
+# What each unit costs, in parameters or what else a budget is in.
+Cost = int | Int64[Tensor, " unit"]
 
 # Scales on which a score below zero would count the wrong way round, or not at all.
 _OF_POSITIVE = ("per-parameter", "log")
@@ -49,12 +52,12 @@ def logarithmic(scores: Float[Tensor, "unit width"]) -> Float[Tensor, " unit"]:
     return logs - logs.mean()
 
 
-def per_parameter(scores: Float[Tensor, "unit width"], cost: int) -> Float[Tensor, " unit"]:
+def per_parameter(scores: Float[Tensor, "unit width"], cost: Cost) -> Float[Tensor, " unit"]:
     """Raw unit scores over what a unit costs: the order of a knapsack, if losses add up."""
     return channel_sum(scores) / cost
 
 
-SCALES: dict[str, Callable[[Tensor, int], Tensor]] = {
+SCALES: dict[str, Callable[[Tensor, Cost], Tensor]] = {
     "raw": lambda scores, cost: channel_sum(scores),
     "per-parameter": per_parameter,
     "standardised": lambda scores, cost: standardised(scores),
@@ -63,9 +66,9 @@ SCALES: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def rescaled(
-    scores: Float[Tensor, "unit width"], how: str, cost: int = 1
+    scores: Float[Tensor, "unit width"], how: str, cost: Cost = 1
 ) -> Float[Tensor, " unit"]:
-    """Unit scores on the scale `how`; `cost` is the number of parameters of a unit.
+    """Unit scores on the scale `how`; `cost` is what a unit costs, or each.
 
     Raises:
         SecateurError: no such scale, or one that makes no sense for negative scores.
