@@ -1,7 +1,7 @@
 """Secateur prunes whole attention heads and MLP channels out of decoder LLMs.
 
     import secateur
-    result = secateur.prune("path/to/model", method="flap", ratio=0.2, out="small/")
+    result = secateur.prune("path/to/model", ratio=0.2, out="small/")
     model = secateur.load("small/")
 
 After `import secateur`, `AutoModelForCausalLM.from_pretrained("small/")` loads pruned folders too.

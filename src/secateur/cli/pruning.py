@@ -101,7 +101,7 @@ def prune_command(
         options,
         model,
         recorded,
-        "secateur prune MODEL --method flap --ratio 0.2 --out small/",
+        "secateur prune MODEL --ratio 0.2 --out small/",
     )
     if out is None and not dry_run:
         raise SecateurError("Where to? Add --out DIR (or --dry-run for the plan alone).")

@@ -26,8 +26,7 @@ from ..budgets import BUDGETS
 from ..config import PruneSettings, make_config
 from ..errors import SecateurError
 from ..progress import Progress, telling
-from .contest import Known, best_of, read_for, ways_of
-from .cutting import cut
+from .contest import Known, best_of, cut_by, read_for, ways_of
 from .keeping import Stored, keeping
 from .measuring import measure, perplexity_of
 from .passes import look, needs_of
@@ -98,9 +97,8 @@ def compare(
             with telling(progress, about) as told:
                 best = best_of([next(left) for _ in ways], texts.tokens, seen, scores)
                 subject, plan = best.subject, best.plan
-                needs = needs_of(subject)
-                small = best.small or cut(subject, plan, texts.tokens, seen.of(needs))
-                numbers = measure(subject, texts, best.scores, plan, small, dense) | best.facts
+                small = cut_by(best, texts.tokens, seen)
+                numbers = measure(subject, texts, best, plan, small, dense)
                 result = Result.of(subject, plan, numbers, told, small.form, None)
             if each is not None:
                 each(result)

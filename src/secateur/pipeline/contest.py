@@ -52,11 +52,6 @@ class Chosen:
     small: Cut | None = None
     contest: tuple[dict[str, Any], ...] = ()
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What was tried, for the numbers of a run; nothing where there was nothing to choose."""
-        return {"contest": list(self.contest)} if self.contest else {}
-
 
 def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
     """The model of `subject` by each way that `config` asks for: one, but for the method `best`.
@@ -144,6 +139,11 @@ def best_of(
         f" (KL {divergence:.4f}; of {len(ways)} ways)"
     )
     return replace(best, contest=tuple(rows))
+
+
+def cut_by(best: Chosen, tokens: Tokens | None, seen: Seen) -> Cut:
+    """The cut of the way that is taken, repaired, if it was not made already."""
+    return best.small or cut(best.subject, best.plan, tokens, seen.of(needs_of(best.subject)))
 
 
 def _planned(way: Subject, tokens: Tokens | None, seen: Seen, known: Known) -> Chosen:

@@ -9,8 +9,8 @@ from ..progress import timed
 from ..structure import Plan
 from ..surgery import pruned_view
 from .budgeting import budget_numbers
+from .contest import Chosen
 from .cutting import Cut, form_numbers
-from .estimate import Estimate
 from .held_out import compared, streamed
 from .passes import hidden_bytes
 from .subject import Subject
@@ -20,7 +20,7 @@ from .texts import Texts
 def numbers_of(
     subject: Subject,
     texts: Texts,
-    found: Estimate | None,
+    best: Chosen | None,
     plan: Plan,
     form: Form,
     small: Form | None = None,
@@ -47,9 +47,11 @@ def numbers_of(
     }
     if texts.begin is not None:
         numbers["bos"] = texts.begin.to_json()
-    if found is not None and found.blend is not None:
-        numbers["blend"] = found.blend
-    if found is not None:  # a plan that is applied may have been edited
+    if best is not None and best.scores.blend is not None:
+        numbers["blend"] = best.scores.blend
+    if best is not None and best.contest:
+        numbers["contest"] = list(best.contest)
+    if best is not None:  # a plan that is applied may have been edited
         opened, config = subject.opened, subject.config
         numbers |= budget_numbers(opened, config, subject.budget, plan, small)
     return {**numbers, "form": form_numbers(subject, form, share)}
@@ -58,7 +60,7 @@ def numbers_of(
 def measure(
     subject: Subject,
     texts: Texts,
-    found: Estimate | None,
+    best: Chosen | None,
     plan: Plan,
     small: Cut,
     dense: Sequence[Perplexity],
@@ -66,7 +68,7 @@ def measure(
     """The same, and numbers of the smaller model itself: its parameters, with the biases that a
     repair adds, what the repair reports, and perplexity beside that of the `dense` model.
     """
-    numbers = numbers_of(subject, texts, found, plan, small.form, small.form)
+    numbers = numbers_of(subject, texts, best, plan, small.form, small.form)
     specs = small.form.weights.specs.values()
     numbers["parameters"]["after"] = sum(spec.elements for spec in specs)
     if small.repair is not None:

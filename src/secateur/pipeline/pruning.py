@@ -22,7 +22,7 @@ from ..errors import ArgumentError
 from ..progress import Progress, note, telling
 from ..structure import Plan
 from .checks import output_folder, path_of
-from .contest import best_of, read_for, ways_of
+from .contest import best_of, cut_by, read_for, ways_of
 from .cutting import cut, foreseen_form
 from .keeping import Stored, keeping
 from .look import read_plan
@@ -97,15 +97,15 @@ def prune(
             ways, texts = read_for(ways, kept, given, measure=not dry_run)
             seen = look(ways[0], ways[0].scored, texts.tokens, map(needs_of, ways))
             best = best_of(ways, texts.tokens, seen)
-            subject, scores, plan = best.subject, best.scores, best.plan
+            subject, plan = best.subject, best.plan
             if dry_run:
-                numbers = numbers_of(subject, texts, scores, plan, foreseen_form(subject, plan))
+                numbers = numbers_of(subject, texts, best, plan, foreseen_form(subject, plan))
                 if folder is not None:
                     write_plan(folder, subject.opened.weights, subject.structure, plan)
-                return Result.of(subject, plan, numbers | best.facts, told, None, out)
-            small = best.small or cut(subject, plan, texts.tokens, seen.of(needs_of(subject)))
+                return Result.of(subject, plan, numbers, told, None, out)
+            small = cut_by(best, texts.tokens, seen)
             dense = perplexity_of(subject, texts, "before")
-            numbers = measure(subject, texts, scores, plan, small, dense) | best.facts
+            numbers = measure(subject, texts, best, plan, small, dense)
             if folder is not None:
                 numbers = publish(folder, subject, plan, small.form, numbers, texts)
             return Result.of(subject, plan, numbers, told, small.form, out)
