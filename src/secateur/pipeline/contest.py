@@ -74,7 +74,9 @@ def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
         if config.samples < 2 and SEARCHES[parts.search].asks_divergence:
             continue
         try:
-            way = subject.asked(_with(config, parts))
+            named = _unnamed(config, parts)
+            way = subject.asked(config.model_copy(update=named))
+            way = replace(way, varied=tuple(named))
             if found and found[0].budget.timed:  # measured once for all
                 way = replace(way, asks=found[0].asks)
             check_reach(way.structure, way.config, way.budget)
@@ -89,13 +91,12 @@ def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
     return found
 
 
-def _with(config: PruneConfig, parts: Parts) -> PruneConfig:
-    """The settings with those `parts` that they do not name."""
-    parts_of = asdict(parts)
+def _unnamed(config: PruneConfig, parts: Parts) -> dict[str, str | None]:
+    """Those of `parts` that the settings do not name."""
+    wanted: dict[str, str | None] = asdict(parts)
     if config.fusion:  # its scores may be below zero
-        parts_of |= {"importance": None, "search": "AL-AM"}
-    named = {name: value for name, value in parts_of.items() if not getattr(config, name)}
-    return config.model_copy(update=named)
+        wanted |= {"importance": None, "search": "AL-AM"}
+    return {name: value for name, value in wanted.items() if getattr(config, name) is None}
 
 
 def read_for(

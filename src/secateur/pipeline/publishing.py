@@ -35,9 +35,7 @@ def publish(
             model=subject.given,
         )
     numbers = {**numbers, "bytes": {"before": bytes_before(opened), "after": size}}
-    write_record(
-        folder, opened, subject.structure, subject.config, plan, numbers, texts.windows, form=form
-    )
+    write_record(folder, subject, plan, numbers, texts.windows, form=form)
     return numbers
 
 

@@ -10,7 +10,6 @@ from ..checkpoint import View, companions_beside
 from ..config import PruneConfig, to_toml
 from ..data import Windows
 from ..export import Form, licence_files, model_card
-from ..models import OpenModel
 from ..report import bos_line, cut_words, evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
@@ -33,9 +32,7 @@ def write_plan(folder: Path, weights: View, structure: Structure, plan: Plan) ->
 
 def write_record(
     folder: Path,
-    opened: OpenModel,
-    structure: Structure,
-    config: PruneConfig,
+    subject: Subject,
     plan: Plan,
     numbers: Mapping[str, Any],
     windows: Windows | None,
@@ -47,6 +44,7 @@ def write_record(
     Nothing that differs between two runs of the same settings goes in (no date, no time taken, no
     name of the folder): same seed, same bytes.
     """
+    opened, structure = subject.opened, subject.structure
     write_plan(folder, opened.weights, structure, plan)
     record: dict[str, Any] = {"versions": versions(), "results": dict(numbers)}
     if windows is not None:
@@ -56,12 +54,12 @@ def write_record(
             "bos": windows.begin.to_json(),
         }
     record["companions"] = companions_beside(folder)
-    (folder / "run.toml").write_text(to_toml(config, record), encoding="utf-8")
+    (folder / "run.toml").write_text(to_toml(subject.recorded, record), encoding="utf-8")
     card = model_card(
         opened,
         form,
         cut=cut_words(structure, plan),
-        settings=_card_settings(config),
+        settings=_card_settings(subject.config),
         numbers=number_rows(numbers),
         layers=layer_rows(structure, plan),
         evaluated_on=" ".join(filter(None, (evaluation_line(numbers), bos_line(numbers)))),

@@ -29,7 +29,8 @@ class Subject:
 
     `given` is the model as it was named, or the live module; `tokenizer` one that was handed over
     in the place of the folder's. What passes find is kept in `store`, if there is one. `asks` makes
-    the budget once: one of time is measured.
+    the budget once: one of time is measured. `varied` are parts of the method that the settings do
+    not name: the method `best` chooses them.
     """
 
     given: str | Path | nn.Module
@@ -39,6 +40,12 @@ class Subject:
     source: StreamedModel
     store: Store | None = None
     asks: Callable[[], Budget] | None = None
+    varied: tuple[str, ...] = ()
+
+    @property
+    def recorded(self) -> PruneConfig:
+        """The settings that repeat the run."""
+        return self.config.model_copy(update=dict.fromkeys(self.varied))
 
     @property
     def budget(self) -> Budget:
