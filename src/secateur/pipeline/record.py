@@ -14,6 +14,7 @@ from ..report import bos_line, cut_words, evaluation_line, layer_rows, number_ro
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
 from .checks import seen_settings, unread_by_budget, unread_settings
+from .subject import Subject
 
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 
