@@ -57,6 +57,13 @@ def elements(folder: Path) -> int:
 # --- prune ----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def calibrated(calibrated: list[str]) -> list[str]:
+    """A method that tries nothing: what it chooses is not what these tests are about."""
+    return [*calibrated, "--method", "flap"]
+
+
+
 def test_json_is_one_object_with_numbers_that_the_folder_bears_out(
     model: Path, calibrated: list[str], tmp_path: Path, said: Said
 ) -> None:

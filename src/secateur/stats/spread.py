@@ -47,8 +47,9 @@ class Spread:
     @classmethod
     def empty(cls, channels: int) -> "Spread":
         """Nothing seen yet."""
-        none = torch.zeros(channels)
-        return cls(torch.zeros((), dtype=torch.float64), none, none.double(), none.new_zeros(0, 0))
+        sums = torch.zeros(channels, dtype=torch.float64)
+        products = torch.zeros(channels, channels)
+        return cls(torch.zeros((), dtype=torch.float64), torch.zeros(channels), sums, products)
 
     def update(
         self,
@@ -60,11 +61,10 @@ class Spread:
             return
         if weights is None:
             weights = torch.ones(len(inputs), device=inputs.device)
-        if not self.products.numel():
-            channels, device = inputs.shape[1], inputs.device
+        if not self.total:
             self.shift = inputs[:_ROWS].float().mean(dim=0)
-            self.products = torch.zeros(channels, channels, device=device)
-            self.sums, self.total = self.sums.to(device), self.total.to(device)
+            for name in ("total", "sums", "products"):
+                setattr(self, name, getattr(self, name).to(inputs.device))
         for some, own in zip(inputs.split(_ROWS), weights.split(_ROWS), strict=True):
             root = own.sqrt()
             rows = (some.float() - self.shift) * root[:, None]
@@ -75,10 +75,9 @@ class Spread:
     @property
     def spread(self) -> Float[Tensor, "channel channel"]:
         """C, fp32."""
-        if not self.products.numel():
-            return torch.zeros(len(self.shift), len(self.shift))
-        off = (self.sums / self.total).float()
-        return torch.addr(self.products / self.total.float(), off, off, alpha=-1).cpu()
+        total = self.total.clamp(min=torch.finfo(torch.float32).tiny)
+        off = (self.sums / total).float()
+        return torch.addr(self.products / total.float(), off, off, alpha=-1).cpu()
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to save; `from_state` makes an equal value of them."""
