@@ -57,6 +57,7 @@ class Effort:
 
 _GOOD = (
     Parts("obs-loss", "global"),
+    Parts("obs-loss", "tempered"),
     Parts("wifv", "AL-AM"),
     Parts("obs-loss", "uniform"),
     Parts("magnitude-l2", "uniform"),

@@ -271,3 +271,15 @@ def test_attention_may_lose_less_than_asked_where_a_search_rounds_down() -> None
     ratio = 2.9 / 3
     removed = search("UL-MM", axes, random_scores(axes), budget, attention_ratio=ratio)
     assert [len(removed[axis.name]) for axis in axes if axis.kind == "attention"] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_where_all_units_are_worth_the_same_tempered_takes_the_same_share_of_each(
+    share: float,
+) -> None:
+    axes = tuple(axis for axis in axes_of() if axis.kind == "mlp")
+    total = sum(axis.units * axis.cost for axis in axes)
+    alike = {axis.name: torch.full((axis.units, 1), float(axis.cost)) for axis in axes}
+    removed = search("tempered", axes, alike, share * total)
+    for axis in axes:
+        assert abs(len(removed[axis.name]) - share * axis.units) <= 1
