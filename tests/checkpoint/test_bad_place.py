@@ -34,6 +34,12 @@ Spoil = Callable[[Path], None]
 # --- the folder to write --------------------------------------------------------------------------
 
 
+@pytest.fixture
+def calibrated(calibrated: list[str]) -> list[str]:
+    """A method that tries nothing: what it chooses is not what these tests are about."""
+    return [*calibrated, "--method", "flap"]
+
+
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_an_existing_folder_that_is_no_model_stays(
@@ -208,7 +214,7 @@ def test_a_device_that_fails_in_the_middle_leaves_nothing(
     "stage",
     [
         "texts.calibration_windows",
-        "pruning.score_units",
+        "contest.score_units",
         "cutting.added_biases",
         "publishing.write_folder",
         "publishing.copy_companions",

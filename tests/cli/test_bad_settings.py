@@ -50,7 +50,10 @@ Spoil = Callable[[Path], None]
         (["--align", "0"], ["align", "greater than or equal to 1"]),
         (["--attention-units", "-1"], ["attention_units", "greater than or equal to 0"]),
         (["--attention-ratio", "1"], ["attention_ratio", "less than 1"]),
-        (["--attention-ratio", "0.2"], ["search 'AL-AM' finds out itself", "--search AL-MM"]),
+        (
+            ["--attention-ratio", "0.2", "--method", "flap"],
+            ["search 'AL-AM' finds out itself", "--search AL-MM"],
+        ),
         (
             ["--attention-ratio", "0.2", "--attention-units", "2", "--search", "AL-MM"],
             ["--attention-units", "--attention-ratio"],
