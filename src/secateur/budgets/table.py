@@ -159,8 +159,13 @@ def measured_table(
     if dense is not None:
         inside = sum(line.at(units[name]) for name, line in lines.items())
         rest = max(_SECOND * dense() - inside, 0.0)
+    # the linears of layers that may lose nothing are no part of what each layer takes besides
+    told = {(axis.layer, axis.kind) for axis in axes}
+    others = [a for a in whole.select().axes if (a.layer, a.kind) not in told]
+    works = [work_of(axis, axis.units, specs, cache, routed) for axis in others]
+    beside = rest - last - _SECOND * sum(map(seconds, works))
     layers = 1 + max((axis.layer for axis in whole.axes), default=0)
-    return Table(lines, units, rest, max(rest - last, 0.0) / layers)
+    return Table(lines, units, rest, max(beside, 0.0) / layers)
 
 
 def timed_axes(structure: Structure, whole: Structure) -> list[Axis]:
