@@ -19,7 +19,7 @@ from ..errors import SecateurError
 from ..evaluation import divergences
 from ..methods import BEST, EFFORTS, FALLBACKS, Parts
 from ..models import StreamedModel
-from ..progress import note, timed
+from ..progress import timed
 from ..search import SEARCHES
 from ..structure import Plan
 from .choice import check_reach
@@ -133,12 +133,7 @@ def best_of(
         tried.sort(key=lambda one: one[0])
         plans = [plan for _, plan in tried[:_LEFT]]
     tried = list(_tried(plans, tokens, asking, seen, rows))
-    divergence, best = min(tried, key=lambda one: one[0])
-    own = best.subject.config
-    note(
-        f"best: {own.importance_name or own.fusion_name}, {own.search_name}, {own.repair_name}"
-        f" (KL {divergence:.4f}; of {len(ways)} ways)"
-    )
+    _, best = min(tried, key=lambda one: one[0])
     return replace(best, contest=tuple(rows))
 
 
