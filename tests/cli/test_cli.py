@@ -63,7 +63,6 @@ def calibrated(calibrated: list[str]) -> list[str]:
     return [*calibrated, "--method", "flap"]
 
 
-
 def test_json_is_one_object_with_numbers_that_the_folder_bears_out(
     model: Path, calibrated: list[str], tmp_path: Path, said: Said
 ) -> None:

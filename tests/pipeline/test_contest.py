@@ -113,3 +113,24 @@ def test_where_no_way_goes_it_says_why_the_first_does_not(tiny_folder: Any) -> N
 def test_effort_of_another_method_is_told(tiny_folder: Any) -> None:
     result = secateur.prune(tiny_folder(), method="magnitude", effort="fast", dry_run=True, align=1)
     assert any("--effort changes nothing" in note for note in result.notes)
+
+
+def test_a_way_that_does_not_compute_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from secateur.pipeline import contest
+
+    cut = contest.cut
+
+    def failing(subject: Any, *rest: Any) -> Any:
+        if subject.config.importance_name == "obs-loss":
+            raise SecateurError("It overflows.\nType something.")
+        return cut(subject, *rest)
+
+    model = tiny_model("llama-gqa")
+    tokens = torch.randint(3, 60, (8, 16), generator=torch.Generator().manual_seed(2))
+    given: dict[str, Any] = {"calibration": tokens, "evaluate": "none", **SMALL}
+    monkeypatch.setattr(contest, "cut", failing)
+    result = secateur.prune(model, **given)
+    assert {row["importance"] for row in result.numbers["contest"]} == {"wifv", "magnitude-l2"}
+    assert any("obs-loss, global: It overflows." in told for told in result.notes)
+    with pytest.raises(SecateurError, match="No way to prune"):
+        secateur.prune(model, importance="obs-loss", **given)

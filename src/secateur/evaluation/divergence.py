@@ -5,6 +5,7 @@
 over all tokens t of all windows, p the predictions of the one and q those of another.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ..checkpoint import Kept, Store
+from ..errors import SecateurError
 from ..stats import Activations, LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
 from ..stats.finite import not_finite
@@ -31,10 +33,11 @@ def divergences(
 ) -> Iterator[float]:
     """KL(dense || other) of each of `others` (nats a token), one after the other.
 
-    The dense model's last hidden states are made once. What was found is kept in `store`.
+    The dense model's last hidden states are made once. What was found is kept in `store`. It is
+    infinite where another model computes what is not finite.
 
     Raises:
-        SecateurError: an activation is not finite.
+        SecateurError: an activation of the dense model is not finite.
     """
     how: dict[str, Any] = {"batch": batch, "limit": limit // 2, "store": store}
     first = Walk(dense, tokens, **how)
@@ -43,9 +46,12 @@ def divergences(
         walk = Walk(other, tokens, **how)
         kept = walk.kept("divergence", of=first.known_by)
         if not kept.whole:
-            if states is None:
-                states = _last(first, Kept(), stage)
-            kept.end(value=_summed(first, states, walk, _last(walk, kept, stage)))
+            states = _last(first, Kept(), stage) if states is None else states
+            try:
+                kept.end(value=_summed(first, states, walk, _last(walk, kept, stage)))
+            except SecateurError:
+                yield math.inf
+                continue
         yield kept.ended[1] / tokens.numel()
 
 

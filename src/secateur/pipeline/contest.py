@@ -6,7 +6,8 @@ The method `best` has several ways, by its effort; every other method is one way
 asked. All are tried on some of the windows first; the two best of them are then made of all.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..errors import SecateurError
 from ..evaluation import divergences
 from ..methods import BEST, EFFORTS, FALLBACKS, Parts
 from ..models import StreamedModel
-from ..progress import timed
+from ..progress import note, timed
 from ..search import SEARCHES
 from ..structure import Plan
 from .choice import check_reach
@@ -66,37 +67,39 @@ def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
         subject = subject.asked(config)
         check_reach(subject.structure, subject.config, subject.budget)
         return [subject]
-    found: list[Subject] = []
-    first: SecateurError | None = None
-    for parts in (*EFFORTS[config.effort].tried, *FALLBACKS):
-        if found and parts in FALLBACKS:
-            break
-        if config.samples < 2 and SEARCHES[parts.search].asks_divergence:
-            continue
-        try:
-            named = _unnamed(config, parts)
-            way = subject.asked(config.model_copy(update=named))
-            way = replace(way, varied=tuple(named))
-            if found and found[0].budget.timed:  # measured once for all
-                way = replace(way, asks=found[0].asks)
-            check_reach(way.structure, way.config, way.budget)
-        except SecateurError as error:
-            first = first or error
-        else:
-            if way.config not in [other.config for other in found]:
-                found.append(way)
-    if not found:
-        assert first is not None, "at least one way was tried"
-        raise first
-    return found
+    errors: list[SecateurError] = []
+    for several in (EFFORTS[config.effort].tried, FALLBACKS):
+        found: list[Subject] = []
+        for parts in several:
+            if config.samples < 2 and SEARCHES[parts.search].asks_divergence:
+                continue
+            try:
+                way = _way(subject, config, parts, found)
+            except SecateurError as error:
+                errors.append(error)
+            else:
+                if way.config not in [other.config for other in found]:
+                    found.append(way)
+        if found:
+            return found
+    raise errors[0]
 
 
-def _unnamed(config: PruneConfig, parts: Parts) -> dict[str, str | None]:
-    """Those of `parts` that the settings do not name."""
+def _way(subject: Subject, config: PruneConfig, parts: Parts, found: Sequence[Subject]) -> Subject:
+    """The model under the settings with those of `parts` that they do not name.
+
+    Raises:
+        SecateurError: they do not go together.
+    """
     wanted: dict[str, str | None] = asdict(parts)
     if config.fusion:  # its scores may be below zero
         wanted |= {"importance": None, "search": "AL-AM"}
-    return {name: value for name, value in wanted.items() if getattr(config, name) is None}
+    unnamed = {name: value for name, value in wanted.items() if getattr(config, name) is None}
+    way = replace(subject.asked(config.model_copy(update=unnamed)), varied=tuple(unnamed))
+    if found and found[0].budget.timed:  # measured once for all
+        way = replace(way, asks=found[0].asks)
+    check_reach(way.structure, way.config, way.budget)
+    return way
 
 
 def read_for(
@@ -129,12 +132,24 @@ def best_of(
     rows: list[dict[str, Any]] = []
     if len(plans) > _LEFT:
         some = tokens[: max(1, round(len(tokens) * _FIRST))]
-        tried = list(_tried(plans, some, asking, seen, rows))
-        tried.sort(key=lambda one: one[0])
-        plans = [plan for _, plan in tried[:_LEFT]]
-    tried = list(_tried(plans, tokens, asking, seen, rows))
-    _, best = min(tried, key=lambda one: one[0])
+        plans = [plan for _, plan in _nearest(_tried(plans, some, asking, seen, rows))[:_LEFT]]
+    (_, best), *_ = _nearest(_tried(plans, tokens, asking, seen, rows))
     return replace(best, contest=tuple(rows))
+
+
+def _nearest(tried: Iterable[tuple[float, Chosen]]) -> list[tuple[float, Chosen]]:
+    """By divergence, the least first.
+
+    Raises:
+        SecateurError: no way gave a model that computes.
+    """
+    found = sorted(tried, key=lambda one: one[0])
+    if not found:
+        raise SecateurError(
+            "No way to prune that the method best tries leaves a model whose numbers are finite.\n"
+            "Type --dtype float32, or a smaller --ratio."
+        )
+    return found
 
 
 def cut_by(best: Chosen, tokens: Tokens | None, seen: Seen) -> Cut:
@@ -160,7 +175,12 @@ def _tried(
     def models() -> Iterator[StreamedModel]:
         for one in plans:
             subject = one.subject
-            small = cut(subject, one.plan, tokens, seen.of(needs_of(subject)))
+            try:
+                small = cut(subject, one.plan, tokens, seen.of(needs_of(subject)))
+            except SecateurError as error:
+                own = subject.config
+                note(f"{own.importance_name}, {own.search_name}: {str(error).splitlines()[0]}")
+                continue
             made.append(replace(one, small=small))
             yield streamed(small.form, subject.opened, subject.source, small.made_by)
 
@@ -178,6 +198,8 @@ def _tried(
         )
         for divergence in found:
             one = made.pop()
+            if math.isinf(divergence):
+                continue
             own = one.subject.config
             rows.append(
                 {
