@@ -30,6 +30,7 @@ from torch import Tensor  # noqa: E402
 import secateur  # noqa: E402  (registers the pruned classes)
 from secateur.cli.main import run  # noqa: E402
 from secateur.export.proof import mask  # noqa: E402
+from secateur.methods import EFFORTS, Effort, Parts
 from secateur.models import OpenModel  # noqa: E402
 from secateur.pipeline import added_biases  # noqa: E402
 from secateur.progress import Lines, Quiet  # noqa: E402
@@ -173,6 +174,14 @@ def tiny_tokenizer() -> Any:
         pad_token="<pad>",
         unk_token="</s>",
     )
+
+
+@pytest.fixture(autouse=True)
+def one_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no method is named, one way is tried, unless a test is about the contest of several."""
+    if request.node.get_closest_marker("contest") is None:
+        quick = Effort("One way.", (Parts("wifv", "AL-AM", "bias"),))
+        monkeypatch.setitem(EFFORTS, "good", quick)
 
 
 @pytest.fixture

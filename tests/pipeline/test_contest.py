@@ -12,10 +12,11 @@ import secateur
 from conftest import tiny_model
 from secateur.config import make_config
 from secateur.errors import SecateurError
-from secateur.methods import EFFORTS
 from secateur.pipeline.contest import ways_of
 from secateur.pipeline.estimate import asking_windows
 from secateur.pipeline.subject import open_subject
+
+pytestmark = pytest.mark.contest
 
 SMALL: dict[str, Any] = {"ratio": 0.3, "samples": 12, "length": 32, "align": 4, "device": "cpu"}
 
@@ -78,7 +79,7 @@ def test_what_is_named_is_not_varied(tiny_folder: Any) -> None:
     assert len({way.config.importance_name for way in ways}) == len(ways) > 1
 
 
-@pytest.mark.parametrize("effort", list(EFFORTS))
+@pytest.mark.parametrize("effort", ["fast", "good", pytest.param("max", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("variant", "settings"),
     [

@@ -26,6 +26,7 @@ def assert_same_folder(one: Path, other: Path, *, but: tuple[str, ...] = ()) -> 
             assert filecmp.cmp(one / name, other / name, shallow=False), name
 
 
+@pytest.mark.contest
 @pytest.mark.parametrize("method", list(METHODS))
 def test_same_seed_gives_byte_identical_folders(
     method: str, tiny_folder: Any, text_file: Path, tmp_path: Path
