@@ -30,7 +30,7 @@ from torch import Tensor  # noqa: E402
 import secateur  # noqa: E402  (registers the pruned classes)
 from secateur.cli.main import run  # noqa: E402
 from secateur.export.proof import mask  # noqa: E402
-from secateur.methods import EFFORTS, Effort, Parts
+from secateur.methods import EFFORTS, Effort, Parts  # noqa: E402
 from secateur.models import OpenModel  # noqa: E402
 from secateur.pipeline import added_biases  # noqa: E402
 from secateur.progress import Lines, Quiet  # noqa: E402
