@@ -11,6 +11,7 @@ from conftest import tiny_model
 from secateur.errors import SecateurError
 from secateur.importance import (
     IMPORTANCE,
+    MATRICES,
     REDUCTIONS,
     Importance,
     gradients_needed,
@@ -42,6 +43,7 @@ def ingredients(axis: Axis, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
         "input_var": X.var(0),
         "input_norm": X.square().mean(0).sqrt(),
         "input_gram": X.T @ X,
+        "input_spread": X.T.cov(),
     }
 
 
@@ -51,8 +53,9 @@ def permuted(axis: Axis, statistics: dict[str, Tensor], order: Tensor) -> dict[s
     found = {name: value[:, order] for name, value in statistics.items() if name in OF_UNITS}
     for name in ("input_mean", "input_var", "input_norm"):
         found[name] = statistics[name][columns]
-    gram = statistics["input_gram"][columns][:, columns]
-    return {**found, "input_gram": gram, "output_fisher": statistics["output_fisher"]}
+    for name in MATRICES:
+        found[name] = statistics[name][columns][:, columns]
+    return {**found, "output_fisher": statistics["output_fisher"]}
 
 
 @pytest.mark.parametrize("kind", ["attention", "mlp"])

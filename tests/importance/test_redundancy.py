@@ -76,7 +76,7 @@ def test_costs_in_loss_are_errors_weighed_by_output_a_mean_over_tokens(
     monkeypatch.setattr(module, "DAMPING", 1e-12)
     inputs, weight = some(units, width)
     fisher = torch.tensor([0.0, 1.0, 4.0, 0.3, 2.0, 9.0], dtype=torch.float64)
-    costs = obs_loss(weight, **of_inputs(inputs, weight.shape), output_fisher=fisher).double()
+    costs = obs_loss(weight, inputs.T.cov(correction=0), fisher).double()
     by_output = [
         [fitted_error(inputs, weight[..., o, None], [unit]) for o in range(FAN)]
         for unit in range(units)
@@ -159,17 +159,12 @@ def test_every_expert_is_scored_by_its_own_inputs() -> None:
     )
     axis = replace(axis, units=experts * channels, groups=experts)
     inputs, weights = zip(*(some(channels, 1, seed=seed) for seed in range(experts)), strict=True)
-    own = [of_inputs(one, weight.shape) for one, weight in zip(inputs, weights, strict=True)]
+    own = [one.T.cov(correction=0) for one in inputs]
     fisher = torch.rand(FAN)
-    found = {f"input_gram#{group}": part["input_gram"] for group, part in enumerate(own)}
-    for name in ("input_mean", "input_var"):
-        found[name] = torch.cat([part[name].flatten() for part in own])
+    found = {f"input_spread#{group}": spread for group, spread in enumerate(own)}
     stored = torch.stack([weight[:, 0].T for weight in weights])
     together = score(
         IMPORTANCE["obs-loss"], axis, stored, {**found, "output_fisher": fisher}, seed=0
     )
-    alone = [
-        obs_loss(weight, **part, output_fisher=fisher)
-        for weight, part in zip(weights, own, strict=True)
-    ]
+    alone = [obs_loss(weight, spread, fisher) for weight, spread in zip(weights, own, strict=True)]
     torch.testing.assert_close(together[:, 0], torch.cat(alone), rtol=1e-3, atol=1e-9)

@@ -267,7 +267,7 @@ def test_blocks_have_no_uniform_share(tiny_folder: Any, text_file: Path) -> None
                        calibration=str(text_file), samples=4, length=16)  # fmt: skip
     with pytest.raises(SecateurError, match="magnitude-l2"):
         secateur.prune(tiny_folder(), granularity="hidden", dry_run=True, repair="none",
-                       calibration=str(text_file), samples=4, length=16)  # fmt: skip
+                       method="flap", calibration=str(text_file), samples=4, length=16)  # fmt: skip
     with pytest.raises(SecateurError, match="no units of granularity 'expert'"):
         secateur.prune(tiny_folder(), granularity="expert", dry_run=True)
     with pytest.raises(SecateurError, match="kv_group"):
