@@ -25,7 +25,7 @@ from secateur.fusion import FUSIONS
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS
 from secateur.models import open_model
-from secateur.pipeline import compare, comparing, held_out, passes, texts
+from secateur.pipeline import compare, contest, held_out, passes, texts
 from secateur.pipeline.choice import layers_of
 from secateur.pipeline.estimate import few_tokens, split_windows
 from secateur.pipeline.probing import masked_losses
@@ -58,7 +58,7 @@ def test_gradient_methods_prune_every_family(variant: str, pruned: Any) -> None:
 def test_every_search_takes_gradient_scores(search: str, pruned: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scale = "raw" if search == "global" else None
+        scale = "raw" if search in ("global", "tempered") else None
         result = pruned(method="saap", search=search, scale=scale)
     # UL-UM rounds both shares down
     within = 0.2 if search == "UL-UM" else 0.08
@@ -294,7 +294,7 @@ def test_compare_makes_each_pass_once(
     counted(texts, "calibration_windows")
     counted(passes, "collect")
     counted(held_out, "perplexities")
-    counted(comparing, "score_units")
+    counted(contest, "score_units")
     rows = compare(
         tiny_folder(), methods=["flap", "wanda-sp", "magnitude"], ratios=[0.2, 0.4],
         repairs=["none", "bias"], calibration=str(text_file), samples=4, length=16,
