@@ -170,35 +170,30 @@ def idle_settings(config: PruneConfig) -> list[str]:
     if config.rescore:
         unread = tuple(dict.fromkeys((*unread, "scale", "search")))
         search = "--rescore"
-    effort = config.effort != PruneConfig.model_fields["effort"].default
-    idle = [f"--effort changes nothing: it is of --method {BEST}, not of {config.method}"]
-    return [
-        *(idle if effort and config.method != BEST else []),
-        *(
-            f"--{name.replace('_', '-')} changes nothing here: {fusion or score}, {search} and"
-            f" {repair} do not ask for it"
-            for name in unread
-            if getattr(config, name) != PruneConfig.model_fields[name].default
-        ),
-        *_idle_beside_budget(config),
+    told = [
+        f"--{name.replace('_', '-')} changes nothing here: {fusion or score}, {search} and"
+        f" {repair} do not ask for it"
+        for name in unread
+        if getattr(config, name) != PruneConfig.model_fields[name].default
     ]
+    return told + _idle_here(config)
 
 
-def _idle_beside_budget(config: PruneConfig) -> list[str]:
-    """The same of settings that other budgets ask for."""
+def _idle_here(config: PruneConfig) -> list[str]:
+    """The same of settings that other methods and budgets ask for."""
     return [
         f"--{name.replace('_', '-')} changes nothing here: it goes with {others}"
-        for name, others in unread_by_budget(config).items()
+        for name, others in unread_here(config).items()
         if getattr(config, name) != PruneConfig.model_fields[name].default
     ]
 
 
-def unread_by_budget(config: PruneConfig) -> dict[str, str]:
-    """Settings that the budget in force does not look at, and what would."""
+def unread_here(config: PruneConfig) -> dict[str, str]:
+    """Settings that the method and the budget in force do not look at, and what would."""
     counted = {} if config.budget_name == "ratio" else {"of": "--ratio"}
     if config.budget_name in ("ratio", "parameters"):
         counted |= dict.fromkeys(("at_context", "at_batch"), "--memory, --speedup and --latency")
-    return counted
+    return counted if config.method == BEST else {**counted, "effort": f"--method {BEST}"}
 
 
 def unread_settings(

@@ -8,7 +8,7 @@ from ..config import OF_FUSIONS, PruneConfig, displaced, make_config
 from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE
-from ..methods import METHODS
+from ..methods import BEST, METHODS
 from ..registry import is_name
 from ..search import SEARCHES
 from ..structure import Plan, Structure
@@ -57,8 +57,9 @@ def recorded(
     calibration = {
         name: value for name in _CALIBRATION if (value := getattr(config, name)) is not None
     }
+    names = [name for name in RECORDED if name != "effort" or config.method == BEST]
     settings = {
-        **{name: getattr(config, name) for name in RECORDED},
+        **{name: getattr(config, name) for name in names},
         "importance": config.importance_name,
         "fusion": config.fusion_name,
         "search": config.search_name,

@@ -13,7 +13,7 @@ from ..export import Form, licence_files, model_card
 from ..report import bos_line, cut_words, evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
-from .checks import seen_settings, unread_by_budget, unread_settings
+from .checks import seen_settings, unread_here, unread_settings
 from .subject import Subject
 
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
@@ -74,5 +74,5 @@ def _card_settings(config: PruneConfig) -> dict[str, Any]:
     score, fusion = config.importance_name, config.fusion_name
     search, repair = config.search_name, config.repair_name
     in_force = {"importance": score, "fusion": fusion, "search": search, "repair": repair}
-    unread = (*unread_settings(score, fusion, search, repair), *unread_by_budget(config))
+    unread = (*unread_settings(score, fusion, search, repair), *unread_here(config))
     return seen_settings(config.model_dump() | in_force, unread)
