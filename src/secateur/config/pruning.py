@@ -75,7 +75,7 @@ class PruneConfig(Reading):
 
     model: Annotated[str, Field(description="Folder, or name on the Hugging Face hub")]
     method: Annotated[str, Field(description="Method: score, search and repair by one name")] = BEST
-    effort: Annotated[str, Field(description="Effort of the method best: fast, good, max")] = "good"
+    effort: Annotated[str, Field(description="Ways that best tries: fast, good, max")] = "good"
     use: Annotated[
         str | None, Field(description="Python file with a score, fusion or search of your own")
     ] = None

@@ -26,10 +26,9 @@ from ..budgets import BUDGETS
 from ..config import PruneSettings, make_config
 from ..errors import SecateurError
 from ..progress import Progress, telling
-from .contest import Known, best_of, cut_by, read_for, ways_of
+from .contest import Known, best_of, cut_by, look_for, read_for, ways_of
 from .keeping import Stored, keeping
 from .measuring import measure, perplexity_of
-from .passes import look, needs_of
 from .result import Result
 from .subject import Subject, name_of, open_subject
 from .texts import Texts, named
@@ -89,7 +88,7 @@ def compare(
             trials = [ways_of(opened, config) for config in configs]
             everything = [way for ways in trials for way in ways]
             read, texts = read_for(everything, kept, given)
-            seen = look(read[0], read[0].everywhere, texts.tokens, map(needs_of, read))
+            seen = look_for(read, read[0].everywhere, texts.tokens)
             dense = perplexity_of(read[0], texts, "before")
         left = iter(read)
         for config, ways in zip(configs, trials, strict=True):

@@ -22,13 +22,13 @@ from ..methods import BEST, EFFORTS, FALLBACKS, Parts
 from ..models import StreamedModel
 from ..progress import note, timed
 from ..search import SEARCHES
-from ..structure import Plan
+from ..structure import Axis, Plan
 from .choice import check_reach
 from .choosing import choose, score_units, scoring_of
 from .cutting import Cut, cut
 from .estimate import Estimate, asking_windows
 from .held_out import streamed
-from .passes import Seen, hidden_bytes, needs_of, sees_tokens
+from .passes import Seen, hidden_bytes, look, needs_of, sees_tokens
 from .subject import Subject
 from .texts import READ, Texts, read_texts
 
@@ -118,6 +118,15 @@ def read_for(
     read, texts = read_texts(ways[0], given, calibrate=calibrate, measure=measure)
     names = {name: getattr(read.config, name) for name in READ}
     return [way.keeping(store).under(**names) for way in ways], texts
+
+
+def look_for(ways: Sequence[Subject], axes: Sequence[Axis], tokens: Tokens | None) -> Seen:
+    """Collect all that any of `ways` needs of `axes`.
+
+    Raises:
+        SecateurError: as `look`.
+    """
+    return look(ways[0], axes, tokens, map(needs_of, ways))
 
 
 def best_of(

@@ -22,12 +22,12 @@ from ..errors import ArgumentError
 from ..progress import Progress, note, telling
 from ..structure import Plan
 from .checks import output_folder, path_of
-from .contest import best_of, cut_by, read_for, ways_of
+from .contest import best_of, cut_by, look_for, read_for, ways_of
 from .cutting import cut, foreseen_form
 from .keeping import Stored, keeping
 from .look import read_plan
 from .measuring import measure, numbers_of, perplexity_of
-from .passes import look, needs_of, needs_of_repair, sees_tokens
+from .passes import look, needs_of_repair, sees_tokens
 from .planned import config_of
 from .publishing import publish
 from .record import write_plan
@@ -95,20 +95,23 @@ def prune(
             keeping(store, folder, out, fresh=fresh) as kept,
         ):
             ways, texts = read_for(ways, kept, given, measure=not dry_run)
-            seen = look(ways[0], ways[0].scored, texts.tokens, map(needs_of, ways))
+            seen = look_for(ways, ways[0].scored, texts.tokens)
             best = best_of(ways, texts.tokens, seen)
-            subject, plan = best.subject, best.plan
             if dry_run:
-                numbers = numbers_of(subject, texts, best, plan, foreseen_form(subject, plan))
+                numbers = numbers_of(
+                    best.subject, texts, best, best.plan, foreseen_form(best.subject, best.plan)
+                )
                 if folder is not None:
-                    write_plan(folder, subject.opened.weights, subject.structure, plan)
-                return Result.of(subject, plan, numbers, told, None, out)
+                    write_plan(
+                        folder, best.subject.opened.weights, best.subject.structure, best.plan
+                    )
+                return Result.of(best.subject, best.plan, numbers, told, None, out)
             small = cut_by(best, texts.tokens, seen)
-            dense = perplexity_of(subject, texts, "before")
-            numbers = measure(subject, texts, best, plan, small, dense)
+            dense = perplexity_of(best.subject, texts, "before")
+            numbers = measure(best.subject, texts, best, best.plan, small, dense)
             if folder is not None:
-                numbers = publish(folder, subject, plan, small.form, numbers, texts)
-            return Result.of(subject, plan, numbers, told, small.form, out)
+                numbers = publish(folder, best.subject, best.plan, small.form, numbers, texts)
+            return Result.of(best.subject, best.plan, numbers, told, small.form, out)
 
 
 @public(
