@@ -151,7 +151,11 @@ def test_a_class_that_takes_no_fewer_heads_gives_what_its_mlps_can(tiny_folder: 
 @pytest.mark.parametrize(
     ("variant", "settings", "says"),
     [
-        ("mistral-gqa", {"repair": "bias"}, r"no place for the biases[^\n]*\n.*mask-tuning"),
+        (
+            "mistral-gqa",
+            {"method": "flap", "repair": "bias"},
+            r"no place for the biases[^\n]*\n.*mask-tuning",
+        ),
         (
             "mistral-gqa",
             {"granularity": "layer", "repair": "refit"},
@@ -199,7 +203,7 @@ def test_a_refit_after_layers_goes_with_stock_where_the_class_has_biases(
     out = tmp_path / "small"
     result = secateur.prune(
         tiny_folder("llama-gqa"), out=out, stock=True, granularity="layer", repair="refit",
-        ratio=0.3, calibration=str(text_file), **QUICK,
+        damping=0.01, ratio=0.3, calibration=str(text_file), **QUICK,
     )  # fmt: skip
     assert is_stock(out)
     assert result.numbers["form"]["stock"]
