@@ -1,4 +1,4 @@
-"""The spread of inputs: streamed, it is that of whole-model forwards, each token with its weight."""
+"""The spread of inputs: streamed, it is that of whole-model forwards, tokens weighed."""
 
 from typing import Any
 
