@@ -1,5 +1,6 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
+from .benchmarking import Bench, bench
 from .calibration import calibration_windows
 from .choice import kept_units
 from .comparing import compare
@@ -15,12 +16,14 @@ from .result import Result
 from .scoring import scores
 
 __all__ = [
+    "Bench",
     "Conversion",
     "Discovery",
     "Recovery",
     "Result",
     "added_biases",
     "apply",
+    "bench",
     "calibration_windows",
     "compare",
     "convert",
