@@ -8,7 +8,7 @@ from .gguf import MIXTURES, FileSize, file_size
 from .hardware import natural_multiple, processor
 from .memory import cache_bytes, weight_bytes
 from .rows import Rows, aligned_shapes, mlp_axes, multiples, rows_of
-from .timing import Allowance, Case, Spread, Timed, case_seconds, timed_case
+from .timing import Allowance, Case, Spread, Timed, run_of, timed_case
 
 __all__ = [
     "MIXTURES",
@@ -21,7 +21,6 @@ __all__ = [
     "Timed",
     "aligned_shapes",
     "cache_bytes",
-    "case_seconds",
     "counts_of",
     "file_size",
     "mlp_axes",
@@ -29,6 +28,7 @@ __all__ = [
     "natural_multiple",
     "processor",
     "rows_of",
+    "run_of",
     "timed_case",
     "weight_bytes",
 ]

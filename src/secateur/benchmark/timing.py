@@ -1,10 +1,10 @@
 """How long models take to the first token and for each after it, in turns, within a stated time.
 
-    speedup of a round = seconds of the last model / seconds of the first, medians of the round
+    speedup of a round = seconds of the last model / seconds of the first
 
-In a round every model runs once, in one order and then in the other, so that whatever else the
-machine does is shared. One round that counts for nothing warms code and memory. A speedup is taken
-round by round; told are medians and quartiles over the rounds.
+In a round every model takes one prompt, or decodes one token, in one order and then in the other:
+whatever else the machine does is shared. One round that counts for nothing warms code and memory. A
+speedup is taken round by round; told are medians and quartiles over the rounds.
 """
 
 import statistics
@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..budgets import decoding_seconds, prompt_seconds
+from ..budgets import decoding, prompting
 
 Stage = Literal["prompt", "decoding"]
 
-# Rounds of a case that count: as many as there is time for, between these.
-LEAST, MOST = 1, 15
+# Rounds of a case that count, at most: as many as there is time for.
+MOST: dict[Stage, int] = {"prompt": 15, "decoding": 60}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Case:
 class Timed:
     """Seconds of each model in each round [round][model]; none if there was no time for the case.
 
-    Of decoding, the seconds are those of a token (of every sequence), the median in its round.
+    Of decoding, the seconds are those of one token of every sequence.
     """
 
     case: Case
@@ -54,8 +54,8 @@ class Timed:
         return [one[-1] / max(one[0], 1e-12) for one in self.rounds]
 
 
-# Seconds that a model takes for a case.
-Run = Callable[[Any, Case], float]
+# Gives the seconds that a model takes for a case, whenever it is called.
+Run = Callable[[], float]
 
 
 @dataclass
@@ -83,40 +83,37 @@ class Allowance:
         self.rates[case.stage] = seconds / max(case.macs, 1)
 
 
-def timed_case(
-    models: Sequence[Any], case: Case, allowance: Allowance, left: int, run: Run
-) -> Timed:
+def timed_case(runs: Sequence[Run], case: Case, allowance: Allowance, left: int) -> Timed:
     """The rounds of `case` for which its share of the time is enough; `left` cases share the rest.
 
-    No round begins that is not expected to end in time: then there is none.
+    `runs` has one of each model. No round begins that is not expected to end in time: then there
+    is none.
     """
-    if allowance.left <= (1 + LEAST) * allowance.expected(case):
+    if allowance.left <= 2 * allowance.expected(case):
         return Timed(case, ())
     end = allowance.left * (1 - 1 / left)
-    rounds = []
-    for number in range(1 + MOST):
+    rounds: list[tuple[float, ...]] = []
+    while len(rounds) <= MOST[case.stage]:
         began = allowance.left
-        rounds.append(one_round(models, case, number, run))
+        rounds.append(one_round(runs, len(rounds)))
         took = began - allowance.left
         allowance.learn(case, took)
-        counted = number
-        if allowance.left < took or (counted >= LEAST and allowance.left - took < end):
+        if allowance.left < took or (len(rounds) > 1 and allowance.left - took < end):
             break
     return Timed(case, tuple(rounds[1:]))
 
 
-def one_round(models: Sequence[Any], case: Case, number: int, run: Run) -> tuple[float, ...]:
-    """Seconds of each model; odd rounds go from the last to the first."""
-    order = range(len(models))
-    found = {at: run(models[at], case) for at in (reversed(order) if number % 2 else order)}
+def one_round(runs: Sequence[Run], number: int) -> tuple[float, ...]:
+    """Seconds of each; odd rounds go from the last to the first."""
+    order = range(len(runs))
+    found = {at: runs[at]() for at in (reversed(order) if number % 2 else order)}
     return tuple(found[at] for at in order)
 
 
-def case_seconds(model: Any, case: Case) -> float:
+def run_of(model: Any, case: Case) -> Run:
     """What `model` takes for a case here: to the first token, or for one token more."""
-    if case.stage == "prompt":
-        return prompt_seconds(model, case.context, case.batch)
-    return statistics.median(decoding_seconds(model, case.context, case.batch))
+    make = prompting if case.stage == "prompt" else decoding
+    return make(model, case.context, case.batch)
 
 
 @dataclass(frozen=True, slots=True)

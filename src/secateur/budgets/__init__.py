@@ -8,7 +8,7 @@ from .amounts import BYTES, PARAMETERS, TIME, amount
 from .cache import Cache, latent_width, tokens_seen, windows_of
 from .registry import BUDGETS, Budget, register_budget
 from .table import Attention, Table, Timer, Work, measured_table
-from .timing import decoding_seconds, prompt_seconds, token_seconds, work_seconds
+from .timing import decoding, prompting, token_seconds, work_seconds
 
 __all__ = [
     "BUDGETS",
@@ -22,12 +22,12 @@ __all__ = [
     "Timer",
     "Work",
     "amount",
-    "decoding_seconds",
+    "decoding",
     "latent_width",
     "measured_table",
     "memory",
     "parameters",
-    "prompt_seconds",
+    "prompting",
     "ratio",
     "register_budget",
     "speed",

@@ -100,25 +100,35 @@ def token_seconds(models: Sequence[Any], context: int, batch: int) -> list[float
     found: list[list[float]] = [[] for _ in models]
     for number in range(ROUNDS + 1):
         for times, model in zip(found, models, strict=True):
-            own = decoding_seconds(model, context, batch)
+            token = decoding(model, context, batch)
+            own = [token() for _ in range(min(TOKENS, context))]
             if number:  # in the first round code is warmed
                 times += own
     return [statistics.median(times) for times in found]
 
 
-def decoding_seconds(model: Any, context: int, batch: int) -> list[float]:
-    """Seconds of each of the last few tokens of `context`, decoded one after the other.
+def decoding(model: Any, context: int, batch: int) -> Callable[[], float]:
+    """Gives the seconds of one more token of each of `batch` sequences, whenever it is called.
 
-    The cache holds random keys and values of those before.
+    The cache holds random keys and values of `context` tokens, less the few that are decoded before
+    it is made anew.
     """
-    with torch.inference_mode():
-        cache = filled_cache(model, max(context - TOKENS, 0), batch)
-        run = partial(_token, model, cache, batch)
-        return [_elapsed(run, model.device) for _ in range(min(TOKENS, context))]
+    kept: list[Any] = []
+    number = 0
+
+    def token() -> float:
+        nonlocal number
+        with torch.inference_mode():
+            if number % min(TOKENS, context) == 0:
+                kept[:] = [filled_cache(model, max(context - TOKENS, 0), batch)]
+            number += 1
+            return _elapsed(partial(_token, model, kept[0], batch), model.device)
+
+    return token
 
 
-def prompt_seconds(model: Any, context: int, batch: int) -> float:
-    """Seconds from a prompt of `context` tokens to the logits of the first token after it."""
+def prompting(model: Any, context: int, batch: int) -> Callable[[], float]:
+    """Gives the seconds from a prompt of `context` tokens to the logits of the token after it."""
     from transformers import DynamicCache
 
     ids = torch.full((batch, context), 1, device=model.device)
@@ -129,8 +139,11 @@ def prompt_seconds(model: Any, context: int, batch: int) -> float:
         cache = DynamicCache(config=model.config)
         return model(input_ids=ids, past_key_values=cache, use_cache=True, **last).logits
 
-    with torch.inference_mode():
-        return _elapsed(once, model.device)
+    def prompt() -> float:
+        with torch.inference_mode():
+            return _elapsed(once, model.device)
+
+    return prompt
 
 
 def filled_cache(model: Any, tokens: int, batch: int) -> Any:

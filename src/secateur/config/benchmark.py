@@ -57,7 +57,9 @@ class BenchConfig(Reading):
     ] = None
     seconds: Annotated[
         float,
-        Field(ge=0, le=86_400, allow_inf_nan=False, description="Seconds of timing in all; 0: none"),
+        Field(
+            ge=0, le=86_400, allow_inf_nan=False, description="Seconds of timing in all; 0: none"
+        ),
     ] = 60.0
     device: Device = "auto"
     dtype: Annotated[

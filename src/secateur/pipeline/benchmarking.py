@@ -20,7 +20,6 @@ from ..benchmark import (
     Timed,
     aligned_shapes,
     cache_bytes,
-    case_seconds,
     counts_of,
     file_size,
     mlp_axes,
@@ -28,6 +27,7 @@ from ..benchmark import (
     natural_multiple,
     processor,
     rows_of,
+    run_of,
     timed_case,
     weight_bytes,
 )
@@ -230,7 +230,8 @@ def times(
     found = []
     with timed("timing"):
         for number, case in enumerate(track(cases, "timing", len(cases), "case")):
-            found.append(timed_case(models, case, allowance, len(cases) - number, case_seconds))
+            runs = [run_of(model, case) for model in models]
+            found.append(timed_case(runs, case, allowance, len(cases) - number))
     return found
 
 

@@ -13,12 +13,14 @@ GOAL = 0.9
 # The mixture of types that sentences speak of.
 _USUAL = "Q4_K_M"
 _FALLS = ", ".join(f"{kind} to {to}" for kind, to in FALLBACK.items())
-_STAGES = {"prompt": "first token, ms", "decoding": "tokens/s"}
+_STAGES = {"prompt": "ms to first token", "decoding": "tokens/s"}
+# With fewer rounds nothing is told of the goal.
+_FEW = 5
 
 
 def names_of(numbers: Numbers) -> list[str]:
     """The models as headings: by their names, or by where they are if these are the same."""
-    names = [str(one["name"]) for one in numbers["models"]]
+    names = [str(one["name"]).rpartition("/")[2] for one in numbers["models"]]
     return names if len(set(names)) == len(names) else [str(m["model"]) for m in numbers["models"]]
 
 
@@ -54,35 +56,35 @@ def _millions(value: float) -> str:
 def time_columns(numbers: Numbers) -> list[str]:
     """Headings of `time_rows`."""
     pair = ["times as fast", "of parameter ratio"] if len(numbers["models"]) > 1 else []
-    return ["", "batch", "context", *names_of(numbers), *pair, "rounds"]
+    return ["", *names_of(numbers), *pair, "rounds"]
 
 
 def time_rows(numbers: Numbers) -> list[list[str]]:
     """What was timed: medians, and half the distance between quartiles."""
     rows = []
     for one in numbers["timed"]:
-        start = [_STAGES[one["stage"]], str(one["batch"]), f"{one['context']:,}"]
+        what = f"{_STAGES[one['stage']]}, batch {one['batch']}, context {one['context']:,}"
         count = len(numbers["models"])
         if "seconds" not in one:
-            blank = [""] * (2 if count > 1 else 0)
-            rows.append([*start, *["no time"] * count, *blank, "0"])
+            rows.append([what, *["no time"] * count, *["", ""] * (count - 1), "0"])
             continue
-        decoding = one["stage"] == "decoding"
-        values = [
-            (one["batch"] / s["median"] if decoding else s["median"] * 1e3) for s in one["seconds"]
+        rates = one.get("tokens_per_second") or [s["median"] * 1e3 for s in one["seconds"]]
+        cells = [
+            f"{rate:,.4g}{_spread(spread, one['rounds'])}"
+            for rate, spread in zip(rates, one["seconds"], strict=True)
         ]
-        cells = [f"{v:,.4g} {_spread(s)}" for v, s in zip(values, one["seconds"], strict=True)]
         if "speedup" in one:
-            speedup = one["speedup"]
-            cells += [f"{speedup['median']:.2f} {_spread(speedup)}"]
-            cells += [f"{one['of_parameter_ratio']:.2f}"]
-        rows.append([*start, *cells, str(one["rounds"])])
+            spread = one["speedup"]
+            cells.append(f"{spread['median']:.2f}{_spread(spread, one['rounds'])}")
+            cells.append(f"{one['of_parameter_ratio']:.2f}")
+        rows.append([what, *cells, str(one["rounds"])])
     return rows
 
 
-def _spread(spread: Numbers) -> str:
+def _spread(spread: Numbers, rounds: int) -> str:
+    """Half the distance between quartiles; one round has none."""
     half = (spread["high"] - spread["low"]) / 2 / max(spread["median"], 1e-12)
-    return f"±{half:.0%}"
+    return f" ±{half:.0%}" if rounds > 1 else ""
 
 
 def machine_line(numbers: Numbers) -> str:
@@ -192,9 +194,11 @@ def _file_findings(numbers: Numbers) -> Iterator[str]:
                 f"In {_USUAL} the file is LARGER than that of {names_of(numbers)[1]}:"
                 f" {_megabytes(size)} MB against {_megabytes(before)}."
             )
+    best = size
     for align, sizes in first["aligned"].items():
         there = sizes[_USUAL]["bytes"]
-        if there is not None and (size is None or there < 0.99 * size):
+        if there is not None and (best is None or there < 0.99 * best):
+            best = there
             yield (
                 f"With --align {align} and as many channels, {_USUAL} takes {_megabytes(there)} MB"
                 f" in place of {_megabytes(size)}."
@@ -206,12 +210,20 @@ def _time_findings(numbers: Numbers) -> Iterator[str]:
     pairs = [one for one in numbers["timed"] if one["stage"] == "decoding" and "speedup" in one]
     for one in pairs:
         share, speedup = one["of_parameter_ratio"], one["speedup"]["median"]
-        word = "reaches" if share >= GOAL else "misses"
         yield (
             f"Decoding at batch {one['batch']} and context {one['context']:,} is {speedup:.2f}"
-            f" times as fast, {share:.2f} of the parameter ratio: it {word} {GOAL}."
+            f" times as fast, {share:.2f} of the parameter ratio: {_judged(one)}."
         )
     late = [one for one in numbers["timed"] if "seconds" not in one]
     if late:
         seconds = numbers["settings"]["seconds"]
         yield f"{len(late)} cases had no time within --seconds {seconds:g}: give more."
+
+
+def _judged(one: Numbers) -> str:
+    """Whether a case reaches the goal, where both quartiles say the same."""
+    median, low, high = (one["speedup"][key] for key in ("median", "low", "high"))
+    goal = GOAL * median / one["of_parameter_ratio"]
+    if one["rounds"] < _FEW or low < goal <= high:
+        return f"whether it reaches {GOAL} is not settled by {one['rounds']} rounds"
+    return f"it {'reaches' if low >= goal else 'misses'} {GOAL}"
