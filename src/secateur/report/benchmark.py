@@ -217,7 +217,8 @@ def _time_findings(numbers: Numbers) -> Iterator[str]:
     late = [one for one in numbers["timed"] if "seconds" not in one]
     if late:
         seconds = numbers["settings"]["seconds"]
-        yield f"{len(late)} cases had no time within --seconds {seconds:g}: give more."
+        many = "1 case" if len(late) == 1 else f"{len(late)} cases"
+        yield f"{many} had no time within --seconds {seconds:g}: give more."
 
 
 def _judged(one: Numbers) -> str:
