@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         evaluate,
         inspect,
         prune,
+        prune_and_recover,
         read_plan,
         recover,
     )
@@ -48,6 +49,7 @@ __all__ = [
     "load",
     "open_model",
     "prune",
+    "prune_and_recover",
     "read_plan",
     "recover",
 ]

@@ -2,6 +2,7 @@
 
 from .benchmarking import Bench, bench
 from .calibration import calibration_windows
+from .chain import prune_and_recover
 from .choice import kept_units
 from .comparing import compare
 from .convert import Conversion, convert
@@ -11,7 +12,7 @@ from .held_out import evaluation_text
 from .keeping import keeping as keeping_passes
 from .look import evaluate, inspect, look_at, read_plan
 from .pruning import apply, prune
-from .recovering import Recovery, prune_and_recover, recover
+from .recovering import Recovery, recover
 from .result import Result
 from .scoring import scores
 
