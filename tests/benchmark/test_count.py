@@ -1,5 +1,6 @@
 """What is counted by formula is what a tracer counts, in every make of model."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,15 +12,16 @@ from transformers import DynamicCache
 from conftest import EVERY_FAMILY_SLOWLY, tiny_model
 from secateur.benchmark import counts_of
 from secateur.budgets import Cache, latent_width, windows_of
-from secateur.models import open_model
+from secateur.models import OpenModel, open_model
 from secateur.pipeline.benchmarking import cache_in, counts_in
 from secateur.structure import Plan
 
 CONTEXTS = (5, 20)  # below and above the windows of those that have some
 
 
-def latent_model() -> Any:
-    """A tiny model with latent attention and experts, one of them shared."""
+@cache
+def latent() -> tuple[Any, OpenModel]:
+    """A tiny model with latent attention and experts, one of them shared; the same opened."""
     config = transformers.DeepseekV3Config(
         vocab_size=128, hidden_size=48, intermediate_size=56, moe_intermediate_size=20,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, n_shared_experts=1,
@@ -28,15 +30,16 @@ def latent_model() -> Any:
         v_head_dim=10, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    return model, open_model(model)
 
 
 def filled(model: Any, tokens: int) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
+    held = DynamicCache(config=model.config)
     ids = torch.randint(3, 100, (1, tokens))
     with torch.inference_mode():
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return cache
+        model(input_ids=ids, past_key_values=held, use_cache=True)
+    return held
 
 
 def traced(model: Any, ids: torch.Tensor, **given: Any) -> int:
@@ -56,8 +59,8 @@ def traced(model: Any, ids: torch.Tensor, **given: Any) -> int:
 
 def token(model: Any, context: int) -> int:
     """Those of a token that sees `context` tokens, itself among them."""
-    cache = filled(model, context - 1)
-    return traced(model, torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+    held = filled(model, context - 1)
+    return traced(model, torch.tensor([[5]]), past_key_values=held, use_cache=True)
 
 
 @pytest.mark.parametrize("variant", EVERY_FAMILY_SLOWLY)
@@ -74,32 +77,32 @@ def test_so_does_one_of_experts_of_windows_and_of_one_tied_matrix(variant: str) 
 
 
 def test_so_does_one_of_latent_attention_whose_cache_is_that_of_transformers() -> None:
-    model = latent_model()
-    opened = open_model(model)
+    model, opened = latent()
     counts = counts_in(opened)
     for context in CONTEXTS:
         assert counts.token(context) == token(model, context), context
     assert latent_width(opened.config) == 24
     layers = filled(model, 7).layers
-    held = sum(one.numel() * 4 for layer in layers for one in (layer.keys, layer.values))
-    cache = cache_in(opened, torch.float32)
+    size = sum(one.numel() * 4 for layer in layers for one in (layer.keys, layer.values))
+    own = cache_in(opened, torch.float32)
     whole = Plan({}, "", "")
-    told = Cache(**{**vars_of(cache), "context": 7}).bytes(whole, opened.structures)
-    assert told == held
+    told = Cache(**{**vars_of(own), "context": 7}).bytes(whole, opened.structures)
+    assert told == size
     # heads that go take nothing along: the latent is that of all
     axis = next(axis for axis in opened.structures.axes if axis.granularity == "kv_group")
     fewer = Plan({axis.name: (0,)}, "", "")
-    assert cache.bytes(fewer, opened.structures) == cache.bytes(whole, opened.structures)
+    assert own.bytes(fewer, opened.structures) == own.bytes(whole, opened.structures)
 
 
-def vars_of(cache: Cache) -> dict[str, Any]:
-    return {name: getattr(cache, name) for name in Cache.__dataclass_fields__}
+def vars_of(own: Cache) -> dict[str, Any]:
+    return {name: getattr(own, name) for name in Cache.__dataclass_fields__}
 
 
 def test_a_prompt_is_its_tokens_with_all_pairs_and_one_row_of_logits() -> None:
-    for model in (tiny_model("llama-gqa"), latent_model()):
+    plain = tiny_model("llama-gqa")
+    for model, opened in ((plain, open_model(plain)), latent()):
         ids = torch.randint(3, 100, (1, 12))
-        counts = counts_in(open_model(model))
+        counts = counts_in(opened)
         if not hasattr(model.config, "n_routed_experts"):
             assert counts.prompt(12) == traced(model, ids, logits_to_keep=1)
         dense = counts.prompt(12) - 12 * counts.prompt(1)
