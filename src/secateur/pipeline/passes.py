@@ -86,7 +86,7 @@ def sees_tokens(needs: Needs, config: PruneConfig) -> bool:
     """Whether anything in the method looks at calibration tokens."""
     repair = REPAIRS[config.repair_name]
     looked = needs.inputs or needs.terms or needs.scores
-    return bool(looked or needs.asks_loss or repair.fits)
+    return bool(looked or needs.asks_loss or config.asks_gradient or repair.fits)
 
 
 @dataclass(frozen=True)
