@@ -90,7 +90,7 @@ def choose(
                 subject.opened.weights,
                 _loss(subject, tokens),
                 _divergence(subject, tokens, statistics),
-                gradient_of_gates(subject, tokens),
+                gradient_of_gates(subject, tokens, statistics),
                 subject.budget,
             )
     plan = recorded(keep, structure, config)

@@ -79,7 +79,14 @@ def needs_of_repair(config: PruneConfig) -> Needs:
 
 def needs_of(subject: Subject) -> Needs:
     """What the settings ask for, from the scores to the repair."""
-    return needs_of_scores(subject.config) | needs_of_repair(subject.config)
+    config = subject.config
+    gates = Needs(FITTED_BY) if fits_gates(config) else Needs()
+    return needs_of_scores(config) | gates | needs_of_repair(config)
+
+
+def fits_gates(config: PruneConfig) -> bool:
+    """Whether a search asks for gradients by gates through consumers that are fitted."""
+    return config.asks_gradient and REPAIRS[config.repair_name].fits
 
 
 def sees_tokens(needs: Needs, config: PruneConfig) -> bool:

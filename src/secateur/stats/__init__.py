@@ -2,7 +2,6 @@
 
 from .activations import Activations
 from .collect import STATISTICS, Reduction, Statistics, Tally, collect
-from .gates import gated_divergence
 from .gradients import GRADIENTS, collect_gradients
 from .gram import Gram
 from .moments import Moments
