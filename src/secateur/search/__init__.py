@@ -3,7 +3,7 @@
 To add one, write a function like those of `across_layers.py`, and import its file here.
 """
 
-from . import across_layers, kl, stability, within_layers
+from . import across_layers, gates, kl, stability, within_layers
 from .budget import Limits, Wording, check_budget, removable
 from .greedy import one_by_one
 from .registry import (
@@ -46,6 +46,7 @@ __all__ = [
     "check_search",
     "cost_of",
     "fluctuation",
+    "gates",
     "instability",
     "kl",
     "logarithmic",

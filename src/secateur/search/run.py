@@ -149,14 +149,13 @@ def _gradient(
         SecateurError: they are no gates of all axes.
     """
     assert gradient is not None, "its absence was told"
-    wanted = {name: len(one.order) for name, one in removals.items()}
-    if {axis: getattr(gate, "shape", None) for axis, gate in gates.items()} != {
-        axis: (count,) for axis, count in wanted.items()
-    }:
-        first, count = next(iter(wanted.items()))
+    counts = {axis: (len(one.order),) for axis, one in removals.items()}
+    given = gates if isinstance(gates, Mapping) else {}
+    if {axis: tuple(getattr(gate, "shape", ())) for axis, gate in given.items()} != counts:
+        first, (count,) = next(iter(counts.items()))
         raise SecateurError(
             f"The search {name!r} asks for a gradient by gates that are not one for each unit of"
-            f" all {len(wanted)} axes; {first}, for example, has {count}."
+            f" each axis; {first!r}, for example, has {count} units."
         )
     return gradient(gates, tokens, turn)
 
