@@ -232,10 +232,8 @@ BODIES: dict[str, tuple[str, str]] = {
     "nothing": ("return {}", r"steps of 0 parameters; the ratio asks for .*\n.*--ratio"),
     "loss of one": ("return loss(choice)", "asks the loss of str; expected a dict"),
     "loss of lists": ("return loss([[1]])", "asks the loss of list; expected a dict"),
-    "gates of one axis": (
-        "return gradient({one: 1}, 10, 0)",
-        "gates that are not one for each unit",
-    ),
+    "gates": ("return gradient({one: 1}, 9, 0)", "gates that are not one for each unit"),
+    "no gates": ("return gradient(None, 9, 0)", "gates that are not one for each unit"),
     "loss of more": ("return loss([{one: 99}])", "asks the loss of 'layers.0.attention': 99"),
 }
 

@@ -93,7 +93,7 @@ def test_of_units_that_stand_in_for_one_another_one_stays() -> None:
     found = search(alike, budget, toy)
     both = {n: torch.tensor([2 * p in u and 2 * p + 1 in u for p in range(COUNTS[n] // 2)])
             for n, u in found.items()}  # fmt: skip
-    assert sum(int(own.sum()) for own in both.values()) <= 2
+    assert sum(int(own.sum()) for own in both.values()) < 0.1 * sum(COUNTS.values()) / 2
     start = {n: removals_of(alike)[n].units(c) for n, c in by_score(alike, budget).items()}
     assert toy(order.without(found), 1, 0)[0] < 0.1 * toy(order.without(start), 1, 0)[0]
 
@@ -114,10 +114,9 @@ def test_what_is_no_nearer_than_the_choice_of_the_scores_is_dropped() -> None:
         value = sum(float((worth[n] * (1 - gate)).sum()) for n, gate in gates.items())
         return value, dict(worth)
 
-    steps = by_score(worth, 200.0)
-    assert search(worth, 200.0, toy) == {
-        name: removals_of(worth)[name].units(count) for name, count in steps.items()
-    }
+    even = differentiable(lambda gates: sum(gate.sum() * 0 for gate in gates.values()), [])
+    assert search(worth, 200.0, toy) == search(worth, 200.0, even)
+    assert any(search(worth, 200.0, toy).values())
 
 
 def test_for_no_budget_nothing_is_asked() -> None:

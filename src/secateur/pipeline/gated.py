@@ -37,7 +37,7 @@ from ..structure import Axis, Member
 from ..surgery.gated import gated_fit
 from ..surgery.one_shot import FITTED_BY
 
-Gates = Mapping[Axis, Float[Tensor, " unit"]]
+Gates = Mapping[Axis, Float[Tensor, " _"]]
 
 # So many tokens go down a layer at once, however many windows a batch has.
 _TOKENS = 2**13
@@ -45,7 +45,7 @@ _TOKENS = 2**13
 
 def gated_divergence(
     walk: Walk, dense: Activations, gates: Gates, fitted_by: Statistics | None = None
-) -> tuple[float, dict[Axis, Float[Tensor, " unit"]]]:
+) -> tuple[float, dict[Axis, Float[Tensor, " _"]]]:
     """KL(dense || gated), a mean over the tokens of `walk`, and its gradient by `gates`, fp32.
 
     `dense` are the dense model's last hidden states [window, token, hidden] of the same windows;

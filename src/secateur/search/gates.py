@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..progress import status, track
+from .kl import nearest
 from .registry import Gates, Gradient, Units, register_search
 from .removal import Removal, remove_lowest
 from .stability import Ranked
@@ -104,7 +105,12 @@ def _values(removal: Removal) -> Float[Tensor, " unit"]:
 
 
 def _lowest(removals: Mapping[str, Removal], budget: float) -> dict[str, tuple[int, ...]]:
-    steps = remove_lowest(removals, budget, nearest=True)
+    """The units that come first, and as near to the budget as a step more or less comes."""
+    prices = {
+        name: torch.cat([one.ends.new_zeros(1), (one.scores.double() * one.costs).cumsum(0)])
+        for name, one in removals.items()
+    }
+    steps = nearest(remove_lowest(removals, budget, nearest=True), prices, removals, budget)
     return {name: removals[name].units(count) for name, count in steps.items()}
 
 
