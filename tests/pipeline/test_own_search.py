@@ -26,7 +26,7 @@ REGISTRIES: tuple[dict[str, Any], ...] = (IMPORTANCE, FUSIONS, SEARCHES, METHODS
 HEAD = """
 from secateur.search import register_search, remove_lowest
 @register_search("my-search", paper="")
-def my_search(removals, budget, loss):
+def my_search(removals, budget, loss, gradient):
     choice = remove_lowest(removals, budget, nearest=True)
     one = next(iter(removals))
 """
@@ -232,6 +232,8 @@ BODIES: dict[str, tuple[str, str]] = {
     "nothing": ("return {}", r"steps of 0 parameters; the ratio asks for .*\n.*--ratio"),
     "loss of one": ("return loss(choice)", "asks the loss of str; expected a dict"),
     "loss of lists": ("return loss([[1]])", "asks the loss of list; expected a dict"),
+    "gates": ("return gradient({one: 1}, 9, 0)", "gates that are not one for each unit"),
+    "no gates": ("return gradient(None, 9, 0)", "gates that are not one for each unit"),
     "loss of more": ("return loss([{one: 99}])", "asks the loss of 'layers.0.attention': 99"),
 }
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,16 @@ def lost(gone: Sequence[Mapping[str, tuple[int, ...]]], tokens: int | None) -> T
     return torch.tensor(sums, dtype=torch.float64)
 
 
+def pulled(gates: Mapping[str, Tensor], tokens: int, turn: int) -> tuple[float, dict[str, Tensor]]:
+    """In place of a divergence by gates, the sum of squares of what is gone."""
+    gone = {name: 1 - gate for name, gate in gates.items()}
+    value = sum(float(own.square().sum()) for own in gone.values())
+    return value, {name: -2 * own for name, own in gone.items()}
+
+
+ASKED: dict[str, Any] = {"divergence": lost, "gradient": pulled}
+
+
 def axes_of(variant: str = "llama-gqa") -> tuple[Axis, ...]:
     return open_model(tiny_model(variant)).structure.axes
 
@@ -42,14 +53,14 @@ def cost(axes: tuple[Axis, ...], removed: dict[str, tuple[int, ...]]) -> int:
 
 @pytest.mark.parametrize("align", [1, 8])
 @pytest.mark.parametrize("ratio", [0.1, 0.2, 0.5, 0.7])
-@pytest.mark.parametrize("name", ["AL-AM", "AL-MM", "uniform"])
+@pytest.mark.parametrize("name", ["AL-AM", "AL-MM", "uniform", "gates"])
 def test_the_budget_is_met_to_within_one_step(name: str, ratio: float, align: int) -> None:
     axes = axes_of()
     budget = ratio * sum(axis.units * axis.cost for axis in axes)
     limits = Limits(align=align)
-    removed = search(name, axes, random_scores(axes), budget, limits=limits, divergence=lost)
+    removed = search(name, axes, random_scores(axes), budget, limits=limits, **ASKED)
     steps = {"attention": axes[0].cost, "mlp": align * axes[1].cost}
-    within = max(steps.values()) if name == "AL-AM" else steps["mlp"]
+    within = max(steps.values()) if name in ("AL-AM", "gates") else steps["mlp"]
     if name == "uniform":
         within *= 3  # one step in each of three layers
     assert abs(cost(axes, removed) - budget) <= within
@@ -72,7 +83,7 @@ def test_no_layer_is_emptied_and_widths_stay_on_the_grid(name: str, align: int) 
     scores["layers.2.attention"] *= 0
     limits = Limits(align=align)
     for budget in torch.linspace(0, removable(axes, limits), 7).tolist():
-        removed = search(name, axes, scores, budget, limits=limits, divergence=lost)
+        removed = search(name, axes, scores, budget, limits=limits, **ASKED)
         for axis in axes:
             kept = axis.units - len(removed[axis.name])
             grid = limits.grid(axis)
@@ -85,12 +96,10 @@ def test_a_larger_ratio_removes_a_superset(name: str) -> None:
     axes = axes_of()
     total = sum(axis.units * axis.cost for axis in axes)
     scores = random_scores(axes)
-    plans = [
-        search(name, axes, scores, ratio * total, divergence=lost) for ratio in (0, 0.2, 0.4, 0.6)
-    ]
+    plans = [search(name, axes, scores, ratio * total, **ASKED) for ratio in (0, 0.2, 0.4, 0.6)]
     for small, large in itertools.pairwise(plans):
-        if name in ("AL-MM", "uniform", "UL-MM", "kl"):
-            continue  # what is left for the MLP can shrink as attention rounds up
+        if name in ("AL-MM", "uniform", "UL-MM", "kl", "gates"):
+            continue  # what is left for the MLP can shrink as attention rounds up; or it asks
         assert all(set(small[axis.name]) <= set(large[axis.name]) for axis in axes)
     assert cost(axes, plans[0]) == 0
     assert cost(axes, plans[3]) > cost(axes, plans[2]) > cost(axes, plans[1]) > 0
@@ -98,10 +107,12 @@ def test_a_larger_ratio_removes_a_superset(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_within_an_axis_the_lowest_scores_go(name: str) -> None:
+    if SEARCHES[name].asks_gradient:
+        pytest.skip("scores are where it begins, and gates the order")
     axes = axes_of()
     scores = random_scores(axes)
     budget = 0.4 * sum(axis.units * axis.cost for axis in axes)
-    removed = search(name, axes, scores, budget, divergence=lost)
+    removed = search(name, axes, scores, budget, **ASKED)
     for axis in axes:
         total = scores[axis.name].sum(1)
         gone = list(removed[axis.name])
@@ -115,7 +126,7 @@ def test_layers_outside_the_range_stay_whole() -> None:
     limits = Limits(layers=(1,))
     budget = 0.2 * sum(axis.units * axis.cost for axis in axes)
     for name in ALL:
-        removed = search(name, axes, random_scores(axes), budget, limits=limits, divergence=lost)
+        removed = search(name, axes, random_scores(axes), budget, limits=limits, **ASKED)
         assert all(name.startswith("layers.1.") for name in removed)
 
 
@@ -185,7 +196,7 @@ def test_each_kind_has_its_own_range_of_layers() -> None:
     limits = Limits(layers=(0, 1), attention_layers=(2,))
     budget = 0.2 * sum(axis.units * axis.cost for axis in axes)
     for name in ALL:
-        removed = search(name, axes, random_scores(axes), budget, limits=limits, divergence=lost)
+        removed = search(name, axes, random_scores(axes), budget, limits=limits, **ASKED)
         assert set(removed) == {"layers.0.mlp", "layers.1.mlp", "layers.2.attention"}
 
 

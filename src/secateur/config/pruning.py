@@ -237,6 +237,11 @@ class PruneConfig(Reading):
         return not self.rescore and SEARCHES[self.search_name].asks_divergence
 
     @property
+    def asks_gradient(self) -> bool:
+        """Whether it asks for gradients by gates."""
+        return not self.rescore and SEARCHES[self.search_name].asks_gradient
+
+    @property
     def untouched(self) -> tuple[float, float]:
         """The shares of layers at the start and the end that the method leaves alone."""
         return METHODS[self.method].untouched if self.method in METHODS else (0.0, 0.0)

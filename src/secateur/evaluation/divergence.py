@@ -46,17 +46,21 @@ def divergences(
         walk = Walk(other, tokens, **how)
         kept = walk.kept("divergence", of=first.known_by)
         if not kept.whole:
-            states = _last(first, Kept(), stage) if states is None else states
+            states = last_states(first, Kept(), stage) if states is None else states
             try:
-                kept.end(value=_summed(first, states, walk, _last(walk, kept, stage)))
+                kept.end(value=_summed(first, states, walk, last_states(walk, kept, stage)))
             except SecateurError:
                 yield math.inf
                 continue
         yield kept.ended[1] / tokens.numel()
 
 
-def _last(walk: Walk, kept: Kept, stage: str) -> Activations:
-    """The hidden states after the last layer."""
+def last_states(walk: Walk, kept: Kept, stage: str) -> Activations:
+    """The hidden states of a model after its last layer.
+
+    Raises:
+        SecateurError: an activation is not finite.
+    """
     states = walk.embed(kept)
     for step in walk.layers(kept, {"hidden": states}, stage=stage):
         step.run(states)

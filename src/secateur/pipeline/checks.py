@@ -309,7 +309,8 @@ def _check_rescore(structure: Structure, config: PruneConfig) -> None:
 
 def _check_asking(structure: Structure, config: PruneConfig) -> None:
     """The loss can be asked of units of a layer alone."""
-    if config.asks_loss and any(axis.layer < 0 for axis in structure.axes):
+    asks = config.asks_loss or config.asks_gradient
+    if asks and any(axis.layer < 0 for axis in structure.axes):
         raise SecateurError(
             f"The search {config.search_name!r} asks what the loss is when units of a layer are"
             " masked, and those of --granularity hidden are in all layers.\nType --search AL-AM."

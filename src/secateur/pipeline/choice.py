@@ -12,6 +12,7 @@ from ..errors import SecateurError
 from ..search import (
     SEARCHES,
     DivergenceOfUnits,
+    Gradient,
     Limits,
     LossOfUnits,
     Wording,
@@ -33,6 +34,7 @@ def kept_units(
     weights: View | None = None,
     loss: LossOfUnits | None = None,
     divergence: DivergenceOfUnits | None = None,
+    gradient: Gradient | None = None,
     budget: Budget | None = None,
 ) -> Kept:
     """Which units of the axes that may lose some stay; without a `budget`, the ratio's is taken.
@@ -60,6 +62,7 @@ def kept_units(
             by_sample=by_sample,
             loss=loss,
             divergence=divergence,
+            gradient=gradient,
             seed=config.seed,
             wording=wording,
         )
@@ -89,7 +92,8 @@ def _met(choices: Choices, budget: Budget, limits: Limits, config: PruneConfig) 
     else:
         keep = corrected(choices, one_step(choices.axes, limits))
         divided = config.attention_units is not None or config.attention_ratio is not None
-        if divided or config.asks_loss or choices.off(keep) <= max(steps):
+        asks = config.asks_loss or config.asks_gradient
+        if divided or asks or choices.off(keep) <= max(steps):
             return keep  # to ask some searches twenty times more would take days
     keep = nearest(choices, keep)
     # a search that compares no layer with another takes a step of each

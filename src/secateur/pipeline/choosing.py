@@ -13,6 +13,7 @@ from ..structure import Axis, Plan
 from .candidates import divergences
 from .choice import kept_units, limits_of
 from .estimate import Estimate, few_tokens, fused_scores, split_windows
+from .gating import gradient_of_gates
 from .passes import look, needs_of_scores, walk
 from .planned import recorded
 from .probing import masked_losses
@@ -89,6 +90,7 @@ def choose(
                 subject.opened.weights,
                 _loss(subject, tokens),
                 _divergence(subject, tokens, statistics),
+                gradient_of_gates(subject, tokens, statistics),
                 subject.budget,
             )
     plan = recorded(keep, structure, config)

@@ -79,14 +79,21 @@ def needs_of_repair(config: PruneConfig) -> Needs:
 
 def needs_of(subject: Subject) -> Needs:
     """What the settings ask for, from the scores to the repair."""
-    return needs_of_scores(subject.config) | needs_of_repair(subject.config)
+    config = subject.config
+    gates = Needs(FITTED_BY) if fits_gates(config) else Needs()
+    return needs_of_scores(config) | gates | needs_of_repair(config)
+
+
+def fits_gates(config: PruneConfig) -> bool:
+    """Whether a search asks for gradients by gates through consumers that are fitted."""
+    return config.asks_gradient and REPAIRS[config.repair_name].fits
 
 
 def sees_tokens(needs: Needs, config: PruneConfig) -> bool:
     """Whether anything in the method looks at calibration tokens."""
     repair = REPAIRS[config.repair_name]
     looked = needs.inputs or needs.terms or needs.scores
-    return bool(looked or needs.asks_loss or repair.fits)
+    return bool(looked or needs.asks_loss or config.asks_gradient or repair.fits)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..checkpoint import View, token
@@ -144,6 +144,21 @@ def sums_by_sample(
         count = parts[0].shape[1]
         sums = [part.reshape(axis.units, -1, count).sum(dim=1) for part in parts]
         found[axis.name] = torch.stack(sums).sum(dim=0).T
+    return found
+
+
+def gates_of_parts(
+    structure: Structure, whole: Structure, gates: Mapping[str, Tensor]
+) -> dict[Axis, Float[Tensor, " _"]]:
+    """Gates of the fine axes in `whole` by those of the axes of `structure`; gradients pass.
+
+    A part of several units is multiplied by the gates of all of them.
+    """
+    found: dict[Axis, Tensor] = {}
+    for axis in (axis for axis in structure.axes if axis.name in gates):
+        for fine in (whole.by_name[name] for name in axis.of or (axis.name,)):
+            parts = gates[axis.name].repeat_interleave(fine.units // axis.units)
+            found[fine] = found[fine] * parts if fine in found else parts
     return found
 
 

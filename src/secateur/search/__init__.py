@@ -3,10 +3,21 @@
 To add one, write a function like those of `across_layers.py`, and import its file here.
 """
 
-from . import across_layers, kl, stability, within_layers
+from . import across_layers, gates, kl, stability, within_layers
 from .budget import Limits, Wording, check_budget, removable
 from .greedy import one_by_one
-from .registry import SEARCHES, Choice, Divergence, Loss, Request, Search, Units, register_search
+from .registry import (
+    SEARCHES,
+    Choice,
+    Divergence,
+    Gates,
+    Gradient,
+    Loss,
+    Request,
+    Search,
+    Units,
+    register_search,
+)
 from .removal import Removal, cost_of, remove_lowest
 from .run import DivergenceOfUnits, LossOfUnits, check_division, check_search, search
 from .stability import fluctuation, instability
@@ -18,6 +29,8 @@ __all__ = [
     "Choice",
     "Divergence",
     "DivergenceOfUnits",
+    "Gates",
+    "Gradient",
     "Limits",
     "Loss",
     "LossOfUnits",
@@ -33,6 +46,7 @@ __all__ = [
     "check_search",
     "cost_of",
     "fluctuation",
+    "gates",
     "instability",
     "kl",
     "logarithmic",

@@ -7,12 +7,16 @@
 | `budget` | how much is to go: parameters, or what else costs are in |
 | `loss` | choices to the mean loss of each, [choice] fp64, where no gradient has seen the text |
 | `divergence` | choices, and how many tokens (None: all), to the KL of each to the dense model |
+| `gradient` | gates, tokens, turn to the KL of the gated model to the dense one and its gradient |
 | `generator` | random numbers, seeded by the run |
 | `scores` | as they came, by axis name, [unit, width]; larger means keep |
 | `by_sample` | scores for each calibration sample, by axis name, [sample, unit] |
 | `ranked` | a function of values by axis name, [unit]: the removals with the lowest first |
 | `share` | the budget as a share of what the axes hold |
 | `request` | a `Request`: the budget, and what of it attention is to give |
+
+Gates are multipliers by axis name, [unit]: 1 keeps a unit, 0 takes it away. A gradient is taken on
+about so many tokens of windows that no repair is judged on; turns 0, 1, 2 ... go round all of them.
 
 A search gives a choice: how many steps each axis loses, by name (the units in their place will do).
 Costs are parameters, biases included, or bytes or time where the budget is: searches need not know.
@@ -32,10 +36,15 @@ Choice = Mapping[str, int] | Units
 Loss = Callable[[Sequence[Choice]], Tensor]
 # The same, on windows of about so many tokens, of those that are kept for it; None: on all.
 Divergence = Callable[[Sequence[Choice], int | None], Tensor]
+Gates = Mapping[str, Float[Tensor, " _"]]
+# KL(dense || gated) and its gradient by the gates, on about so many tokens: those of a turn.
+Gradient = Callable[[Gates, int, int], tuple[float, Gates]]
 Scores = Mapping[str, Float[Tensor, "unit width"]]
 BySample = Mapping[str, Float[Tensor, "sample _"]]
 
-INGREDIENTS = "axes removals budget loss divergence generator scores by_sample ranked share request"
+INGREDIENTS = (
+    "axes removals budget loss divergence gradient generator scores by_sample ranked share request"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,11 @@ class Search(Registered):
     def asks_divergence(self) -> bool:
         """Whether it asks how far cut and fitted models are from the dense one."""
         return "divergence" in self.needs
+
+    @property
+    def asks_gradient(self) -> bool:
+        """Whether it asks for gradients by gates."""
+        return "gradient" in self.needs
 
     @property
     def even(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import SecateurError
 from ..structure import Axis
 from .budget import PLAIN, Limits, Wording, check_budget
-from .registry import SEARCHES, BySample, Request, Scores, Search, Units
+from .registry import SEARCHES, BySample, Gates, Gradient, Request, Scores, Search, Units
 from .removal import Removal, cost_of, units_of
 from .standardise import rescaled
 
@@ -31,6 +31,7 @@ def search(
     by_sample: BySample | None = None,
     loss: LossOfUnits | None = None,
     divergence: DivergenceOfUnits | None = None,
+    gradient: Gradient | None = None,
     seed: int = 0,
     wording: Wording = PLAIN,
 ) -> dict[str, tuple[int, ...]]:
@@ -45,7 +46,8 @@ def search(
     the searches by sample have none.
     `by_sample` are unit scores for each calibration sample, which the searches by stability need;
     `loss` gives one loss, fp64, for each of several choices of units by axis name, `divergence` how
-    far each is from the dense model.
+    far each is from the dense model, `gradient` how far it is with units times gates, and which way
+    these should go.
 
     Raises:
         SecateurError: more is asked for than the floors and the layer range allow, there is no such
@@ -56,7 +58,11 @@ def search(
     chosen = limits.selected(axes)
     check_search(name, chosen)
     check_budget(axes, limits, budget)
-    lacking = {"loss": loss is None, "divergence": divergence is None}
+    lacking = {
+        "loss": loss is None,
+        "divergence": divergence is None,
+        "gradient": gradient is None,
+    }
     _check_given(entry, by_sample, lacking)
     removals = _ranked(chosen, limits, _ranks(entry, chosen, scores, scale))
     share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
@@ -69,6 +75,9 @@ def search(
         "loss": lambda choices: _losses(name, choices, removals, loss),
         "divergence": lambda choices, tokens: _losses(
             name, choices, removals, divergence and (lambda gone: divergence(gone, tokens))
+        ),
+        "gradient": lambda gates, tokens, turn: _gradient(
+            name, gates, tokens, turn, removals, gradient
         ),
         "generator": torch.Generator().manual_seed(seed),
         "scores": {axis.name: scores[axis.name] for axis in chosen},
@@ -124,6 +133,31 @@ def _losses(
             "The loss with some units masked is NaN or infinite.\nType --dtype float32."
         )
     return losses
+
+
+def _gradient(
+    name: str,
+    gates: Any,
+    tokens: int,
+    turn: int,
+    removals: Mapping[str, Removal],
+    gradient: Gradient | None,
+) -> tuple[float, Gates]:
+    """The gradient of gates that may be anybody's.
+
+    Raises:
+        SecateurError: they are no gates of all axes.
+    """
+    assert gradient is not None, "its absence was told"
+    counts = {axis: (len(one.order),) for axis, one in removals.items()}
+    given = gates if isinstance(gates, Mapping) else {}
+    if {axis: tuple(getattr(gate, "shape", ())) for axis, gate in given.items()} != counts:
+        first, (count,) = next(iter(counts.items()))
+        raise SecateurError(
+            f"The search {name!r} asks for a gradient by gates that are not one for each unit of"
+            f" each axis; {first!r}, for example, has {count} units."
+        )
+    return gradient(gates, tokens, turn)
 
 
 def _ranks(

@@ -1,6 +1,7 @@
 """The loss on the next token, and its gradient by the logits: logits never exist for all tokens.
 
     loss_t = -log softmax(z_t)[y_t]        d loss_t / d z_t = softmax(z_t) - onehot(y_t)
+    KL_t   = KL(softmax(d_t) || softmax(z_t))    d KL_t / d z_t = softmax(z_t) - softmax(d_t)
 
 Both are taken in fp32 of a few rows at a time, which the processor's cache holds: the logits of a
 window are as large as a layer.
@@ -113,6 +114,46 @@ def each_divergence(
             apart = logs - torch.log_softmax(ours, dim=-1, dtype=torch.float32)
             found.append(apart.mul_(logs.exp_()).sum(dim=-1))
     return torch.cat(found)
+
+
+def divergence_and_gradient(
+    logits: Float[Tensor, "token vocabulary"], dense: Float[Tensor, "token vocabulary"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "token vocabulary"]]:
+    """The summed KL(dense || other) of logits, and its gradient by the other's, in their dtype."""
+    gradient, total = torch.empty_like(logits), torch.zeros((), device=logits.device)
+    for own, into, wanted in zip(
+        in_cache(logits), in_cache(gradient), in_cache(dense), strict=True
+    ):
+        logs = torch.log_softmax(wanted, dim=-1, dtype=torch.float32)
+        ours = torch.log_softmax(own, dim=-1, dtype=torch.float32)
+        shares = logs.exp()
+        total += (shares * (logs - ours)).sum()
+        into.copy_(ours.exp_() - shares)
+    return total, gradient
+
+
+def divergence_gradient(
+    logits_of: Callable[[Tensor], Tensor],
+    dense: Float[Tensor, "token hidden"],
+    hidden: Float[Tensor, "token hidden"],
+    finite: Finite,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "token hidden"]]:
+    """The summed KL(dense || other) and its gradient by the other's hidden states.
+
+    `finite` is shown the divergence.
+    """
+    gradients, sums = [], []
+    with torch.enable_grad():
+        leaf = hidden.detach().requires_grad_()
+        for tokens, piece, logits in in_pieces(logits_of, leaf):
+            with torch.no_grad():
+                wanted = logits_of(dense[None, tokens])[0]
+            total, gradient = divergence_and_gradient(logits.detach(), wanted)
+            sums.append(total)
+            gradients.append(torch.autograd.grad(logits, piece, gradient)[0][0])
+    summed = torch.stack(sums)
+    finite.see("the divergence (the output of the head)", summed, hidden.dtype)
+    return summed.sum(), torch.cat(gradients)
 
 
 def hidden_gradient(

@@ -127,6 +127,17 @@ class Member:
         gone = self.blocks.indices(units).flatten().to(tensor.device)
         return rows.index_fill(0, gone, 0).view(front.shape).movedim(order, self.dims)
 
+    def scaled(self, tensor: Tensor, gates: Float[Tensor, " unit"]) -> Tensor:
+        """A copy of `tensor` whose slices are multiplied by the `gates` of their units."""
+        order = tuple(range(len(self.dims)))
+        front = tensor.movedim(self.dims, order)
+        rows = front.flatten(0, len(self.dims) - 1)
+        indices = self.blocks.indices(torch.arange(len(gates))).to(tensor.device)
+        factor = tensor.new_ones(len(rows))
+        factor[indices.flatten()] = gates.to(tensor.dtype).repeat_interleave(indices.shape[1])
+        shape = (len(rows), *[1] * (rows.dim() - 1))
+        return (rows * factor.view(shape)).view(front.shape).movedim(order, self.dims)
+
     def joined(self, other: "Member") -> "Member | None":
         """Make one of this member and `other`, if that goes on where this ends in every unit."""
         ours, theirs = self.blocks, other.blocks

@@ -45,14 +45,8 @@ def one_shot(
         SecateurError: sums that are not finite.
     """
     weight, mean = weight.double(), input_mean.double()
-    power = input_var.double() + mean.square()
-    whole = float(power.sum())
-    tokens = float(input_gram.diagonal().double().sum()) / whole if whole > 0 else 1.0
     order = _as_they_stay(gone, len(mean))
-    # every channel's power becomes one: the damping is then the same for each
-    scale = torch.where(power > 0, power, torch.ones_like(power)).rsqrt()
-    spread = input_gram.double() / tokens - torch.outer(mean, mean)
-    spread = spread * scale * scale[:, None]
+    spread, scale = of_power_one(input_gram, input_mean, input_var)
     turned = weight.T / scale[:, None]
     factored = factor(spread[order][:, order], damping, where=where)
     right = (spread @ turned + factored.damping * turned)[order]
@@ -64,6 +58,24 @@ def one_shot(
         stays, back = order[:count].sort()
         fitted = (found[back] * scale[stays, None]).T
         yield fitted.float(), (weight @ mean - fitted @ mean[stays]).float()
+
+
+def of_power_one(
+    input_gram: Float[Tensor, "in in"],
+    input_mean: Float[Tensor, " in"],
+    input_var: Float[Tensor, " in"],
+) -> tuple[Float[Tensor, "in in"], Float[Tensor, " in"]]:
+    """Covariance of inputs that are multiplied so that the power of each is one, fp64; by what.
+
+    The damping is then the same for every channel.
+    """
+    mean = input_mean.double()
+    power = input_var.double() + mean.square()
+    whole = float(power.sum())
+    tokens = float(input_gram.diagonal().double().sum()) / whole if whole > 0 else 1.0
+    scale = torch.where(power > 0, power, torch.ones_like(power)).rsqrt()
+    spread = input_gram.double() / tokens - torch.outer(mean, mean)
+    return spread * scale * scale[:, None], scale
 
 
 def _as_they_stay(gone: Sequence[Int64[Tensor, " _"]], channels: int) -> Int64[Tensor, " channel"]:
