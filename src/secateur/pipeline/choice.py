@@ -14,6 +14,7 @@ from ..search import (
     DivergenceOfUnits,
     Limits,
     LossOfUnits,
+    Rounds,
     Wording,
     check_budget,
     removable,
@@ -34,6 +35,7 @@ def kept_units(
     loss: LossOfUnits | None = None,
     divergence: DivergenceOfUnits | None = None,
     budget: Budget | None = None,
+    rounds: Rounds | None = None,
 ) -> Kept:
     """Which units of the axes that may lose some stay; without a `budget`, the ratio's is taken.
 
@@ -60,6 +62,7 @@ def kept_units(
             by_sample=by_sample,
             loss=loss,
             divergence=divergence,
+            rounds=rounds,
             seed=config.seed,
             wording=wording,
         )

@@ -8,6 +8,7 @@ from .budget import Limits, Wording, check_budget, removable
 from .greedy import one_by_one
 from .registry import SEARCHES, Choice, Divergence, Loss, Request, Search, Units, register_search
 from .removal import Removal, cost_of, remove_lowest
+from .rounds import Rounds
 from .run import DivergenceOfUnits, LossOfUnits, check_division, check_search, search
 from .stability import fluctuation, instability
 from .standardise import SCALES, channel_sum, logarithmic, per_parameter, rescaled, standardised
@@ -23,6 +24,7 @@ __all__ = [
     "LossOfUnits",
     "Removal",
     "Request",
+    "Rounds",
     "Search",
     "Units",
     "Wording",

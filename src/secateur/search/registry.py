@@ -7,6 +7,7 @@
 | `budget` | how much is to go: parameters, or what else costs are in |
 | `loss` | choices to the mean loss of each, [choice] fp64, where no gradient has seen the text |
 | `divergence` | choices, and how many tokens (None: all), to the KL of each to the dense model |
+| `rounds` | of a search in rounds, those that there is time for (`search.rounds`) |
 | `generator` | random numbers, seeded by the run |
 | `scores` | as they came, by axis name, [unit, width]; larger means keep |
 | `by_sample` | scores for each calibration sample, by axis name, [sample, unit] |
@@ -35,7 +36,9 @@ Divergence = Callable[[Sequence[Choice], int | None], Tensor]
 Scores = Mapping[str, Float[Tensor, "unit width"]]
 BySample = Mapping[str, Float[Tensor, "sample _"]]
 
-INGREDIENTS = "axes removals budget loss divergence generator scores by_sample ranked share request"
+INGREDIENTS = (
+    "axes removals budget loss divergence rounds generator scores by_sample ranked share request"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,11 @@ class Search(Registered):
     def asks_divergence(self) -> bool:
         """Whether it asks how far cut and fitted models are from the dense one."""
         return "divergence" in self.needs
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether it goes in rounds, and can end after any of them."""
+        return "rounds" in self.needs
 
     @property
     def even(self) -> bool:

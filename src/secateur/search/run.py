@@ -12,6 +12,7 @@ from ..structure import Axis
 from .budget import PLAIN, Limits, Wording, check_budget
 from .registry import SEARCHES, BySample, Request, Scores, Search, Units
 from .removal import Removal, cost_of, units_of
+from .rounds import Rounds
 from .standardise import rescaled
 
 LossOfUnits = Callable[[Sequence[Units]], Float[Tensor, " choice"]]
@@ -31,6 +32,7 @@ def search(
     by_sample: BySample | None = None,
     loss: LossOfUnits | None = None,
     divergence: DivergenceOfUnits | None = None,
+    rounds: Rounds | None = None,
     seed: int = 0,
     wording: Wording = PLAIN,
 ) -> dict[str, tuple[int, ...]]:
@@ -45,7 +47,8 @@ def search(
     the searches by sample have none.
     `by_sample` are unit scores for each calibration sample, which the searches by stability need;
     `loss` gives one loss, fp64, for each of several choices of units by axis name, `divergence` how
-    far each is from the dense model.
+    far each is from the dense model; `rounds` says how many there are of a search that goes in
+    such, and has what they came to (None: all).
 
     Raises:
         SecateurError: more is asked for than the floors and the layer range allow, there is no such
@@ -70,6 +73,7 @@ def search(
         "divergence": lambda choices, tokens: _losses(
             name, choices, removals, divergence and (lambda gone: divergence(gone, tokens))
         ),
+        "rounds": rounds or Rounds(),
         "generator": torch.Generator().manual_seed(seed),
         "scores": {axis.name: scores[axis.name] for axis in chosen},
         "by_sample": by_sample and {axis.name: by_sample[axis.name] for axis in chosen},
