@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import secateur
+from conftest import tiny_model
 from secateur.cli.main import run
 from secateur.config import read_toml
 from secateur.pipeline import candidates, choosing, contest
@@ -141,3 +143,30 @@ def test_minutes_take_the_place_of_recorded_rounds(
     config = ["--config", str(first / "run.toml"), "--search-minutes", "0.0001"]
     run(["prune", *config, "--out", str(again)])
     assert read_toml(again / "run.toml")["search_rounds"] == 1
+
+
+def test_whole_blocks_go_beside_units_in_one_search(
+    tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """Of a model whose MLP of layer 1 gives nothing; the search is made once."""
+    folder, out = tiny_folder(), tmp_path / "small"
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    model.save_pretrained(folder)
+    result = secateur.prune(
+        folder,
+        out=out,
+        calibration=str(text_file),
+        granularity="kv_group,channel,attention_block,mlp_block",
+        **{**SHORT, "repair": "refit", "search_rounds": 3},
+    )
+    gone = {a.name: a for a in result.structure.axes if result.plan.removed(a)}
+    blocks = [axis for axis in gone.values() if axis.of]
+    assert (1, "mlp") in [(axis.layer, axis.kind) for axis in blocks]
+    assert any(not axis.of for axis in gone.values())
+    assert not set(gone).intersection(name for axis in blocks for name in axis.of)
+    assert result.numbers["search"]["rounds"] == 3
+    assert result.numbers["removed_share"] == pytest.approx(0.3, abs=0.03)
+    logits = secateur.load(out)(torch.arange(3, 20)[None]).logits
+    assert bool(logits.isfinite().all())

@@ -10,6 +10,9 @@ Prices of single axes do not add up, least of all where much goes, so that they 
 the answer. Each KL is that of a model whose consumers were fitted at once, on windows that no
 gradient has seen (the fits have): prices on a few, moves on more, the last ones on all.
 
+Where whole blocks may go beside finer units (`--granularity kv_group,channel,mlp_block`), a block
+is one step more of its axis (`joined`): it has a price, and takes part in moves.
+
 The search goes in rounds (`rounds`), each of which ends with the best so far: prices on a coarse
 grid of levels, those of one level more a round, then moves. So it can end after any of them.
 """
@@ -47,7 +50,7 @@ Levels = Sequence[tuple[str, int]]
 Known = Mapping[tuple[str, int], float]
 
 
-@register_search("kl", paper="https://arxiv.org/abs/2302.04089", scale="raw")
+@register_search("kl", paper="https://arxiv.org/abs/2302.04089", scale="raw", joins=True)
 def kl(
     removals: Mapping[str, Removal],
     budget: float,

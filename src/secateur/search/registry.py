@@ -72,11 +72,13 @@ class Search(Registered):
 
     `scale` is that on which it compares layers, None if it compares none: then it takes no whole
     blocks and layers. One that `floors` takes no more of attention than it is told to, where
-    others take the nearest number.
+    others take the nearest number. One that `joins` is given a whole block as the last step of its
+    finer units, where both may go.
     """
 
     scale: str | None
     floors: bool
+    joins: bool = False
 
     @property
     def across(self) -> bool:
@@ -113,13 +115,18 @@ SEARCHES: dict[str, Search] = {}
 
 
 def register_search(
-    name: str, *, paper: str, scale: str | None = "standardised", floors: bool = False
+    name: str,
+    *,
+    paper: str,
+    scale: str | None = "standardised",
+    floors: bool = False,
+    joins: bool = False,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as the search `name`."""
 
     def make(function: Callable[..., Any], needs: tuple[str, ...]) -> Search:
         for need in needs:
             choose(f"parameter of the search {name!r}:", need, dict.fromkeys(INGREDIENTS.split()))
-        return Search(name, function, paper, needs, scale, floors)
+        return Search(name, function, paper, needs, scale, floors, joins)
 
     return entered("search", name, SEARCHES, make)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import SecateurError
 from ..structure import Axis
 from .budget import PLAIN, Limits, Wording, check_budget
+from .joined import blocks_of, joined, parted
 from .registry import SEARCHES, BySample, Request, Scores, Search, Units
 from .removal import Removal, cost_of, units_of
 from .rounds import Rounds
@@ -62,6 +63,8 @@ def search(
     lacking = {"loss": loss is None, "divergence": divergence is None}
     _check_given(entry, by_sample, lacking)
     removals = _ranked(chosen, limits, _ranks(entry, chosen, scores, scale))
+    blocks = blocks_of(chosen) if entry.joins else {}
+    removals = joined(removals, blocks)
     share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
     request = Request(budget, share, attention_units, attention_ratio)
     check_division(name, request.divides)
@@ -88,7 +91,7 @@ def search(
         _check_shares(entry, chosen, removals, units, request, wording)
     if entry.own:
         _check_met(name, removals, units, budget, wording)
-    return units
+    return dict(parted(units, removals, blocks))
 
 
 def check_search(name: str, axes: Sequence[Axis]) -> None:
