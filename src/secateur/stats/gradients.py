@@ -35,7 +35,7 @@ from .fisher import OUTPUT_FISHER, OutputFisher
 from .gates import GATES, Gates
 from .linears import linears, tapped
 from .loss import hidden_gradient
-from .objective import DRAWN, ENTROPY, OBSERVED, Objective, objective
+from .objective import DRAWN, ENTROPY, OBSERVED, Start, objective
 from .products import Weight
 from .stream import Call, LayerStep, Walk, hidden_of
 from .taylor import MODES, TERMS, Taylor
@@ -48,9 +48,6 @@ _KINDS = {
     DRAWN: "gradients of labels drawn by seed {seed}",
     ENTROPY: "gradients of entropy",
 }
-# Some windows to what makes the gradient by their logits.
-Start = Callable[[slice], Objective]
-
 # So many tokens go down a layer at once, however many windows a batch has.
 _TOKENS = 2**13
 

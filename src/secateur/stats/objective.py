@@ -22,11 +22,11 @@ OBSERVED, DRAWN, ENTROPY = "observed", "drawn", "entropy"
 
 # Which rows, and their logits [row, vocabulary], to the sum and its gradient by the logits.
 Objective = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
+# Some windows to the objective of theirs.
+Start = Callable[[slice], Objective]
 
 
-def objective(
-    name: str, tokens: Int64[Tensor, "window token"], seed: int
-) -> Callable[[slice], Objective]:
+def objective(name: str, tokens: Int64[Tensor, "window token"], seed: int) -> Start:
     """The objective of some windows, whose predictions come row by row, the last one left out."""
     count, length = tokens.shape
     if name == ENTROPY:
