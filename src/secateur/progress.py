@@ -125,6 +125,29 @@ def note(message: str) -> None:
     _told().note(message)
 
 
+@contextmanager
+def within_a_stage() -> Iterator[None]:
+    """While it is entered, stages are parts of the one that is shown, and show nothing."""
+    told = _told()
+    shown = told.progress
+    told.progress = _Parts(shown)
+    try:
+        yield
+    finally:
+        told.progress = shown
+
+
+class _Parts(Quiet):
+    """Notes alone."""
+
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+
+    def note(self, message: str) -> None:
+        """Pass it on."""
+        self._shown.note(message)
+
+
 def timed(stage: str) -> AbstractContextManager[None]:
     """Count the wall time of what it surrounds as that of `stage`."""
     return _told().timed(stage)

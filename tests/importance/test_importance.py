@@ -22,7 +22,8 @@ from secateur.stats import GRADIENTS
 from secateur.structure import Axis
 
 SCORES = list(IMPORTANCE)
-OF_UNITS = [name for name in GRADIENTS if name != "output_fisher"]
+GATES = ("gate_fisher", "gate_entropy")
+OF_UNITS = [name for name in GRADIENTS if name not in ("output_fisher", *GATES)]
 DETERMINISTIC = [name for name in SCORES if "generator" not in IMPORTANCE[name].needs]
 
 
@@ -38,6 +39,7 @@ def ingredients(axis: Axis, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     terms = torch.rand(4, axis.units, 5, generator=generator)
     return weight, {
         **{name: terms[:, :, 0] if "samples" in name else terms for name in OF_UNITS},
+        **{name: torch.rand(axis.units, generator=generator) for name in GATES},
         "output_fisher": torch.rand(48, generator=generator),
         "input_mean": X.mean(0),
         "input_var": X.var(0),
@@ -51,6 +53,7 @@ def permuted(axis: Axis, statistics: dict[str, Tensor], order: Tensor) -> dict[s
     """The statistics of the axis with its units in another order."""
     columns = axis.consumer.blocks.indices(order).flatten()
     found = {name: value[:, order] for name, value in statistics.items() if name in OF_UNITS}
+    found |= {name: statistics[name][order] for name in GATES}
     for name in ("input_mean", "input_var", "input_norm"):
         found[name] = statistics[name][columns]
     for name in MATRICES:
@@ -98,6 +101,8 @@ def test_a_unit_that_does_nothing_scores_lowest(name: str) -> None:
     statistics["input_var"][7] = 0
     for term in OF_UNITS:
         statistics[term][:, 7] = 0
+    for term in GATES:
+        statistics[term][7] = 0
     value = score(IMPORTANCE[name], axis, weight, statistics, seed=0).sum(1)
     assert value.argmin() == 7
     assert value[7] == 0

@@ -7,8 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.search import Removal, cost_of
-from secateur.search.kl import MOVED_ON, PRICED_ON, cheapest, kl, moved, nearest, priced
+from secateur.search import Removal, Rounds, cost_of
+from secateur.search.kl import (
+    MOVED_ON,
+    PRICED_ON,
+    cheapest,
+    grids_of,
+    kl,
+    lines,
+    nearest,
+    priced,
+)
 
 
 def some(seed: int, sizes: Sequence[tuple[int, int, int]]) -> dict[str, Removal]:
@@ -79,17 +88,23 @@ def known(weights: dict[str, float], asked: list[int | None]) -> Callable[..., T
     return divergence
 
 
+def all_prices(
+    removals: dict[str, Removal], divergence: Callable[..., Tensor]
+) -> dict[str, Tensor]:
+    found = [priced(grid, divergence) for grid in grids_of(removals)]
+    return lines({level: price for one in found for level, price in one.items()}, removals)
+
+
 def test_moves_find_what_prices_of_single_axes_do_not_say() -> None:
     removals = some(1, [(41, 10, 1)] * 6)
     weights = {name: 0.01 * (1 + i) for i, name in enumerate(removals)}
     asked: list[int | None] = []
     divergence = known(weights, asked)
     budget = 600.0
-    prices = priced(removals, divergence)
+    prices = all_prices(removals, divergence)
     assert set(asked) == {PRICED_ON}
     start = nearest(cheapest(prices, removals, budget), prices, removals, budget)
-    generator = torch.Generator().manual_seed(0)
-    end = moved(start, prices, removals, budget, divergence, generator)
+    end = kl(removals, budget, divergence, torch.Generator().manual_seed(0), Rounds())
     assert set(asked) == {PRICED_ON, MOVED_ON, None}
     assert cost_of(start, removals) == cost_of(end, removals) == budget
     before, after = divergence([start, end], None).tolist()
@@ -98,7 +113,7 @@ def test_moves_find_what_prices_of_single_axes_do_not_say() -> None:
 
 def test_prices_are_asked_at_some_steps_and_lie_on_lines_between() -> None:
     removals = some(2, [(3, 10, 1), (64, 1, 1)])
-    prices = priced(removals, known(dict.fromkeys(removals, 0.1), []))
+    prices = all_prices(removals, known(dict.fromkeys(removals, 0.1), []))
     first, second = prices.values()
     assert first.tolist() == pytest.approx([0.0, 0.1, 0.4])
     assert len(second) == len(removals["layers.1"].ends) + 1
@@ -111,7 +126,8 @@ def test_the_same_seed_gives_the_same_choice() -> None:
     removals = some(3, [(20, 10, 1)] * 4)
     divergence = known(dict.fromkeys(removals, 0.1), [])
     one, other = (
-        kl(removals, 200.0, divergence, torch.Generator().manual_seed(5)) for _ in range(2)
+        kl(removals, 200.0, divergence, torch.Generator().manual_seed(5), Rounds())
+        for _ in range(2)
     )
     assert one == other
     assert cost_of(one, removals) == 200
@@ -122,6 +138,34 @@ def test_a_single_axis_is_weighed_against_nothing(ratio: float) -> None:
     removals = some(4, [(20, 10, 1)])
     asked: list[int | None] = []
     divergence = known(dict.fromkeys(removals, 0.1), asked)
-    found = kl(removals, ratio * 200, divergence, torch.Generator().manual_seed(0))
+    found = kl(removals, ratio * 200, divergence, torch.Generator().manual_seed(0), Rounds())
     assert cost_of(found, removals) == ratio * 200
     assert not asked
+
+
+def test_every_level_is_in_one_round_and_the_first_has_the_ends() -> None:
+    removals = some(5, [(3, 10, 1), (64, 1, 1), (40, 2, 8), (1, 5, 1)])
+    coarse, *finer = grids_of(removals)
+    every = [level for grid in (coarse, *finer) for level in grid]
+    assert len(every) == len(set(every))
+    for name, one in removals.items():
+        steps = len(one.ends)
+        assert (name, steps) in coarse or steps == 0
+        assert all(0 < level <= steps for own, level in every if own == name)
+    assert len(coarse) > max(map(len, finer)) > 0
+
+
+def test_no_round_ends_with_worse_than_the_one_before() -> None:
+    """On what is asked of both; a search of fewer rounds is the beginning of one of more."""
+    removals = some(1, [(41, 10, 1)] * 6)
+    divergence = known({name: 0.01 * (1 + i) for i, name in enumerate(removals)}, [])
+    ends = []
+    for most in range(1, 17):
+        rounds = Rounds(most=most)
+        steps = kl(removals, 600.0, divergence, torch.Generator().manual_seed(0), rounds)
+        assert (rounds.done, rounds.all) == (most, 16)
+        assert float(divergence([steps], None)) == rounds.divergence
+        assert cost_of(steps, removals) == 600
+        ends.append(float(rounds.divergence))
+    assert ends == sorted(ends, reverse=True)
+    assert ends[-1] < ends[0]

@@ -7,6 +7,7 @@ from secateur.errors import SecateurError
 from secateur.stats import blocks, loss
 from secateur.stats.finite import Finite
 from secateur.stats.loss import each_loss, hidden_gradient, loss_and_gradient, token_losses
+from secateur.stats.objective import drawn, entropy_and_gradient, of_labels
 
 VOCABULARY, TOKENS = 37, 150
 
@@ -51,7 +52,7 @@ def test_through_a_head_they_are_those_of_the_whole() -> None:
     torch.testing.assert_close(
         each_loss(logits_of, hidden, targets).double().sum(), loss, rtol=1e-6, atol=0
     )
-    found = hidden_gradient(logits_of, hidden, targets, Finite())
+    found = hidden_gradient(logits_of, hidden, of_labels(targets), Finite())
     torch.testing.assert_close(found.double(), exact.grad, rtol=1e-5, atol=1e-6)
 
 
@@ -59,7 +60,7 @@ def test_a_loss_that_is_not_finite_is_no_gradient() -> None:
     hidden, targets = torch.full((3, 8), torch.nan), torch.zeros(3, dtype=torch.long)
     finite = Finite()
     hidden_gradient(
-        lambda states: states.float() @ torch.ones(8, 5), hidden.half(), targets, finite
+        lambda states: states.float() @ torch.ones(8, 5), hidden.half(), of_labels(targets), finite
     )
     with pytest.raises(SecateurError, match=r"the output of the head.* float16"):
         finite.check()
@@ -76,3 +77,28 @@ def test_on_a_gpu_thousands_of_tokens_go_at_once_as_memory_allows(
         assert 32 * at_once <= free_gib * 2**30
         assert at_once // vocabulary < 2200
     assert loss._at_once(torch.device("cpu")) == 2**24
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_labels_are_drawn_as_often_as_they_are_probable() -> None:
+    logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(2)) * 2
+    places = torch.arange(0.5, 4000).double() / 4000
+    for row in logits:
+        labels = drawn(row.expand(len(places), -1), places)
+        shares = labels.bincount(minlength=11) / len(places)
+        torch.testing.assert_close(shares, row.softmax(dim=0), rtol=0, atol=1 / 2000)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_entropy_and_its_gradient_are_those_of_autograd() -> None:
+    logits, _ = _drawn()
+    logits[0, :3] = -torch.inf
+    exact = logits.double().requires_grad_()
+    logs = torch.log_softmax(exact[1:], dim=-1)
+    (-(logs.exp() * logs).sum()).backward()
+    entropy, gradient = entropy_and_gradient(logits[1:])
+    torch.testing.assert_close(
+        entropy.double(), -(logs.exp() * logs).sum().detach(), rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(gradient.double(), exact.grad[1:], rtol=1e-4, atol=1e-6)
+    assert entropy_and_gradient(logits[:1])[1].isfinite().all()

@@ -31,7 +31,7 @@ from .lock import locked
 
 GIB = 20.0
 _ABOUT, _LOCK = "about.json", "lock"
-_NAME = re.compile(r"[a-z-]+-[0-9a-f]{12}-[0-9a-f]{12}")
+_NAME = re.compile(r"[a-z0-9-]+-[0-9a-f]{12}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field
 from ..budgets import BUDGETS, BYTES, PARAMETERS, TIME, amount
 from ..errors import SecateurError
 
+# How long a search in rounds takes: of these, one is given.
+SEARCH_LENGTH = ("search_minutes", "search_rounds")
+
 
 def _readable(value: Any, option: str, units: Mapping[str, float], example: str) -> Any:
     """An amount as text; numbers are of the plain unit."""
@@ -57,7 +60,9 @@ def one_budget(settings: Any, given: Collection[str]) -> str:
 
 
 def displaced(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Of recorded `settings` those that a budget given `over` them leaves in force."""
+    """Of recorded `settings` those that a budget, or a time, given `over` them leaves in force."""
+    if any(over.get(name) is not None for name in SEARCH_LENGTH):
+        settings = {name: value for name, value in settings.items() if name not in SEARCH_LENGTH}
     if not any(over.get(name) is not None for name in BUDGETS):
         return dict(settings)
     return {name: value for name, value in settings.items() if name not in BUDGETS}

@@ -39,7 +39,7 @@ PRUNE_GROUPS = {
     "Parts of a method": (
         "importance search repair",
         "use fusion fine members tau probes splits shrinkage scope square_attention scale rescore"
-        " target damping",
+        " target damping search_minutes search_rounds",
     ),
     "What may go": (
         "layers granularity align stock",
@@ -127,6 +127,13 @@ class PruneConfig(Reading):
         "sum"
     )
     search: Annotated[str | None, Field(description="Search; default: the method's")] = None
+    search_minutes: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="Minutes that a search in rounds (kl) takes"),
+    ] = None
+    search_rounds: Annotated[
+        int | None, Field(ge=1, description="Rounds of a search in rounds (kl); default: all")
+    ] = None
     rescore: Annotated[
         bool, Field(description="Take scores anew after each layer that goes (granularity layer)")
     ] = False
@@ -200,6 +207,14 @@ class PruneConfig(Reading):
         object.__setattr__(self, "ratio", ratio)  # frozen from here on
         return self
 
+    @model_validator(mode="after")
+    def _one_length(self) -> "PruneConfig":
+        if self.search_minutes is not None and self.search_rounds is not None:
+            raise SecateurError(
+                "--search-minutes and --search-rounds both say how long the search is; give one."
+            )
+        return self
+
     @property
     def budget_name(self) -> str:
         """The budget in force: the name of its setting."""
@@ -240,6 +255,11 @@ class PruneConfig(Reading):
     def asks_gradient(self) -> bool:
         """Whether it asks for gradients by gates."""
         return not self.rescore and SEARCHES[self.search_name].asks_gradient
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether it goes in rounds."""
+        return not self.rescore and SEARCHES[self.search_name].in_rounds
 
     @property
     def untouched(self) -> tuple[float, float]:

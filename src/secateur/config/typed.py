@@ -33,6 +33,8 @@ class PruneSettings(TypedDict, total=False):
     scope: Literal["layer_kind", "global"] | None
     members: str
     search: str | None
+    search_minutes: float | None
+    search_rounds: int | None
     rescore: bool
     repair: str | None
     scale: str | None

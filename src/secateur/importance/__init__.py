@@ -3,7 +3,7 @@
 To add one, write a file like `fluctuation.py` and import it here.
 """
 
-from . import fluctuation, magnitude, obs, random, redundancy, taylor
+from . import entropy, fisher, fluctuation, magnitude, obs, random, redundancy, taylor
 from .members import REDUCTIONS
 from .registry import IMPORTANCE, Importance, importance
 from .scoring import MATRICES, Ingredients, gradients_needed, score
@@ -14,6 +14,8 @@ __all__ = [
     "REDUCTIONS",
     "Importance",
     "Ingredients",
+    "entropy",
+    "fisher",
     "fluctuation",
     "gradients_needed",
     "importance",

@@ -12,6 +12,7 @@ from ..errors import SecateurError
 from ..registry import choose
 from ..stats import GRADIENTS
 from ..stats.fisher import OUTPUT_FISHER
+from ..stats.gates import GATES
 from ..structure import Axis
 from .members import REDUCTIONS
 from .registry import Importance
@@ -93,7 +94,7 @@ def _by_expert(
 
 def _of_units(name: str, value: Any, units: slice) -> Any:
     """An ingredient of some units."""
-    if name == "weight" or name.startswith("input_"):
+    if name == "weight" or name.startswith("input_") or name in GATES:
         return value[units]
     return value[:, units] if name in GRADIENTS and name != OUTPUT_FISHER else value
 

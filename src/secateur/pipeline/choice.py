@@ -15,6 +15,7 @@ from ..search import (
     Gradient,
     Limits,
     LossOfUnits,
+    Rounds,
     Wording,
     check_budget,
     removable,
@@ -36,6 +37,7 @@ def kept_units(
     divergence: DivergenceOfUnits | None = None,
     gradient: Gradient | None = None,
     budget: Budget | None = None,
+    rounds: Rounds | None = None,
 ) -> Kept:
     """Which units of the axes that may lose some stay; without a `budget`, the ratio's is taken.
 
@@ -63,6 +65,7 @@ def kept_units(
             loss=loss,
             divergence=divergence,
             gradient=gradient,
+            rounds=rounds,
             seed=config.seed,
             wording=wording,
         )

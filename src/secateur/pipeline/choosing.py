@@ -1,13 +1,14 @@
 """The stages that score units and choose those that stay: statistics become a plan."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from jaxtyping import Int64
 from torch import Tensor
 
-from ..progress import note, timed
-from ..search import DivergenceOfUnits, LossOfUnits, Units, one_by_one
+from ..progress import note, timed, within_a_stage
+from ..search import DivergenceOfUnits, LossOfUnits, Rounds, Units, one_by_one
 from ..stats import Statistics
 from ..structure import Axis, Plan
 from .candidates import divergences
@@ -17,6 +18,7 @@ from .gating import gradient_of_gates
 from .passes import look, needs_of_scores, walk
 from .planned import recorded
 from .probing import masked_losses
+from .rounds import settled
 from .scoring import masks_of_parts, scores, sums_by_sample, sums_of_parts
 from .subject import Subject
 
@@ -66,9 +68,13 @@ def _scores(subject: Subject, axes: Sequence[Axis], statistics: Statistics) -> d
 
 
 def choose(
-    subject: Subject, tokens: Tokens | None, found: Estimate, statistics: Statistics
+    subject: Subject,
+    tokens: Tokens | None,
+    found: Estimate,
+    statistics: Statistics,
+    rounds: Rounds | None = None,
 ) -> Plan:
-    """The plan: which units stay, by the search in force.
+    """The plan: which units stay, by the search in force; `rounds` are those of one in such.
 
     With `rescore`, whole layers go one by one, and after each the scores are taken anew.
 
@@ -92,8 +98,9 @@ def choose(
                 _divergence(subject, tokens, statistics),
                 gradient_of_gates(subject, tokens, statistics),
                 subject.budget,
+                rounds,
             )
-    plan = recorded(keep, structure, config)
+    plan = recorded(keep, structure, settled(config, rounds))
     if subject.budget.wanted > 0 and not any(map(plan.removed, structure.axes)):
         asks = "the ratio" if config.ratio is not None else subject.budget.option
         note(f"nothing is removed: {asks} asks for less than one unit")
@@ -133,7 +140,8 @@ def _divergence(
             {axis: tuple(mask[row].nonzero().flatten().tolist()) for axis, mask in masks.items()}
             for row in range(len(gone))
         ]
-        return divergences(way, candidates, statistics, fitted_on)
+        with within_a_stage() if config.in_rounds else nullcontext():
+            return divergences(way, candidates, statistics, fitted_on)
 
     return found
 

@@ -29,6 +29,7 @@ from .cutting import Cut, cut
 from .estimate import Estimate, asking_windows
 from .held_out import streamed
 from .passes import Seen, hidden_bytes, look, needs_of, sees_tokens
+from .rounds import check_rounds, rounds_numbers, rounds_of, settled
 from .subject import Subject
 from .texts import READ, Texts, read_texts
 
@@ -44,7 +45,8 @@ _FIRST, _LEFT = 1 / 4, 2
 class Chosen:
     """The way that is taken: its settings, scores and plan; the cut, if it had to be made.
 
-    `contest` has what was tried, with the divergence of each.
+    `contest` has what was tried, with the divergence of each; `search` how many rounds a search
+    made, if it goes in such, and the divergence that it came to.
     """
 
     subject: Subject
@@ -52,6 +54,7 @@ class Chosen:
     plan: Plan
     small: Cut | None = None
     contest: tuple[dict[str, Any], ...] = ()
+    search: dict[str, Any] | None = None
 
 
 def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
@@ -63,6 +66,12 @@ def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
     Raises:
         SecateurError: no way goes with them.
     """
+    found = _ways_of(subject, config)
+    check_rounds(config, [way.config for way in found])
+    return found
+
+
+def _ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
     if config.method != BEST:
         subject = subject.asked(config)
         check_reach(subject.structure, subject.config, subject.budget)
@@ -134,7 +143,7 @@ def best_of(
 ) -> Chosen:
     """The best of `ways`; `seen` has all that they need, `known` scores that were made before."""
     known = {} if known is None else known
-    plans = [_planned(way, tokens, seen, known) for way in ways]
+    plans = _as_settled([_planned(way, tokens, seen, known) for way in ways])
     asking = asking_windows(tokens)
     if len(plans) == 1 or tokens is None or asking is None:
         return plans[0]
@@ -144,6 +153,16 @@ def best_of(
         plans = [plan for _, plan in _nearest(_tried(plans, some, asking, seen, rows))[:_LEFT]]
     (_, best), *_ = _nearest(_tried(plans, tokens, asking, seen, rows))
     return replace(best, contest=tuple(rows))
+
+
+def _as_settled(plans: Sequence[Chosen]) -> list[Chosen]:
+    """What repeats one way repeats all: the rounds that one had time for are in the others, too."""
+    names = ("search_minutes", "search_rounds")
+    searched = next((one for one in plans if one.search), None)
+    if searched is None:
+        return list(plans)
+    length = {name: getattr(searched.subject.config, name) for name in names}
+    return [replace(one, subject=one.subject.under(**length)) for one in plans]
 
 
 def _nearest(tried: Iterable[tuple[float, Chosen]]) -> list[tuple[float, Chosen]]:
@@ -171,8 +190,10 @@ def _planned(way: Subject, tokens: Tokens | None, seen: Seen, known: Known) -> C
     statistics = seen.of(needs_of(way))
     if (scoring := scoring_of(way)) not in known:
         known[scoring] = score_units(way, tokens, statistics)
-    scores = known[scoring]
-    return Chosen(way, scores, choose(way, tokens, scores, statistics))
+    scores, rounds = known[scoring], rounds_of(way.config, tokens)
+    plan = choose(way, tokens, scores, statistics, rounds)
+    done = rounds_numbers(way.config, rounds)
+    return Chosen(replace(way, config=settled(way.config, rounds)), scores, plan, search=done)
 
 
 def _tried(

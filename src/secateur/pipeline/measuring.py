@@ -49,6 +49,8 @@ def numbers_of(
         numbers["bos"] = texts.begin.to_json()
     if best is not None and best.scores.blend is not None:
         numbers["blend"] = best.scores.blend
+    if best is not None and best.search:
+        numbers["search"] = best.search
     if best is not None and best.contest:
         numbers["contest"] = list(best.contest)
     if best is not None:  # a plan that is applied may have been edited

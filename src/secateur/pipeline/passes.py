@@ -140,7 +140,7 @@ def look(
             scored, _ = split_windows(tokens, alike[0].fusion, alike[0].search)
             with timed("gradients"):
                 way = walk(subject, scored, without)
-                seen.terms[asks] = collect_gradients(way, axes, terms)
+                seen.terms[asks] = collect_gradients(way, axes, terms, seed=subject.config.seed)
     inputs = {name for needs in wanted for name in needs.inputs}
     made = {(name, needs.asks_loss) for needs in wanted for name in needs.scores}
     if inputs or made:

@@ -40,6 +40,7 @@ RECORDED = (
     "members",
     "scale",
     "search",
+    "search_rounds",
     "rescore",
     "granularity",
     "target",

@@ -19,6 +19,7 @@ from .registry import (
     register_search,
 )
 from .removal import Removal, cost_of, remove_lowest
+from .rounds import Rounds
 from .run import DivergenceOfUnits, LossOfUnits, check_division, check_search, search
 from .stability import fluctuation, instability
 from .standardise import SCALES, channel_sum, logarithmic, per_parameter, rescaled, standardised
@@ -36,6 +37,7 @@ __all__ = [
     "LossOfUnits",
     "Removal",
     "Request",
+    "Rounds",
     "Search",
     "Units",
     "Wording",

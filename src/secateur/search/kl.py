@@ -9,6 +9,12 @@
 Prices of single axes do not add up, least of all where much goes, so that they are a start and not
 the answer. Each KL is that of a model whose consumers were fitted at once, on windows that no
 gradient has seen (the fits have): prices on a few, moves on more, the last ones on all.
+
+Where whole blocks may go beside finer units (`--granularity kv_group,channel,mlp_block`), a block
+is one step more of its axis (`joined`): it has a price, and takes part in moves.
+
+The search goes in rounds (`rounds`), each of which ends with the best so far: prices on a coarse
+grid of levels, those of one level more a round, then moves. So it can end after any of them.
 """
 
 import math
@@ -21,13 +27,17 @@ from torch import Tensor
 
 from .registry import Divergence, register_search
 from .removal import Removal, cost_of, remove_lowest
+from .rounds import Rounds
 
-# Shares of its units at which an axis is priced; of one with few steps, each step is.
-SHARES = (0.08, 0.17, 0.28, 0.42, 0.6, 0.8)
+# Shares of its units at which an axis is priced: at first, and those that each round adds. Of one
+# with few steps, each step is a level at once.
+COARSE, FINER = (0.17, 0.42, 0.8), (0.28, 0.08, 0.6)
 FEW_STEPS = 4
 # Tokens that prices and moves are taken on, rounds of moves, and candidates of a round.
 PRICED_ON, MOVED_ON = 2**11, 2**12
 ROUNDS, MOVES = 12, 16
+# What a round of moves asks: its candidates, and on how many tokens.
+MOVES_ASKED = tuple((1 + MOVES, None if n >= ROUNDS * 3 // 4 else MOVED_ON) for n in range(ROUNDS))
 # Candidates that are asked about together, and parts that the budget is divided into.
 _AT_ONCE, _PARTS = 64, 2000
 # The largest move, as a share of the budget; later ones are smaller.
@@ -35,23 +45,41 @@ _LARGEST = 1 / 16
 
 Steps = dict[str, int]
 Prices = Mapping[str, Tensor]
+# Levels of axes, a number of steps each, and what was found of some.
+Levels = Sequence[tuple[str, int]]
+Known = Mapping[tuple[str, int], float]
 
 
-@register_search("kl", paper="https://arxiv.org/abs/2302.04089", scale="raw")
+@register_search("kl", paper="https://arxiv.org/abs/2302.04089", scale="raw", joins=True)
 def kl(
     removals: Mapping[str, Removal],
     budget: float,
     divergence: Divergence,
     generator: torch.Generator,
+    rounds: Rounds,
 ) -> Steps:
     """Prices of single layers by the KL to the dense model, then moves between layers."""
+    best = by_scores(removals, budget)
     if len(removals) < 2 or budget <= 0:  # there is nothing to weigh
-        return by_scores(removals, budget)
-    prices = priced(removals, divergence)
-    starts = [cheapest(prices, removals, budget), by_scores(removals, budget)]
-    starts = [nearest(steps, prices, removals, budget) for steps in starts]
-    best = starts[int(divergence(starts, MOVED_ON).argmin())]
-    return moved(best, prices, removals, budget, divergence, generator)
+        return best
+    grids, known = grids_of(removals), dict[tuple[str, int], float]()
+    prices = lines(known, removals)
+    for number in rounds.of([*((len(grid) + 3, PRICED_ON) for grid in grids), *MOVES_ASKED]):
+        tokens: int | None = MOVED_ON
+        if number < len(grids):
+            known |= priced(grids[number], divergence)
+            prices = lines(known, removals)
+            starts = cheapest(prices, removals, budget), by_scores(removals, budget)
+            tried = [nearest(steps, prices, removals, budget) for steps in starts]
+        else:
+            turn = number - len(grids)
+            tried = moves(turn, best, prices, removals, budget, generator)
+            _, tokens = MOVES_ASKED[turn]
+        tried = [best, *(steps for steps in tried if steps != best)]
+        found = divergence(tried, tokens)
+        best = tried[int(found.argmin())]
+        rounds.found(float(found.min()))
+    return best
 
 
 def by_scores(removals: Mapping[str, Removal], budget: float) -> Steps:
@@ -60,28 +88,41 @@ def by_scores(removals: Mapping[str, Removal], budget: float) -> Steps:
     return remove_lowest(by_cost, budget, nearest=True)
 
 
-def priced(removals: Mapping[str, Removal], divergence: Divergence) -> dict[str, Tensor]:
-    """What each number of steps of an axis costs alone, [1 + step] fp64; between levels, a line."""
-    levels = {name: _levels(removal) for name, removal in removals.items()}
-    asked = [{name: level} for name, own in levels.items() for level in own]
+def grids_of(removals: Mapping[str, Removal]) -> list[Levels]:
+    """The levels at which axes are priced, round by round; the first has each axis' last one."""
+    grids: list[list[tuple[str, int]]] = [[] for _ in range(1 + len(FINER))]
+    for name, removal in removals.items():
+        steps, units = len(removal.ends), len(removal.order)
+        there: set[int] = set()
+        for grid, shares in zip(grids, (COARSE, *((share,) for share in FINER)), strict=True):
+            levels = {max(1, removal.steps_for(round(share * units))) for share in shares}
+            if steps <= FEW_STEPS:
+                levels = set(range(1, steps + 1))
+            elif not there:
+                levels.add(steps)
+            grid += [(name, level) for level in sorted(levels - there)]
+            there |= levels
+    return [grid for grid in grids if grid]
+
+
+def priced(levels: Levels, divergence: Divergence) -> dict[tuple[str, int], float]:
+    """What axes cost alone at these levels."""
     found: list[float] = []
-    for start in range(0, len(asked), _AT_ONCE):
-        found += divergence(asked[start : start + _AT_ONCE], PRICED_ON).tolist()
-    prices, values = {}, iter(found)
-    for name, own in levels.items():
-        at = [0, *own]
-        known = torch.tensor([0.0, *(next(values) for _ in own)], dtype=torch.float64)
-        prices[name] = _line(at, known.cummax(dim=0).values, len(removals[name].ends))
+    for start in range(0, len(levels), _AT_ONCE):
+        asked = [{name: level} for name, level in levels[start : start + _AT_ONCE]]
+        found += divergence(asked, PRICED_ON).tolist()
+    return dict(zip(levels, found, strict=True))
+
+
+def lines(known: Known, removals: Mapping[str, Removal]) -> dict[str, Tensor]:
+    """What each number of steps of an axis costs alone, [1 + step] fp64; between levels, a line."""
+    prices = {}
+    for name, removal in removals.items():
+        own = {0: 0.0, **{level: found for (axis, level), found in known.items() if axis == name}}
+        at = sorted(own)
+        values = torch.tensor([own[level] for level in at], dtype=torch.float64)
+        prices[name] = _line(at, values.cummax(dim=0).values, len(removal.ends))
     return prices
-
-
-def _levels(removal: Removal) -> list[int]:
-    """The numbers of steps at which an axis is priced."""
-    steps = len(removal.ends)
-    if steps <= FEW_STEPS:
-        return list(range(1, steps + 1))
-    units = len(removal.order)
-    return sorted({max(1, removal.steps_for(round(share * units))) for share in SHARES} | {steps})
 
 
 def _line(at: Sequence[int], values: Tensor, steps: int) -> Tensor:
@@ -145,27 +186,23 @@ def nearest(steps: Steps, prices: Prices, removals: Mapping[str, Removal], budge
         steps[min(rates, key=rates.__getitem__)] += way
 
 
-def moved(
+def moves(
+    turn: int,
     steps: Steps,
     prices: Prices,
     removals: Mapping[str, Removal],
     budget: float,
-    divergence: Divergence,
     generator: torch.Generator,
-) -> Steps:
-    """The best of what moves between axes lead to."""
-    for number in range(ROUNDS):
-        last = number >= ROUNDS * 3 // 4
-        share = _LARGEST / 2 ** (number * 4 // ROUNDS)
-        tried = [steps]
-        for _ in range(MOVES):
-            one = _move(steps, removals, share * budget, generator)
-            one = nearest(one, prices, removals, budget)
-            if one not in tried:
-                tried.append(one)
-        found = divergence(tried, None if last else MOVED_ON)
-        steps = tried[int(found.argmin())]
-    return steps
+) -> list[Steps]:
+    """What moves between axes make of `steps`, in this turn of moves."""
+    share = _LARGEST / 2 ** (turn * 4 // ROUNDS)
+    tried: list[Steps] = []
+    for _ in range(MOVES):
+        one = _move(steps, removals, share * budget, generator)
+        one = nearest(one, prices, removals, budget)
+        if one not in tried:
+            tried.append(one)
+    return tried
 
 
 def _move(

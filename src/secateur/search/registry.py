@@ -8,6 +8,7 @@
 | `loss` | choices to the mean loss of each, [choice] fp64, where no gradient has seen the text |
 | `divergence` | choices, and how many tokens (None: all), to the KL of each to the dense model |
 | `gradient` | gates, tokens, turn to the KL of the gated model to the dense one and its gradient |
+| `rounds` | of a search in rounds, those that there is time for (`search.rounds`) |
 | `generator` | random numbers, seeded by the run |
 | `scores` | as they came, by axis name, [unit, width]; larger means keep |
 | `by_sample` | scores for each calibration sample, by axis name, [sample, unit] |
@@ -43,7 +44,8 @@ Scores = Mapping[str, Float[Tensor, "unit width"]]
 BySample = Mapping[str, Float[Tensor, "sample _"]]
 
 INGREDIENTS = (
-    "axes removals budget loss divergence gradient generator scores by_sample ranked share request"
+    "axes removals budget loss divergence gradient rounds generator scores by_sample ranked share"
+    " request"
 )
 
 
@@ -78,11 +80,13 @@ class Search(Registered):
 
     `scale` is that on which it compares layers, None if it compares none: then it takes no whole
     blocks and layers. One that `floors` takes no more of attention than it is told to, where
-    others take the nearest number.
+    others take the nearest number. One that `joins` is given a whole block as the last step of its
+    finer units, where both may go.
     """
 
     scale: str | None
     floors: bool
+    joins: bool = False
 
     @property
     def across(self) -> bool:
@@ -110,6 +114,11 @@ class Search(Registered):
         return "gradient" in self.needs
 
     @property
+    def in_rounds(self) -> bool:
+        """Whether it goes in rounds, and can end after any of them."""
+        return "rounds" in self.needs
+
+    @property
     def even(self) -> bool:
         """Whether layers lose the same number of units, and it can be told how many."""
         return self.divides and not self.across
@@ -119,13 +128,18 @@ SEARCHES: dict[str, Search] = {}
 
 
 def register_search(
-    name: str, *, paper: str, scale: str | None = "standardised", floors: bool = False
+    name: str,
+    *,
+    paper: str,
+    scale: str | None = "standardised",
+    floors: bool = False,
+    joins: bool = False,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as the search `name`."""
 
     def make(function: Callable[..., Any], needs: tuple[str, ...]) -> Search:
         for need in needs:
             choose(f"parameter of the search {name!r}:", need, dict.fromkeys(INGREDIENTS.split()))
-        return Search(name, function, paper, needs, scale, floors)
+        return Search(name, function, paper, needs, scale, floors, joins)
 
     return entered("search", name, SEARCHES, make)

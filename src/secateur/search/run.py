@@ -10,8 +10,10 @@ from torch import Tensor
 from ..errors import SecateurError
 from ..structure import Axis
 from .budget import PLAIN, Limits, Wording, check_budget
+from .joined import blocks_of, joined, parted
 from .registry import SEARCHES, BySample, Gates, Gradient, Request, Scores, Search, Units
 from .removal import Removal, cost_of, units_of
+from .rounds import Rounds
 from .standardise import rescaled
 
 LossOfUnits = Callable[[Sequence[Units]], Float[Tensor, " choice"]]
@@ -32,6 +34,7 @@ def search(
     loss: LossOfUnits | None = None,
     divergence: DivergenceOfUnits | None = None,
     gradient: Gradient | None = None,
+    rounds: Rounds | None = None,
     seed: int = 0,
     wording: Wording = PLAIN,
 ) -> dict[str, tuple[int, ...]]:
@@ -47,7 +50,8 @@ def search(
     `by_sample` are unit scores for each calibration sample, which the searches by stability need;
     `loss` gives one loss, fp64, for each of several choices of units by axis name, `divergence` how
     far each is from the dense model, `gradient` how far it is with units times gates, and which way
-    these should go.
+    these should go; `rounds` says how many there are of a search that goes in such, and has what
+    they came to (None: all).
 
     Raises:
         SecateurError: more is asked for than the floors and the layer range allow, there is no such
@@ -65,6 +69,8 @@ def search(
     }
     _check_given(entry, by_sample, lacking)
     removals = _ranked(chosen, limits, _ranks(entry, chosen, scores, scale))
+    blocks = blocks_of(chosen) if entry.joins else {}
+    removals = joined(removals, blocks)
     share = budget / max(sum(axis.units * axis.cost for axis in chosen), 1)
     request = Request(budget, share, attention_units, attention_ratio)
     check_division(name, request.divides)
@@ -79,6 +85,7 @@ def search(
         "gradient": lambda gates, tokens, turn: _gradient(
             name, gates, tokens, turn, removals, gradient
         ),
+        "rounds": rounds or Rounds(),
         "generator": torch.Generator().manual_seed(seed),
         "scores": {axis.name: scores[axis.name] for axis in chosen},
         "by_sample": by_sample and {axis.name: by_sample[axis.name] for axis in chosen},
@@ -93,7 +100,7 @@ def search(
         _check_shares(entry, chosen, removals, units, request, wording)
     if entry.own:
         _check_met(name, removals, units, budget, wording)
-    return units
+    return dict(parted(units, removals, blocks))
 
 
 def check_search(name: str, axes: Sequence[Axis]) -> None:

@@ -7,7 +7,8 @@ On the way forward the inputs of every layer are kept (hidden states only). On t
 each layer runs again, now with gradients; those of a member, one for every window where that is
 asked for, are multiplied with its weight, summed up to units (`Weight`, `Taylor`) and dropped as
 soon as they are there, and that of the layer's input takes the place of the input. No gradient of
-the whole model ever exists.
+the whole model ever exists. Terms of gates (`Gates`) are of other sums over tokens than that loss
+(`objective`): for each of those there is a pass of its own.
 
 What goes back is the gradient of (T-1) loss_n: the mean would put small gradients below what half
 precision can hold. The factor is taken out in fp32.
@@ -17,7 +18,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -31,24 +32,35 @@ from .activations import Activations
 from .collect import Statistics, find, what_is_missing
 from .finite import Finite
 from .fisher import OUTPUT_FISHER, OutputFisher
+from .gates import GATES, Gates
 from .linears import linears, tapped
 from .loss import hidden_gradient
+from .objective import DRAWN, ENTROPY, OBSERVED, Start, objective
 from .products import Weight
 from .stream import Call, LayerStep, Walk, hidden_of
 from .taylor import MODES, TERMS, Taylor
 
-GRADIENTS = (*(f"{mode}_{term}" for mode in MODES for term in TERMS), OUTPUT_FISHER)
+GRADIENTS = (*(f"{mode}_{term}" for mode in MODES for term in TERMS), OUTPUT_FISHER, *GATES)
 
+# Passes by what goes back in them, as the store knows them.
+_KINDS = {
+    OBSERVED: "gradients",
+    DRAWN: "gradients of labels drawn by seed {seed}",
+    ENTROPY: "gradients of entropy",
+}
 # So many tokens go down a layer at once, however many windows a batch has.
 _TOKENS = 2**13
 
 
-def collect_gradients(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) -> Statistics:
+def collect_gradients(
+    walk: Walk, axes: Sequence[Axis], needs: Iterable[str], *, seed: int = 0
+) -> Statistics:
     """Walk the layers forward and back and collect the gradient terms `needs` of `axes`.
 
     `needs` are names of `GRADIENTS`; `statistics[axis][name]` is [member, unit, channel], or
-    [sample, unit] for `samples_...` (see `Taylor`), or [fan] for `output_fisher` (see `fisher`).
-    `walk.limit` holds for the inputs of all layers together.
+    [sample, unit] for `samples_...` (see `Taylor`), [fan] for `output_fisher` (see `fisher`), or
+    [unit] for `gate_...` (see `gates`). `walk.limit` holds for the inputs of all layers together,
+    and `seed` is that of labels which are drawn.
 
     Raises:
         SecateurError: an unknown need, no windows or windows of one token, or a loss or a gradient
@@ -65,37 +77,68 @@ def collect_gradients(walk: Walk, axes: Sequence[Axis], needs: Iterable[str]) ->
     # the limit holds for the inputs of all layers, the last output and its gradient
     own = walk.like(batch=batch, parts=len(walk.source) - lowest + 2)
 
-    def look(axes: Sequence[Axis], missing: list[str]) -> Kept:
-        kept = own.kept("gradients", needs=missing, axes=[axis.name for axis in axes])
-        if not kept.whole:
-            _pass(own, axes, missing, lowest, kept)
-        return kept
+    found = Statistics()
+    for goes_back in sorted({_goes_back(need) for need in wanted}):
+        alike = [need for need in wanted if _goes_back(need) == goes_back]
+        kind = _KINDS[goes_back].format(seed=seed)
+        look = partial(_look, own, kind, lowest, objective(goes_back, walk.tokens, seed))
+        found.include(what_is_missing(own, kind, axes, alike, look))
+    return found
 
-    return what_is_missing(own, "gradients", axes, wanted, look)
+
+def _goes_back(need: str) -> str:
+    """What goes back through the layers for a term."""
+    return GATES.get(need, OBSERVED)
 
 
-def _pass(walk: Walk, axes: Sequence[Axis], needs: Sequence[str], lowest: int, kept: Kept) -> None:
-    """The pass: up, with the inputs of every layer kept, then down from the loss."""
+def _look(
+    walk: Walk,
+    kind: str,
+    lowest: int,
+    start: Start,
+    axes: Sequence[Axis],
+    missing: Sequence[str],
+) -> Kept:
+    kept = walk.kept(kind, needs=missing, axes=[axis.name for axis in axes])
+    if not kept.whole:
+        _pass(walk, axes, missing, lowest, start, kept)
+    return kept
+
+
+def _pass(
+    walk: Walk,
+    axes: Sequence[Axis],
+    needs: Sequence[str],
+    lowest: int,
+    start: Start,
+    kept: Kept,
+) -> None:
+    """The pass: up, with the inputs of every layer kept, then down from what `start` makes."""
     count, length = walk.tokens.shape
     inputs = _Inputs(walk, lowest)
     if len(kept.done) < len(inputs.order):
         inputs.ascend()
-        gradient = inputs.gradient(kept.state("gradient") if kept.done else None)
+        gradient = inputs.gradient(start, kept.state("gradient") if kept.done else None)
         going = {"gradient": gradient}
         single = cache(lambda: walk.like(batch=1).prepared())
         for step in walk.layers(kept, going, reverse=True, lowest=lowest, stage="gradients"):
             own = [axis for axis in axes if axis.layer == step.index]
             here = [Taylor(axis, needs, count, walk.source.device) for axis in own]
             weights = _weights(step, here, 1 / (length - 1), count)
-            fisher = OutputFisher(step, own if OUTPUT_FISHER in needs else [], gradient)
+            gates = [need for need in needs if need in GATES]
+            outputs: OutputFisher | Gates
+            if gates:  # nothing else asks what goes back for one
+                outputs = Gates(step, own, gates[0], count * (length - 1))
+            else:
+                outputs = OutputFisher(step, own if OUTPUT_FISHER in needs else [], gradient)
             states = inputs.at(step.index)
-            descent = _Descent(states, gradient, here, weights, fisher, step.index > lowest)
-            if not descent.by_linears(step):
-                together = all(weight.linear for weight in weights.values())
+            descent = _Descent(states, gradient, here, weights, outputs, step.index > lowest)
+            if gates or not descent.by_linears(step):
+                together = not gates and all(weight.linear for weight in weights.values())
                 descent.by_autograd(step if together else step.along(single()))
             step.finite.check()
             inputs.over(step.index)
-            step.found = {**_found(here, weights.values()), **fisher.found()}
+            step.found = {**_found(here, weights.values()), **outputs.found()}
     inputs.kept.drop()
     kept.end()
 
@@ -176,34 +219,34 @@ class _Inputs:
         """The input of a layer is needed no more."""
         self._states.pop(index, None)
 
-    def gradient(self, earlier: Tensor | None) -> Activations:
-        """The gradient of every window's summed loss by the last output, or that of an earlier run.
+    def gradient(self, start: Start, earlier: Tensor | None) -> Activations:
+        """The gradient by the last output of what `start` makes, or that of an earlier run.
 
         Further down it is that by the output of the layer that is next.
         """
         count, length, width = self._like.shape
         gradient = self._walk.states((count, length, width), self._like.dtype)
         if earlier is None:
-            _start(self._walk, self.at(self._end), gradient)
+            _start(self._walk, self.at(self._end), start, gradient)
         else:
             gradient.tensor.copy_(earlier)
         self.over(self._end)
         return gradient
 
 
-def _start(walk: Walk, states: Activations, into: Activations) -> None:
-    """The gradient of every window's summed loss by the last hidden states.
+def _start(walk: Walk, states: Activations, start: Start, into: Activations) -> None:
+    """The gradient of what `start` makes of every window, by the last hidden states.
 
     Raises:
-        SecateurError: a loss is not finite.
+        SecateurError: a sum is not finite.
     """
     finite = Finite()
     with walk.source.back() as logits_of:
         for windows in walk.batches:
             last = states[windows].to(walk.source.device)
             gradient = torch.zeros_like(last)
-            hidden, targets = last[:, :-1].flatten(0, 1), walk.tokens[windows][:, 1:].flatten()
-            found = hidden_gradient(logits_of, hidden, targets, finite)
+            hidden = last[:, :-1].flatten(0, 1)
+            found = hidden_gradient(logits_of, hidden, start(windows), finite)
             gradient[:, :-1] = found.view_as(gradient[:, :-1])
             into[windows] = gradient
     finite.check()
@@ -232,7 +275,7 @@ class _Descent:
     gradients: Activations
     here: Sequence[Taylor]
     weights: Mapping[nn.Parameter, Weight]
-    fisher: OutputFisher
+    outputs: OutputFisher | Gates
     input_too: bool
 
     def by_linears(self, step: LayerStep) -> bool:
@@ -245,7 +288,7 @@ class _Descent:
             shape = (leaf.shape[0], leaf.shape[1])
             with (
                 tapped(chosen, shape, step.finite, check=number == 0) as plain,
-                self.fisher.listening(),
+                self.outputs.listening(),
             ):
                 output = _forward(step, leaf, call)
                 if not plain():
@@ -260,8 +303,8 @@ class _Descent:
         """Descend with gradients of the parameters, each dropped as soon as it is there."""
         with _listening(self.weights, step):
             for windows, inputs, call in step.batches(self.states):
-                leaf = inputs.detach().requires_grad_(self.input_too)
-                with self.fisher.listening():
+                leaf = inputs.detach().requires_grad_(self.input_too or not self.weights)
+                with self.outputs.listening():
                     output = _forward(step, leaf, call)
                     output.backward(self.gradients[windows].to(output.device))
                 del output
@@ -269,7 +312,7 @@ class _Descent:
 
     def _end(self, step: LayerStep, windows: slice, leaf: Tensor) -> None:
         """Some windows went down."""
-        self.fisher.passed(windows)
+        self.outputs.passed(windows)
         for taylor in self.here:
             taylor.end_windows()
         if self.input_too:

@@ -159,16 +159,18 @@ def divergence_gradient(
 def hidden_gradient(
     logits_of: Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "token hidden"],
-    targets: Int64[Tensor, " token"],
+    objective: Callable[[slice, Tensor], tuple[Tensor, Tensor]],
     finite: Finite,
 ) -> Float[Tensor, "token hidden"]:
-    """Gradient of the summed loss by the hidden states; `finite` is shown the loss."""
+    """Gradient by the hidden states of an `objective`: tokens and their logits to sum and gradient.
+
+    `finite` is shown the sums.
+    """
     gradients, losses = [], []
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
         for tokens, piece, logits in in_pieces(logits_of, leaf):
-            wanted = sent(targets[tokens], logits.device)
-            loss, gradient = loss_and_gradient(logits.detach(), wanted)
+            loss, gradient = objective(tokens, logits.detach())
             losses.append(loss)
             gradients.append(torch.autograd.grad(logits, piece, gradient)[0][0])
     finite.see("the loss (the output of the head)", torch.stack(losses), hidden.dtype)
