@@ -4,7 +4,7 @@
     agreement  = 1/T sum_t [ argmax_v p_t(v) = argmax_v q_t(v) ]
 
 p the predictions of the dense model, q those of the other, t over the predicted tokens of all
-windows. The perplexities of both come from the same hidden states. Standard errors are over windows.
+windows. Perplexities of both come from the same hidden states; standard errors are over windows.
 """
 
 from collections.abc import Callable, Sequence

@@ -6,17 +6,21 @@ from .comparing import compare
 from .convert import Conversion, convert
 from .cutting import added_biases
 from .discover import Discovery, discover
+from .evaluating import evaluate
+from .evaluation_result import Continuation, Evaluation
 from .held_out import evaluation_text
 from .keeping import keeping as keeping_passes
-from .look import evaluate, inspect, look_at, read_plan
+from .look import inspect, look_at, read_plan
 from .pruning import apply, prune
 from .recovering import Recovery, prune_and_recover, recover
 from .result import Result
 from .scoring import scores
 
 __all__ = [
+    "Continuation",
     "Conversion",
     "Discovery",
+    "Evaluation",
     "Recovery",
     "Result",
     "added_biases",
