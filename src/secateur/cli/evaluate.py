@@ -47,7 +47,8 @@ _TASKS = {
 Example:
   secateur evaluate small/ --evaluate heldout.txt --against path/to/model
   secateur evaluate small/ --tasks zero-shot --limit 200
-  secateur evaluate small/ --tasks FOLDER/ --prompt "Once upon a time"
+  secateur evaluate small/ --tasks FOLDER/ --against path/to/model
+  secateur evaluate small/ --evaluate heldout.txt --continuations 3
 """,
 )
 @click.argument("model")

@@ -75,7 +75,7 @@ def _task(file: Path) -> LocalTask:
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows with the numbers of their lines; empty lines are none."""
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if line.strip():
             yield number, _row(file, number, line)
 

@@ -213,7 +213,7 @@ class _Measured:
             context=self.opened.context,
             stage=stage,
         )
-        return [str(tokenizer.decode(ids)) for ids in found]
+        return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]
 
 
 def _alike(opened: OpenModel, dense: OpenModel) -> None:
