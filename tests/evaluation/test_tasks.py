@@ -301,6 +301,17 @@ def test_data_that_cannot_be_had_are_told(model: Path, assert_refused: Callable[
 
 
 @pytest.mark.slow
+def test_the_harness_is_imported_when_tasks_are_asked_for(model: Path, text_file: Path) -> None:
+    code = (
+        "import sys, secateur\n"
+        f"found = secateur.evaluate({str(model)!r}, {str(text_file)!r}, prompts='a')\n"
+        "print('lm_eval' in sys.modules, 'datasets' in sys.modules, len(found))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False", "1"], done.stderr
+
+
+@pytest.mark.slow
 def test_an_unknown_name_has_near_ones(model: Path, assert_refused: Callable[..., str]) -> None:
     says = ["Unknown task 'hellaswagg'", "'hellaswag'", "zero-shot"]
     assert_refused("evaluate", model, "--tasks", "hellaswagg", says=says)

@@ -58,7 +58,7 @@ Example:
     help="Held-out text for perplexity  [wikitext2; none with --tasks or --prompt]",
 )
 @click.option("--evaluate-lengths", metavar="N,N", help="Tokens in a window  [128,2048]")
-@click.option("--against", metavar="DENSE", help="Dense model to measure beside this one")
+@click.option("--against", metavar="DENSE", help="Dense model, and the agreement with it")
 @click.option("--tasks", metavar="NAME,NAME", help="Tasks: zero-shot, names, files, folders")
 @click.option("--limit", type=int, metavar="N", help="Items of a task at most")
 @click.option("--prompt", multiple=True, metavar="TEXT", help="Prompt to continue greedily")

@@ -129,6 +129,8 @@ def evaluate(
             beside = open_model(against, dequantise=dequantise)
             _alike(opened, beside)
             models.append(_Measured.of(beside, tokenizer, machine))
+        if limit is not None and not asked:
+            note("--limit changes nothing without --tasks")
         questions = evaluation.harness().loaded(asked) if asked else None
         options = {"tokens": evaluate_tokens, "field": field, "bos": bos}
         stream, lengths = _read(models, names["evaluate"], given, evaluate_lengths, options)
