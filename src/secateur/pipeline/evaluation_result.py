@@ -26,8 +26,9 @@ class Continuation:
 class Evaluation(Sequence[Perplexity]):
     """Numbers of a model, each with a standard error; it reads as the list of its perplexities.
 
-    `dense_` is the same of the dense model, where there is one, and `agreement` how far it is.
-    `begin` is what windows begin with (None without a text); `form` says which class loads it.
+    `dense_perplexities` and `dense_tasks` are of the dense model, where there is one.
+    `begin` is what windows begin with (None without a text), `form` which class loads it: two are
+    equal if their numbers are.
     """
 
     perplexities: tuple[Perplexity, ...] = ()
@@ -36,8 +37,8 @@ class Evaluation(Sequence[Perplexity]):
     tasks: tuple[TaskResult, ...] = ()
     dense_tasks: tuple[TaskResult, ...] = ()
     continuations: tuple[Continuation, ...] = ()
-    begin: Beginning | None = None
-    form: Mapping[str, Any] = field(default_factory=dict)
+    begin: Beginning | None = field(default=None, compare=False)
+    form: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @overload
     def __getitem__(self, index: int) -> Perplexity: ...
