@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import secateur
-from conftest import shared
+from conftest import shared, tiny_tokenizer
 from secateur.errors import SecateurError
 from secateur.evaluation import Asked, TaskResult, asked_tasks, harness, local_tasks, means
 from secateur.evaluation.standard_error import Estimate
@@ -132,6 +132,32 @@ def test_log_likelihoods_are_those_of_the_harness_item_by_item(
     assert len(found) == len(whole) == 36
     for (value, greedy), (wanted, likeliest) in zip(found, whole, strict=True):
         assert value == pytest.approx(wanted, abs=1e-4)
+        assert greedy == likeliest
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_pairs_are_cut_into_tokens_as_the_harness_cuts_them(adds: bool, model: Path) -> None:
+    """With a tokenizer that puts a BOS before a text, and with one that does not."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from tokenizers import processors
+
+    tokenizer = tiny_tokenizer()
+    if adds:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    pairs = [("A tree ", "rests"), ("", "shade"), ("<s>begun", " so"), ("of", " a"), ("", "<s>x")]
+    asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
+    run, opened = harness(), secateur.open_model(model)
+    with run._silent(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own = HFLM(pretrained=opened.whole(torch.float32), tokenizer=tokenizer, device="cpu")
+        wanted = own.loglikelihood(asked, disable_tqdm=True)
+    scored = run.Scored(opened.streamed(device="cpu"), tokenizer, opened.context, lambda: None)
+    found = run.StreamedLM(scored).loglikelihood(asked)
+    for (value, greedy), (other, likeliest) in zip(found, wanted, strict=True):
+        assert value == pytest.approx(other, abs=1e-4)
         assert greedy == likeliest
 
 

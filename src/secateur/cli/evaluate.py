@@ -91,7 +91,7 @@ def evaluate_command(
     given = {name: value for name, value in options.items() if value is not None}
     config = make_config(model=model, **given)
     screen = Screen()
-    from ..pipeline.evaluating import evaluate as evaluated
+    from ..pipeline import evaluate as evaluated
     from ..pipeline.evaluating import text_of
     from ..report import form_line
 
