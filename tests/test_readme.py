@@ -91,6 +91,7 @@ def test_what_the_package_imports_is_in_its_base() -> None:
         "compressed_tensors",
         "datasets",
         "gguf",
+        "lm_eval",
         "markupsafe",  # comes with jinja2
         "sentencepiece",
     }

@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import load_file
 
 import secateur
-from conftest import EVERY_FAMILY_SLOWLY, tiny_model
+from conftest import EVERY_FAMILY_SLOWLY, tiny_model, tiny_tokenizer
 from secateur import data
 from secateur.cli.main import cli, run
 from secateur.cli.screen import print_json, table
@@ -279,9 +279,9 @@ def test_evaluate_finds_the_perplexity_that_prune_reported(
         found = json.loads(said("evaluate", folder, "--evaluate", text_file, "--json"))
         assert found["model"] == str(folder)
         assert found["text"] == str(text_file)
-        assert found["perplexity"] == [
-            {"window": 64, "perplexity": reported[when], "tokens": reported["tokens"]}
-        ]
+        (one,) = found["perplexity"]
+        assert 0 < one.pop("standard_error") < one["perplexity"] / 5
+        assert one == {"window": 64, "perplexity": reported[when], "tokens": reported["tokens"]}
 
 
 def test_evaluate_prints_one_row_for_each_window(model: Path, text_file: Path, said: Said) -> None:
@@ -300,7 +300,37 @@ def test_evaluate_prints_one_row_for_each_window(model: Path, text_file: Path, s
     out = said(*arguments)
     for entry in found:
         assert math.isfinite(entry["perplexity"])
-        assert re.search(rf"│ {entry['window']} +│ +{entry['perplexity']:.3f} │", out)
+        value = f"{entry['perplexity']:.3f} ± {entry['standard_error']:.3f}"
+        assert re.search(rf"│ {entry['window']} +│ +{value} │", out)
+
+
+def test_evaluate_sets_the_dense_model_beside(
+    pruned: Callable[..., Path], text_file: Path, tmp_path: Path, said: Said
+) -> None:
+    small = pruned()
+    dense = next(tmp_path.glob("dense-*"))
+    given = ["--evaluate", text_file, "--evaluate-lengths", "16,32", "--evaluate-tokens", "640"]
+    arguments = ["evaluate", small, *given, "--against", dense, "--prompt", "The tree"]
+    arguments += ["--continuations", "2", "--new-tokens", "4"]
+    found = json.loads(said(*arguments, "--json"))
+    for folder, name in ((small, "perplexity"), (dense, "dense_perplexity")):
+        alone = json.loads(said("evaluate", folder, *given, "--json"))["perplexity"]
+        for one, other in zip(found[name], alone, strict=True):
+            assert one == pytest.approx(other)
+    for one in found["agreement"]:
+        assert 0 < one["kl"]["standard_error"] < one["kl"]["value"]
+        assert 0 < one["top1"]["value"] < 1
+    assert len(found["continuations"]) == 3
+    assert found["continuations"][0]["prompt"] == "The tree"
+    for when, folder in (("text", small), ("dense", dense)):
+        model, tokenizer = secateur.load(folder), tiny_tokenizer()
+        ids = torch.tensor([tokenizer("The tree")["input_ids"]])
+        wanted = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)[0]
+        text = tokenizer.decode(wanted[ids.shape[1] :], skip_special_tokens=True)
+        assert found["continuations"][0][when] == text
+    out = said(*arguments)
+    for word in ("KL", "top-1", "dense", "Continued greedily", "± is one standard error"):
+        assert word in out
 
 
 def test_evaluate_says_which_part_of_a_data_set_it_reads(

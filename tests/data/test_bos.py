@@ -282,7 +282,7 @@ def test_perplexity_of_a_command_is_that_of_its_windows(
         stream = running_text([text], adding(), source="x", at_most=None, bos=bos)
         expected = perplexity(source, stream.windows(32), batch=8, begin=begin)
         found = secateur.evaluate(adding_folder, str(text_file), evaluate_lengths=[32], bos=bos)
-        assert found == [expected]
+        assert list(found) == [expected]
         command = [
             "evaluate",
             str(adding_folder),

@@ -8,9 +8,11 @@ from .comparing import compare
 from .convert import Conversion, convert
 from .cutting import added_biases
 from .discover import Discovery, discover
+from .evaluating import evaluate
+from .evaluation_result import Continuation, Evaluation
 from .held_out import evaluation_text
 from .keeping import keeping as keeping_passes
-from .look import evaluate, inspect, look_at, read_plan
+from .look import inspect, look_at, read_plan
 from .pruning import apply, prune
 from .recovering import Recovery, recover
 from .result import Result
@@ -18,8 +20,10 @@ from .scoring import scores
 
 __all__ = [
     "Bench",
+    "Continuation",
     "Conversion",
     "Discovery",
+    "Evaluation",
     "Recovery",
     "Result",
     "added_biases",

@@ -1,42 +1,22 @@
-"""Looking without cutting: perplexity of a model, plans, what a folder holds."""
+"""Looking without cutting: plans, what a folder holds."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
-from torch import nn
+from typing import Any
 
 from ..arguments import (
-    a_count,
-    a_device,
-    a_dtype,
     a_flag,
-    a_model,
-    a_number,
     a_place,
-    a_progress,
-    a_text,
-    a_tokenizer,
-    a_whole,
-    a_word,
     optional,
     public,
-    renamed,
-    some,
 )
 from ..checkpoint import weight_files
 from ..config import read_record
-from ..data import Beginning, Bos, Text, given_windows
 from ..errors import SecateurError
-from ..evaluation import Perplexity, window_lengths
 from ..models import OpenModel, open_model
 from ..parsing import read_text
 from ..paths import typed_path
-from ..progress import Progress, note, telling
-from ..registry import choose
 from ..report import (
     checked_blend,
     form_word,
@@ -47,112 +27,7 @@ from ..report import (
 )
 from ..structure import Plan, Structure
 from .checks import seen_settings, unread_settings
-from .held_out import evaluation_text, perplexities
-from .keeping import Stored, keeping
-from .passes import hidden_bytes
 from .stock import standing
-from .texts import named
-
-
-@renamed(tokens="evaluate_tokens", windows="evaluate_lengths")
-@public(
-    model=a_model,
-    text=a_text,
-    tokenizer=a_tokenizer,
-    evaluate_tokens=optional(a_count(2)),
-    evaluate_lengths=optional(some(a_whole)),
-    batch=a_count(1),
-    device=a_device,
-    dtype=a_dtype,
-    hidden_gib=a_number,
-    device_gib=optional(a_number),
-    resident=a_word,
-    fresh=a_flag,
-    progress=a_progress,
-)
-def evaluate(
-    model: str | Path | nn.Module,
-    text: Any,
-    *,
-    field: str | None = None,
-    bos: str = "auto",
-    tokenizer: Any = None,
-    evaluate_tokens: int | None = None,
-    evaluate_lengths: int | Sequence[int] | None = None,
-    batch: int = 8,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    merge_adapter: bool | None = None,
-    dequantise: bool = False,
-    hidden_gib: float = 4.0,
-    device_gib: float | None = None,
-    resident: str = "auto",
-    store: Stored = None,
-    fresh: bool = False,
-    progress: Progress | None = None,
-) -> list[Perplexity]:
-    """Perplexity of any supported model, pruned or not, on `text`, one layer in memory at a time.
-
-    `text` is a name (as for calibration), strings, rows with text in them, or tokens as a tensor
-    [window, token], which come in windows of that length unless `evaluate_lengths` says otherwise.
-    `bos` is `each`, `document`, `never` or `auto` (see `secateur.data.beginning`). `merge_adapter`
-    and `dequantise` are those of `open_model`, `store` and `fresh` those of `prune`. Of hidden
-    states, `hidden_gib` GiB stay in memory, beside `device_gib` on a GPU (None: what is free less a
-    margin); with `resident` weights are read once.
-
-    Raises:
-        SecateurError: bad input.
-    """
-    return evaluated(**locals())[0]  # it takes the same arguments
-
-
-def evaluated(
-    model: str | Path | nn.Module,
-    text: Any,
-    *,
-    field: str | None,
-    bos: str,
-    tokenizer: Any = None,
-    evaluate_tokens: int | None,
-    evaluate_lengths: int | Sequence[int] | None,
-    batch: int,
-    device: str | torch.device,
-    dtype: str | torch.dtype,
-    progress: Progress | None,
-    merge_adapter: bool | None = None,
-    dequantise: bool = False,
-    hidden_gib: float = 4.0,
-    device_gib: float | None = None,
-    resident: str = "auto",
-    store: Stored = None,
-    fresh: bool = False,
-) -> tuple[list[Perplexity], Beginning, dict[str, Any]]:
-    """What `evaluate` gives, what the windows began with, and whether the model is stock."""
-    choose("--bos", bos, dict.fromkeys(get_args(Bos)))
-    names, given = named({"evaluate": text})
-    with telling(progress), keeping(store, None, None, fresh=fresh) as kept:
-        opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
-        for message in opened.notes:
-            note(message)
-        source = opened.streamed(
-            device=str(device), dtype=str(dtype), resident=resident, device_gib=device_gib
-        )
-        stream = evaluation_text(
-            opened,
-            names["evaluate"],
-            tokenizer=tokenizer,
-            tokens=evaluate_tokens,
-            field=field,
-            bos=bos,
-            given=given.get("evaluate"),
-        )
-        ready = given_windows(given.get("evaluate"))
-        usual = window_lengths(opened.context) if ready is None else (ready.shape[1],)
-        asked = [evaluate_lengths] if isinstance(evaluate_lengths, int) else evaluate_lengths
-        lengths = _fitting(asked or usual, opened.context, stream, names["evaluate"])
-        limit = hidden_bytes(hidden_gib)
-        found = perplexities(source, stream, lengths, batch, "perplexity", limit=limit, store=kept)
-        return found, stream.begin, standing(opened)
 
 
 @public(path=a_place)
@@ -355,18 +230,3 @@ def bytes_before(opened: OpenModel) -> int:
             files = weight_files(opened.folder)[0]
         return sum(file.stat().st_size for file in files)
     return sum(spec.bytes for spec in opened.weights.specs.values())
-
-
-def _fitting(lengths: Sequence[int], context: int, stream: Text, text: str) -> list[int]:
-    """The window lengths that the model and the text allow; an error if there is none."""
-    if min(lengths) < 2 or max(lengths) > context:
-        raise SecateurError(
-            f"--evaluate-lengths must lie between 2 and the context of the model, {context} tokens."
-        )
-    fitting = [length for length in lengths if len(stream.windows(length))]
-    if not fitting:
-        raise SecateurError(
-            f"The text of {text} has {len(stream.ids)} tokens, fewer than one window of"
-            f" {min(lengths)}.\nGive more text, or smaller --evaluate-lengths."
-        )
-    return fitting

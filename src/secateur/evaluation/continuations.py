@@ -1,0 +1,56 @@
+"""What a model writes after a prompt: greedily, one token after the other, layers streamed.
+
+Each new token is one walk over the layers for all prompts, so a model that does not fit in memory
+writes too. Nothing is kept from token to token: that would be keys and values of every layer.
+"""
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from ..checkpoint import Kept
+from ..progress import telling, track
+from ..stats import LayerSource, Walk
+from .perplexity import last_states
+
+
+def continuations(
+    source: LayerSource,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int,
+    ends: Collection[int] = (),
+    context: int,
+    stage: str = "continuations",
+) -> list[list[int]]:
+    """Token ids that follow each prompt, the likeliest at every step; none after one of `ends`.
+
+    At most `new_tokens`, and no more than the model reads at once (`context`) with the prompt.
+
+    Raises:
+        SecateurError: an activation is not finite.
+    """
+    texts = [list(prompt) for prompt in prompts]
+    open_texts = list(range(len(texts)))
+    for _ in track(range(new_tokens), stage, new_tokens, "token"):
+        open_texts = [n for n in open_texts if len(texts[n]) < context]
+        if not open_texts:
+            break
+        with telling():  # a walk is one step here, no stage
+            following = _next(source, [texts[n] for n in open_texts])
+        for number, token in zip(open_texts, following, strict=True):
+            texts[number].append(token)
+        open_texts = [n for n in open_texts if texts[n][-1] not in ends]
+    written = (text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True))
+    return [text[:-1] if text and text[-1] in ends else text for text in written]
+
+
+def _next(source: LayerSource, texts: Sequence[Sequence[int]]) -> list[int]:
+    """The likeliest token after each text; shorter ones are padded where nothing looks back."""
+    longest = max(map(len, texts))
+    tokens = torch.tensor([[*text, *[text[-1]] * (longest - len(text))] for text in texts])
+    (states,) = last_states([Walk(source, tokens, batch=len(texts))], [Kept()], "token")
+    last = torch.tensor([len(text) - 1 for text in texts])
+    hidden = states.tensor[torch.arange(len(texts)), last]
+    with source.back() as logits_of:
+        return [int(one) for one in logits_of(hidden[None])[0].argmax(dim=-1)]
