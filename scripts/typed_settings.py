@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from secateur.config import PruneConfig, RecoverConfig
+from secateur.config import BenchConfig, PruneConfig, RecoverConfig
 
 FILE = Path(__file__).parent.parent / "src" / "secateur" / "config" / "typed.py"
 # Texts may be given themselves: strings, rows, a data set, tokens.
@@ -30,6 +30,7 @@ def made() -> str:
     classes = (
         _typed("PruneSettings", PruneConfig, "Settings of `secateur.prune`."),
         _typed("RecoverSettings", RecoverConfig, "Settings of `secateur.recover`."),
+        _typed("BenchSettings", BenchConfig, "Settings of `secateur.bench`."),
     )
     return "\n\n".join((_HEAD, *classes))
 

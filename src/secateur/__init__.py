@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .pipeline import (
         Result,
         apply,
+        bench,
         compare,
         evaluate,
         inspect,
@@ -39,6 +40,7 @@ __all__ = [
     "Structure",
     "__version__",
     "apply",
+    "bench",
     "compare",
     "convert",
     "discover",

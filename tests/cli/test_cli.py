@@ -33,6 +33,7 @@ COMMANDS = {
     *(
         "prune",
         "apply",
+        "bench",
         "recover",
         "compare",
         "evaluate",

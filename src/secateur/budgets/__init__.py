@@ -5,10 +5,10 @@ To add one, write a function like that of `memory.py`, import its file here, and
 
 from . import memory, parameters, ratio, speed
 from .amounts import BYTES, PARAMETERS, TIME, amount
-from .cache import Cache, windows_of
+from .cache import Cache, latent_width, tokens_seen, windows_of
 from .registry import BUDGETS, Budget, register_budget
 from .table import Attention, Table, Timer, Work, measured_table
-from .timing import token_seconds, work_seconds
+from .timing import decoding, prompting, token_seconds, work_seconds
 
 __all__ = [
     "BUDGETS",
@@ -22,13 +22,17 @@ __all__ = [
     "Timer",
     "Work",
     "amount",
+    "decoding",
+    "latent_width",
     "measured_table",
     "memory",
     "parameters",
+    "prompting",
     "ratio",
     "register_budget",
     "speed",
     "token_seconds",
+    "tokens_seen",
     "windows_of",
     "work_seconds",
 ]

@@ -19,6 +19,7 @@ class Cache:
     """`structure` has the axes of every granularity; `head_dim` is the width of a key.
 
     `itemsize` are the bytes of a value; `windows` by layer how many tokens it sees (None: all).
+    `latent` are the values that a token has in a layer in the place of heads, if it has.
     """
 
     structure: Structure
@@ -27,15 +28,21 @@ class Cache:
     windows: tuple[int | None, ...]
     context: int
     batch: int
+    latent: int = 0
 
     def tokens(self, layer: int) -> int:
         """Tokens of a sequence that a layer has in the cache."""
         window = self.windows[layer] if layer < len(self.windows) else None
-        return min(self.context, window or self.context)
+        return tokens_seen(self.context, window)
 
     def of_group(self, layer: int) -> int:
         """Bytes of a KV head of a layer."""
-        return self.head_dim * 2 * self.itemsize * self.tokens(layer) * self.batch
+        each = 0 if self.latent else self.head_dim * 2
+        return each * self.itemsize * self.tokens(layer) * self.batch
+
+    def shared(self, layer: int) -> int:
+        """Bytes of a layer that belong to all of its heads."""
+        return self.latent * self.itemsize * self.tokens(layer) * self.batch
 
     def cost(self, axis: Axis) -> int:
         """Bytes that leave the cache with one unit of `axis`."""
@@ -48,7 +55,8 @@ class Cache:
         left = dict(self._groups)
         for axis in structure.axes:
             if axis.granularity == "kv_group":
-                left[axis.name] = len(plan.kept(axis)) * self.of_group(axis.layer)
+                kept = len(plan.kept(axis)) * self.of_group(axis.layer)
+                left[axis.name] = kept + self.shared(axis.layer)
         for axis in structure.axes:
             if plan.removed(axis) and axis.granularity in ("layer", "attention_block"):
                 left |= dict.fromkeys(axis.of, 0)
@@ -58,7 +66,24 @@ class Cache:
     def _groups(self) -> Mapping[str, int]:
         """Bytes of each layer of the dense model, by the name of its axis of KV groups."""
         groups = (axis for axis in self.structure.axes if axis.granularity == "kv_group")
-        return {axis.name: axis.units * self.of_group(axis.layer) for axis in groups}
+        return {
+            axis.name: axis.units * self.of_group(axis.layer) + self.shared(axis.layer)
+            for axis in groups
+        }
+
+
+def tokens_seen(context: int, window: int | None) -> int:
+    """Tokens of a context that a layer with this window (None: without) sees."""
+    return min(context, window or context)
+
+
+def latent_width(config: Any) -> int:
+    """Values that latent attention keeps of a token in a layer; 0 where there is none.
+
+    As transformers caches them: the latent of keys and values, and the rotated key.
+    """
+    rank = getattr(config, "kv_lora_rank", None) or 0
+    return int(rank + config.qk_rope_head_dim) if rank else 0
 
 
 def windows_of(config: Any) -> tuple[int | None, ...]:

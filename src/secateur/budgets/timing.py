@@ -1,5 +1,6 @@
 """How long works take on this machine, and a token of a whole model."""
 
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -94,20 +95,55 @@ def _wait(device: torch.device) -> None:
 def token_seconds(models: Sequence[Any], context: int, batch: int) -> list[float]:
     """The median seconds of a token of decoding of each of `models` (transformers causal LMs).
 
-    They take turns, so that whatever else the machine does is shared. The cache holds random keys
-    and values of `context` tokens, less the few that are decoded.
+    They take turns, so that whatever else the machine does is shared.
     """
-    filled = max(context - TOKENS, 0)
     found: list[list[float]] = [[] for _ in models]
-    with torch.inference_mode():
-        for number in range(ROUNDS + 1):
-            for times, model in zip(found, models, strict=True):
-                cache = filled_cache(model, filled, batch)
-                run = partial(_token, model, cache, batch)
-                own = [_elapsed(run, model.device) for _ in range(min(TOKENS, context))]
-                if number:  # in the first round code is warmed
-                    times += own
+    for number in range(ROUNDS + 1):
+        for times, model in zip(found, models, strict=True):
+            token = decoding(model, context, batch)
+            own = [token() for _ in range(min(TOKENS, context))]
+            if number:  # in the first round code is warmed
+                times += own
     return [statistics.median(times) for times in found]
+
+
+def decoding(model: Any, context: int, batch: int) -> Callable[[], float]:
+    """Gives the seconds of one more token of each of `batch` sequences, whenever it is called.
+
+    The cache holds random keys and values of `context` tokens, less the few that are decoded before
+    it is made anew.
+    """
+    kept: list[Any] = []
+    number = 0
+
+    def token() -> float:
+        nonlocal number
+        with torch.inference_mode():
+            if number % min(TOKENS, context) == 0:
+                kept[:] = [filled_cache(model, max(context - TOKENS, 0), batch)]
+            number += 1
+            return _elapsed(partial(_token, model, kept[0], batch), model.device)
+
+    return token
+
+
+def prompting(model: Any, context: int, batch: int) -> Callable[[], float]:
+    """Gives the seconds from a prompt of `context` tokens to the logits of the token after it."""
+    from transformers import DynamicCache
+
+    ids = torch.full((batch, context), 1, device=model.device)
+    takes = inspect.signature(model.forward).parameters
+    last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+    def once() -> object:
+        cache = DynamicCache(config=model.config)
+        return model(input_ids=ids, past_key_values=cache, use_cache=True, **last).logits
+
+    def prompt() -> float:
+        with torch.inference_mode():
+            return _elapsed(once, model.device)
+
+    return prompt
 
 
 def filled_cache(model: Any, tokens: int, batch: int) -> Any:

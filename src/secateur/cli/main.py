@@ -42,6 +42,7 @@ Bring most of the quality back by a short training:
 \b
 Measure and look:
   secateur evaluate small/ --evaluate heldout.txt
+  secateur bench small/ --against path/to/model
   secateur inspect small/
   secateur discover path/to/model
 
@@ -72,6 +73,7 @@ _COMMANDS = {
     "recover": ("recover", "Train a pruned folder a little; most of the quality comes back."),
     "evaluate": ("evaluate", "Perplexity of a model on a text."),
     "compare": ("pruning", "Compare methods on one model."),
+    "bench": ("benching", "Time, memory and widths of a model, beside another one."),
     "apply": ("pruning", "Cut a model by a plan.json."),
     "inspect": ("looking", "Show what a folder or plan holds."),
     "discover": ("looking", "Show what in a model is coupled."),
@@ -79,7 +81,7 @@ _COMMANDS = {
     "convert": ("looking", "Write a model in floating point, in the layout of its stock class."),
 }
 # Those that read a model before anything can be counted.
-_READING = ("prune", "recover", "evaluate", "compare", "apply", "convert")
+_READING = ("prune", "recover", "evaluate", "compare", "bench", "apply", "convert")
 
 
 class _Commands(click.Group):

@@ -1,5 +1,6 @@
 """The settings of a run: strict, frozen, in and out as TOML."""
 
+from .benchmark import BenchConfig, make_bench_config
 from .budgeting import displaced
 from .pruning import OF_FUSIONS, PRUNE_GROUPS, PruneConfig, make_config
 from .reading import READING, Reading
@@ -16,4 +17,4 @@ from .recovery import (
     recipes_of,
 )
 from .toml import read_record, read_toml, to_toml
-from .typed import PruneSettings, RecoverSettings
+from .typed import BenchSettings, PruneSettings, RecoverSettings

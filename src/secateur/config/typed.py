@@ -105,3 +105,16 @@ class RecoverSettings(TypedDict, total=False):
     device_gib: float | None
     resident: Literal["auto", "yes", "no"]
     format: str
+
+
+class BenchSettings(TypedDict, total=False):
+    """Settings of `secateur.bench`."""
+
+    merge_adapter: bool | None
+    dequantise: bool
+    text_only: bool
+    batch_sizes: str | int | list[int]
+    contexts: str | int | list[int] | None
+    seconds: float
+    device: str
+    dtype: str

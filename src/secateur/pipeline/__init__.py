@@ -1,5 +1,6 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
+from .benchmarking import Bench, bench
 from .calibration import calibration_windows
 from .chain import prune_and_recover
 from .choice import kept_units
@@ -16,12 +17,14 @@ from .result import Result
 from .scoring import scores
 
 __all__ = [
+    "Bench",
     "Conversion",
     "Discovery",
     "Recovery",
     "Result",
     "added_biases",
     "apply",
+    "bench",
     "calibration_windows",
     "compare",
     "convert",

@@ -11,6 +11,7 @@ from ..budgets import (
     Cache,
     Table,
     Work,
+    latent_width,
     measured_table,
     token_seconds,
     windows_of,
@@ -86,6 +87,7 @@ def cache_of(opened: OpenModel, config: PruneConfig, itemsize: int | None = None
         windows_of(opened.config),
         context_of(opened, config),
         config.at_batch,
+        latent_width(opened.config),
     )
 
 

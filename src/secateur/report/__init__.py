@@ -1,5 +1,17 @@
 """Numbers as rows that people read."""
 
+from .benchmark import (
+    findings,
+    gguf_columns,
+    gguf_rows,
+    machine_line,
+    names_of,
+    size_rows,
+    time_columns,
+    time_rows,
+    width_columns,
+    width_rows,
+)
 from .blends import BLEND_COLUMNS, blend_chart, blend_rows, checked_blend
 from .engines import engine_notes, parallel_sizes
 from .structure_picture import structure_picture

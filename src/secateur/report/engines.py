@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..checkpoint import TensorSpec
+from ..gguf_types import K_ROW, ROW
 from ..structure import Structure, format_ranges
 
 # (values in a block of a row, what llama.cpp makes of rows that are not made of such blocks)
 _BLOCKS = (
-    (32, "leaves them in 16 bits where it quantises (q4_0, q8_0)"),
-    (256, "has no k-quants (q4_K and the like) for them, but types of smaller blocks"),
+    (ROW, "keeps them in 16 bits beside k-quants, and refuses q4_0 and q8_0"),
+    (K_ROW, "has no k-quants (q4_K and the like) for them, but types of smaller blocks"),
 )
 
 
@@ -18,8 +19,8 @@ def engine_notes(
 ) -> list[str]:
     """What to tell the user of rows that could be quantised before the cut, and now cannot.
 
-    A row is what a linear reads: llama.cpp cuts it into blocks of 32 or 256 values, and keeps a
-    tensor of other rows in 16 bits (or gives it a type of smaller blocks).
+    A row is what a linear reads: llama.cpp cuts it into blocks of 32 or 256 values; see
+    `secateur.gguf_types` for what becomes of other rows.
     """
     notes = []
     told: set[str] = set()
