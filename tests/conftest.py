@@ -28,6 +28,7 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import secateur  # noqa: E402  (registers the pruned classes)
+from documentation import desk as desk  # noqa: E402
 from secateur.cli.main import run  # noqa: E402
 from secateur.export.proof import mask  # noqa: E402
 from secateur.methods import EFFORTS, Effort, Parts  # noqa: E402

@@ -1,61 +1,19 @@
 """What the documentation tells people to type works."""
 
 import ast
-import json
 import re
-import shlex
 import sys
 import tomllib
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from secateur.cli.main import cli, run
-from secateur.config import LOSSES
-from secateur.importance import IMPORTANCE
-from secateur.methods import METHODS
+from documentation import PAGES, README, ROOT, blocks, commands, type_at
+from secateur.cli.main import cli
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def commands() -> list[str]:
-    lines = [line[2:] for block in blocks("console") for line in block.splitlines()]
-    return [line.split("#")[0].strip() for line in lines if line.startswith("secateur ")]
-
-
-@pytest.fixture
-def desk(
-    request: pytest.FixtureRequest, text_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
-    """A folder with the files that the README names."""
-    folder = text_file.parent
-    dense = request.getfixturevalue("tiny_folder")()
-    (folder / "path" / "to").mkdir(parents=True)
-    dense.rename(folder / "path" / "to" / "model")
-    request.getfixturevalue("baichuan")()[1].rename(folder / "path" / "to" / "baichuan")
-    text_file.rename(folder / "text.txt")
-    (folder / "heldout.txt").write_text((folder / "text.txt").read_text())
-    example = (ROOT / "docs" / "own-score.md").read_text(encoding="utf-8")
-    (folder / "my_score.py").write_text(re.findall(r"```python\n(.*?)```", example, re.DOTALL)[0])
-    # in other fields than Alpaca's, whose words alone fill the context of a toy
-    rows = [{"prompt": f"Add {n} and 1.", "completion": str(n + 1)} for n in range(20)]
-    (folder / "alpaca.json").write_text(json.dumps(rows))
-    for name, loss in LOSSES.items():  # as many steps as a toy can take
-        monkeypatch.setitem(LOSSES, name, replace(loss, steps=2))
-    monkeypatch.chdir(folder)
-    yield folder
-    for known in (IMPORTANCE, METHODS):
-        known.pop("my-score", None)
-
-
+# Pages whose Python is no example of a file of one's own.
+PYTHON = ("pruning", "deploy", "quickstart")
 OPTIONAL = ("datasets", "sentencepiece", "google.protobuf")
 
 
@@ -64,15 +22,9 @@ def test_the_commands_of_the_readme_run(
 ) -> None:
     for name in OPTIONAL:  # the base installation runs them
         monkeypatch.setitem(sys.modules, name, None)
-    assert len(commands()) >= 5
-    for command in commands():
-        if "other/" in command:
-            (desk / "other").mkdir(exist_ok=True)
-            (desk / "other" / "plan.json").write_bytes((desk / "plan" / "plan.json").read_bytes())
-        out = re.search(r"--out (\S+)/", command)
-        force = ["--force"] if out and (desk / out[1]).exists() else []
-        command = re.sub(r" --minutes \d+", "", command)  # half an hour is more than a test has
-        assert run(shlex.split(command)[1:] + force) == 0, (command, capsys.readouterr().err)
+    assert len(commands(README)) >= 5
+    for command in commands(README):
+        assert type_at(desk, command) == 0, (command, capsys.readouterr().err)
 
 
 def test_what_the_package_imports_is_in_its_base() -> None:
@@ -97,28 +49,40 @@ def test_what_the_package_imports_is_in_its_base() -> None:
     }
 
 
-def test_the_python_of_the_readme_runs(desk: Path) -> None:
-    code = [block for block in blocks("python") if not block.startswith("@")]
-    assert len(code) == 4
-    order = [code[3], *code[:3]]  # the one that prunes comes first
-    for block in order:
-        exec(compile(block, "README.md", "exec"), {})
+def test_the_python_of_the_readme_and_of_the_pages_runs(desk: Path) -> None:
+    page = {name: blocks(ROOT / "docs" / f"{name}.md", "python") for name in PYTHON}
+    assert [len(code) for code in page.values()] == [1, 3, 1]
+    assert page["pruning"] == blocks(README, "python")
+    for code in page.values():  # the first one prunes, the others load what came of it
+        for block in code:
+            exec(compile(block, "a page", "exec"), {})
 
 
-def test_the_options_of_the_readme_exist() -> None:
+# Pages on what was: they name options as they were then.
+HISTORY = {"log.md", *(page.name for page in PAGES if page.parent.name == "decisions")}
+
+
+def test_the_options_of_the_pages_exist() -> None:
     known = {
         option
         for name in cli.list_commands(None)
         for parameter in cli.get_command(None, name).params
         for option in parameter.opts
     }
-    named = set(re.findall(r"`?(--[a-z][a-z-]+)", README)) - {"--all", "--help"}
-    assert named <= known
-    assert len(named) > 15
+    named = set()
+    for page in (README, *(page for page in PAGES if page.name not in HISTORY)):
+        text = page.read_text(encoding="utf-8")
+        ours = [span for span in re.findall(r"`([^`\n]+)`", text) if span.startswith(("--", "sec"))]
+        ours += [" ".join(command) for command in commands(page)]
+        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text if page == README else str(ours)))
+        assert options - {"--all", "--help", "--help-all", "--traceback"} <= known, page.name
+        named |= options
+    assert len(named) > 60
 
 
-def test_the_score_of_the_readme_is_the_one_in_the_package() -> None:
-    (shown,) = (block for block in blocks("python") if block.startswith("@importance"))
+def test_the_score_of_the_page_is_the_one_in_the_package() -> None:
+    page = ROOT / "docs" / "own-score.md"
+    (shown,) = (block for block in blocks(page, "python") if block.startswith("@importance"))
     source = (ROOT / "src/secateur/importance/fluctuation.py").read_text(encoding="utf-8")
     paper = '"https://arxiv.org/abs/2312.11983"'
     function = source[source.index('@importance("wifv"') :].replace("PAPER", paper)
@@ -126,6 +90,6 @@ def test_the_score_of_the_readme_is_the_one_in_the_package() -> None:
 
 
 def test_links_of_the_documentation_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+    for page in (README, ROOT / "CONTRIBUTING.md", *PAGES):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
