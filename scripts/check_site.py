@@ -2,7 +2,7 @@
 
     python scripts/check_site.py build/site
 
-A link is broken if its file is not in the folder, or no element of that file has the name after `#`.
+A link is broken if its file is not in the folder, or nothing in that file has the name after `#`.
 Links to other sites are not followed. Prints what is broken, and ends with 1 if anything is.
 """
 

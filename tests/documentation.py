@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ tell people to type, and a desk on which it can be typed."""
+"""What the README and the pages of docs/ tell people to type, and a desk to type it at."""
 
 import json
 import re

@@ -58,6 +58,8 @@ def test_the_python_of_the_readme_and_of_the_pages_runs(desk: Path) -> None:
             exec(compile(block, "a page", "exec"), {})
 
 
+# Those of scripts, of benchmarks, and of all commands alike.
+NOT_OF_COMMANDS = {"--all", "--only", "--help", "--help-all", "--traceback"}
 # Pages on what was: they name options as they were then.
 HISTORY = {"log.md", *(page.name for page in PAGES if page.parent.name == "decisions")}
 
@@ -74,8 +76,10 @@ def test_the_options_of_the_pages_exist() -> None:
         text = page.read_text(encoding="utf-8")
         ours = [span for span in re.findall(r"`([^`\n]+)`", text) if span.startswith(("--", "sec"))]
         ours += [" ".join(command) for command in commands(page)]
-        options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text if page == README else str(ours)))
-        assert options - {"--all", "--help", "--help-all", "--traceback"} <= known, page.name
+        options = set(
+            re.findall(r"(?<![\w-])--[a-z][a-z-]+", text if page == README else str(ours))
+        )
+        assert options - NOT_OF_COMMANDS <= known, page.name
         named |= options
     assert len(named) > 60
 

@@ -25,7 +25,8 @@ SMALLER = {
     r"--tasks zero-shot": "--tasks tasks/",
     r"--device cuda": "--device cpu",
     r"5\.4B": "2.5M",
-    r"12GB": "12MB",
+    r"12GB": "5MB",
+    r"--at-context \d+": "--at-context 256",
 }
 # Enough for a command to do all that it does.
 FEW = {

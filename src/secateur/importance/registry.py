@@ -4,7 +4,7 @@
 |---|---|---|
 | `weight` | the consumer's weight, seen by unit | [unit, width, fan] |
 | `input_mean`, `input_var`, `input_norm` | statistics of the consumer's input | [unit, width] |
-| `input_gram` | X^T X of the consumer's input, channels in unit order | `[unit*width, unit*width]` |
+| `input_gram` | X^T X of it, channels in unit order | `[unit*width, unit*width]` |
 | `input_spread` | its covariance, tokens weighed (`stats.spread`) | the same |
 | `batch_TERM` | Taylor terms from the gradient of the mean loss | [member, unit, channel] |
 | `per_sample_TERM` | the same in every window, then the mean | [member, unit, channel] |
