@@ -11,10 +11,12 @@ from .keeping import keeping as keeping_passes
 from .look import evaluate, inspect, look_at, read_plan
 from .pruning import apply, prune
 from .recovering import Recovery, prune_and_recover, recover
+from .reporting import Comparison, redraw
 from .result import Result
 from .scoring import scores
 
 __all__ = [
+    "Comparison",
     "Conversion",
     "Discovery",
     "Recovery",
@@ -35,5 +37,6 @@ __all__ = [
     "prune_and_recover",
     "read_plan",
     "recover",
+    "redraw",
     "scores",
 ]
