@@ -35,6 +35,7 @@ COMMANDS = {
         "apply",
         "recover",
         "compare",
+        "report",
         "evaluate",
         "inspect",
         "convert",
