@@ -14,7 +14,17 @@ from .errors import SecateurError, SecateurWarning
 
 if TYPE_CHECKING:
     from .models import load, open_model
-    from .pipeline import Result, apply, compare, evaluate, inspect, prune, read_plan, recover
+    from .pipeline import (
+        Result,
+        apply,
+        compare,
+        evaluate,
+        inspect,
+        prune,
+        prune_and_recover,
+        read_plan,
+        recover,
+    )
     from .pipeline.convert import convert
     from .pipeline.discover import discover
     from .structure import Plan, Structure
@@ -37,6 +47,7 @@ __all__ = [
     "load",
     "open_model",
     "prune",
+    "prune_and_recover",
     "read_plan",
     "recover",
 ]

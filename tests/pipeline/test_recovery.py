@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import secateur
 from conftest import Cut, logits
 from secateur.checkpoint import read_json
 from secateur.cli.main import run
-from secateur.config import RECIPES, make_recover_config, read_toml
+from secateur.config import LOSSES, RECIPES, make_recover_config, read_toml
 from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
 from secateur.pipeline import recovering
@@ -32,7 +34,7 @@ from secateur.pipeline.look import bytes_before
 from secateur.pipeline.student import Student, open_student
 from secateur.pipeline.training import fingerprint
 from secateur.pipeline.training_data import read_data, with_target
-from secateur.progress import telling
+from secateur.progress import Quiet, telling
 
 QUICK = {"steps": 4, "batch": 4, "micro": 2, "length": 16, "samples": 40}
 
@@ -325,6 +327,73 @@ def test_pruning_and_recovering_in_one_command(
     assert_refused(*command, "--recover", "own", "--out", again, says=["no recovery of its own"])
     assert_refused(*command, "--recover", "distill", "--out", again, says=["Did you mean 'distil'"])
     assert_refused(*command, "--recover", "distil", "--out", out, says=["exists", "--force"])
+    for several in ("groupwise,distil", "distil,distil"):
+        says = ["each recovery once", "--recover distil,groupwise"]
+        assert_refused(*command, "--recover", several, "--out", again, says=says)
+    assert_refused(*command, "--recover", "distil,own", "--out", again, says=["own is a recovery"])
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distillation takes a moment where nothing says for how long."""
+    monkeypatch.setitem(LOSSES, "kl", replace(LOSSES["kl"], steps=12, batch=4))
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_several_recoveries_are_as_one_after_the_other(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    short = {"calibration": str(text_file), "length": 16, "samples": 40, "evaluate": "none"}
+    prune = {**short, "method": "flap", "ratio": 0.3}
+    small, better = tmp_path / "small", tmp_path / "better"
+    secateur.prune(model, out=small, **prune)
+    train = {"data": str(text_file), "length": 16, "evaluate": "none", "teacher": str(model)}
+    secateur.recover(small, out=better, **train)
+    one_by_one = secateur.recover(better, out=tmp_path / "tiny", recipe="groupwise", **train)
+    _, at_once = secateur.prune_and_recover(
+        model, out=tmp_path / "chain", recipe="distil,groupwise", **prune
+    )
+    name = "model.safetensors"
+    assert (at_once.out / name).read_bytes() == (one_by_one.out / name).read_bytes()
+    (earlier,) = at_once.numbers["earlier"]
+    assert earlier["recipe"] == "distil"
+    assert read_toml(at_once.out / "recovery.toml")["model"].endswith("was pruned, then distil")
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+class CutIn(Cut):
+    """Breaks off after some steps of a training that others come before."""
+
+    def __init__(self, which: int) -> None:
+        super().__init__(10)
+        self.left = which
+
+    def track(self, items: Any, stage: str, total: int, unit: str) -> Iterator[Any]:
+        if stage == "training" and self.left:
+            self.left -= 1
+            return Quiet.track(self, items, stage, total, unit)
+        return super().track(items, stage, total, unit)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_several_recoveries_go_on_where_they_were(
+    model: Path, text_file: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    command = [
+        *("prune", str(model), "--method", "flap", "--ratio", "0.3", "--calibration"),
+        *(str(text_file), "--length", "16", "--samples", "40", "--evaluate", "none"),
+        *("--recover", "distil,groupwise", "--out"),
+    ]
+    assert run([*command, str(tmp_path / "expected")]) == 0
+    out = tmp_path / "chain"
+    for which in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr("secateur.cli.pruning.Screen", lambda which=which: CutIn(which))
+            assert run([*command, str(out)]) == 130
+        assert len([*tmp_path.glob(".chain.training*.safetensors")]) == which + 1
+        assert not out.exists()
+    assert run([*command, str(out)]) == 0
+    assert files(out) == files(tmp_path / "expected")
 
 
 def test_an_interrupt_says_that_the_training_can_go_on(
@@ -434,7 +503,7 @@ def test_text_that_is_too_short_to_train_on_is_told_before_the_cut(
     text = tmp_path / "short.txt"
     text.write_text("a b c d e f g h i j k l m n o p q r s t u v w x y z " * 2)
     called: list[Any] = []
-    monkeypatch.setattr("secateur.pipeline.recovering.prune", lambda *_, **__: called.append(1))
+    monkeypatch.setattr("secateur.pipeline.chain.prune", lambda *_, **__: called.append(1))
     command = ["prune", tiny_folder(), "--calibration", text, "--length", "60"]
     given = [*command, "--recover", "distil", "--out", tmp_path / "small"]
     assert_refused(*given, says=["gives one example"])

@@ -35,7 +35,7 @@ def appear(place: Place, partial: Path, *, replaced: int | None, training: bool)
         whole = place.hidden(kind, str(partial.stat().st_ino))
         partial.rename(whole)
         if training:
-            place.end_training()
+            place.end_trainings()
         _forget(place)
         if replaced is not None and not _is(place.path, replaced):
             _keep(place, whole, "changed")
@@ -57,7 +57,7 @@ def tidy(place: Place) -> bool:
                 _remove(whole)  # exchanged already: the old one
             else:
                 if (whole / RECOVERY).is_file():  # killed before the state of its training went
-                    place.end_training()
+                    place.end_trainings()
                 _forget(place)
                 _end(place, whole)
                 ended = True
@@ -66,9 +66,8 @@ def tidy(place: Place) -> bool:
                 old.rename(place.path)
             else:
                 _remove(old)
-        for kind in ("partial", "training.safetensors.partial"):
-            for entry in place.left(kind):
-                _remove(entry)
+        for entry in (*place.left("partial"), *place.partial_states):
+            _remove(entry)
     return ended
 
 

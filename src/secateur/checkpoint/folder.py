@@ -149,8 +149,8 @@ def _told(place: Place) -> Iterator[None]:
         yield
     except OSError as error:
         kept = ""
-        if place.training.is_file():
-            kept = f" The training so far is in {place.training}: the same command goes on."
+        if states := [state for state in place.trainings if state.is_file()]:
+            kept = f" The training so far is in {states[-1]}: the same command goes on."
         if error.errno in _FULL:
             raise SecateurError(
                 f"No space left while writing {place.path}; nothing was kept.{kept}\nFree some, or"

@@ -5,6 +5,7 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -18,16 +19,19 @@ from .renaming import token
 
 # Our names are hidden ones with a few dozen letters more than the result's.
 _LONGEST = 100
-_TRAINING = "training.safetensors"
+# The states of trainings, one after the other.
+_TRAININGS = ("training.safetensors", "training-2.safetensors", "training-3.safetensors")
 # By kind, what its mark looks like: an inode, or a token.
 _KINDS = {
     "ready": r"\d+",
     "replace": r"\d+",
     "old": "[0-9a-f]{8}",
     "partial": "[0-9a-f]{8}",
-    f"{_TRAINING}.partial": "[0-9a-f]{8}",
-    f"{_TRAINING}.best": "[0-9a-f]{8}",
-    f"{_TRAINING}.steps": "[0-9a-f]{8}",
+    **{
+        f"{training}.{kind}": "[0-9a-f]{8}"
+        for training in _TRAININGS
+        for kind in ("partial", "best", "steps")
+    },
 }
 
 
@@ -61,16 +65,22 @@ class Place:
         return self.beside / f".{_stem(self.path)}.lock"
 
     @property
-    def training(self) -> Path:
-        """The state of an unfinished training."""
-        return training_file(self.beside, self.path)
+    def trainings(self) -> list[Path]:
+        """The states of unfinished trainings that there may be."""
+        return [training_file(self.beside, self.path, which) for which in range(len(_TRAININGS))]
 
-    def end_training(self) -> None:
-        """Remove the state of a training, with best parameters and number of steps beside it."""
-        self.training.unlink(missing_ok=True)
-        for kind in ("best", "steps"):
-            for entry in self.left(f"{_TRAINING}.{kind}"):
+    def end_trainings(self) -> None:
+        """Remove states of trainings, with best parameters and numbers of steps beside them."""
+        for state in self.trainings:
+            state.unlink(missing_ok=True)
+        for training, kind in itertools.product(_TRAININGS, ("best", "steps")):
+            for entry in self.left(f"{training}.{kind}"):
                 entry.unlink(missing_ok=True)
+
+    @property
+    def partial_states(self) -> list[Path]:
+        """States that were being written."""
+        return [entry for training in _TRAININGS for entry in self.left(f"{training}.partial")]
 
     @property
     def store(self) -> Path:
@@ -86,7 +96,7 @@ class Place:
     def own(self) -> set[Path]:
         """Everything here that is no part of a result; a new disk has a `lost+found`."""
         kinds = [entry for kind in _KINDS for entry in self.left(kind)]
-        return {self.lock, self.training, self.store, self.beside / "lost+found", *kinds}
+        return {self.lock, *self.trainings, self.store, self.beside / "lost+found", *kinds}
 
     def taken(self) -> bool:
         """Whether there is anything at `path` that an empty folder is not."""
@@ -98,9 +108,9 @@ class Place:
         return any(entry not in own for entry in self.path.iterdir())
 
 
-def training_file(beside: Path, path: Path) -> Path:
-    """Where the state of a training lies whose result `path` will be."""
-    return beside / f".{_stem(path)}.{_TRAINING}"
+def training_file(beside: Path, path: Path, which: int = 0) -> Path:
+    """Where the state of a training lies whose result `path` will be; `which` of several."""
+    return beside / f".{_stem(path)}.{_TRAININGS[which]}"
 
 
 def store_folder(beside: Path, path: Path) -> Path:

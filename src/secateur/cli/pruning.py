@@ -7,12 +7,20 @@ from typing import Any
 import click
 
 from ..budgets import BUDGETS
-from ..config import PRUNE_GROUPS, READING, RECIPES, PruneConfig, displaced, read_toml
+from ..config import (
+    OWN,
+    PRUNE_GROUPS,
+    READING,
+    RECIPES,
+    PruneConfig,
+    displaced,
+    read_toml,
+    recipes_of,
+)
 from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import EFFORTS, METHODS
-from ..registry import choose
 from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
@@ -22,7 +30,7 @@ from .recover import say_numbers, show_recovery
 from .screen import Screen, print_json, say, table
 from .settings import TEXTS, given_settings, refuse_code, settings_options, texts_of_file
 
-_RECOVERIES = {**RECIPES, "own": "The one that the method's paper ends with."}
+_RECOVERIES = {**RECIPES, OWN: "The one that the method's paper ends with."}
 _METHODS = "Methods (--method)"
 _OF_PLANS = ("repair", "calibration", "field", "samples", "length", "bos", "seed")
 _OF_RUNS = (
@@ -75,7 +83,7 @@ The calibration text is c4 or what you name, perplexity taken on the rest.
     "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings: run.toml"
 )
 @settings_options(PruneConfig)
-@click.option("--recover", metavar="NAME", help="Then a recovery: distil, lora, groupwise or own")
+@click.option("--recover", metavar="NAME", help="Then recoveries: own, distil, distil,groupwise")
 @click.option("--minutes", type=float, metavar="X", help="Minutes that --recover may train")
 @click.option("--dry-run", is_flag=True, help="The plan alone: --out gets plan.json")
 @keeping
@@ -109,7 +117,7 @@ def prune_command(
     if minutes is not None and recover is None:
         raise SecateurError("--minutes are those of a recovery.\nAdd --recover distil")
     if recover is not None:
-        choose("recovery", recover, _RECOVERIES)
+        recipes_of(recover)
         if dry_run:
             raise SecateurError("A plan alone is not trained: --dry-run and --recover exclude.")
     screen = Screen()  # before imports of some seconds

@@ -6,12 +6,14 @@ from .reading import READING, Reading
 from .recovery import (
     HOW_LONG,
     LOSSES,
+    OWN,
     RECIPES,
     RECOVER_GROUPS,
     TRAINED,
     Recipe,
     RecoverConfig,
     make_recover_config,
+    recipes_of,
 )
 from .toml import read_record, read_toml, to_toml
 from .typed import PruneSettings, RecoverSettings

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from ..errors import SecateurError
 from ..recovery import GRIDS, TOKENS_AT_ONCE, Schedule
+from ..registry import choose
 from .explain import explained
 from .reading import (
     BosMode,
@@ -98,7 +99,10 @@ RECIPES = {
         "kl",
     ),
 }
-
+# The recovery of the method, whichever that is.
+OWN = "own"
+# What no recovery can follow: the weights are in few bits.
+_LAST = "groupwise"
 
 # The groups of options in --help: those that it shows, and those that --help-all shows besides.
 RECOVER_GROUPS = {
@@ -292,3 +296,25 @@ def _check_how_long(config: RecoverConfig) -> None:
             f"{' and '.join(given)} each say how long to train; expected one of them.\n"
             f"Type: {given[-1]} alone, or {' or '.join(given[:-1])} alone"
         )
+
+
+def recipes_of(text: str) -> list[str]:
+    """The recoveries that `--recover` lists: "distil", "own", "distil,groupwise".
+
+    Raises:
+        SecateurError: there is no such recovery, one is there twice, or they cannot follow another.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        choose("recovery", name, {**RECIPES, OWN: OWN})
+    if len(names) > 1 and OWN in names:
+        raise SecateurError(
+            f"{OWN} is a recovery by itself, not one of several: {text}.\n"
+            f"Name them all, of {', '.join(RECIPES)}."
+        )
+    if len(set(names)) < len(names) or _LAST in names[:-1]:
+        raise SecateurError(
+            f"--recover {text}: expected each recovery once, {_LAST} as the last one.\n"
+            f"Type: --recover distil,{_LAST}"
+        )
+    return names

@@ -1,6 +1,7 @@
 """From a model to a smaller one: whole runs, and their stages one by one."""
 
 from .calibration import calibration_windows
+from .chain import prune_and_recover
 from .choice import kept_units
 from .comparing import compare
 from .convert import Conversion, convert
@@ -10,7 +11,7 @@ from .held_out import evaluation_text
 from .keeping import keeping as keeping_passes
 from .look import evaluate, inspect, look_at, read_plan
 from .pruning import apply, prune
-from .recovering import Recovery, prune_and_recover, recover
+from .recovering import Recovery, recover
 from .reporting import Comparison, redraw
 from .result import Result
 from .scoring import scores

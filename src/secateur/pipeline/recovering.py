@@ -1,63 +1,32 @@
 """Recovery, from top to bottom: a pruned folder is trained, alone or right after the cut."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..arguments import a_flag, a_folder_or_name, a_progress, a_word, an_output, public
-from ..checkpoint import real_path, token, training_file
+from ..arguments import a_flag, a_folder_or_name, a_progress, an_output, public
+from ..checkpoint import real_path, training_file
 from ..config import (
-    READING,
-    RECIPES,
-    PruneSettings,
     RecoverConfig,
     RecoverSettings,
-    make_config,
     make_recover_config,
 )
 from ..errors import SecateurError
 from ..evaluation import Perplexity
-from ..methods import METHODS
 from ..models import StreamedModel, load
 from ..progress import Progress, Told, note, telling, timed
-from ..registry import choose
-from .calibration import DEFAULT_CALIBRATION
 from .checks import output_folder, path_of
 from .held_out import compared, streamed
 from .keeping import Stored, keeping
 from .minutes import MEASURING, TRAINING, in_minutes
 from .passes import hidden_bytes
-from .pruning import prune
-from .result import Result
 from .student import Student, open_student
 from .texts import named
 from .training import AT_ONCE, Trained, find_state, train
-from .training_data import TrainingData, read_data
+from .training_data import TrainingData
 from .write_recovery import publish_recovery
-
-# Settings that pruning and recovery have in common.
-_SHARED = (
-    *READING,
-    "seed",
-    "device",
-    "evaluate",
-    "evaluate_tokens",
-    "prompts",
-    "length",
-    "hidden_gib",
-    "device_gib",
-    "resident",
-    "field",
-    "bos",
-    "format",
-)
-
-
-# What a training calls the model in a folder that is gone by the time that its record is read.
-_PRUNED = "what run.toml says was pruned"
 
 
 @dataclass(frozen=True)
@@ -131,97 +100,14 @@ def recover(
             assert folder is not None, "there is a path"
             adapter = folder / "adapter" if keep_adapter else None
             with (
-                _resumable(state := training_file(folder.parent, real_path(out))),
+                resumable(state := training_file(folder.parent, real_path(out))),
                 keeping(store, folder, out, fresh=fresh) as kept,
             ):
                 student = student.keeping(kept)
-                return _recovered(student, texts, folder, state, adapter, out, told, anew=force)
+                return recovered(student, texts, folder, state, adapter, out, told, anew=force)
 
 
-@public(
-    model=a_folder_or_name,
-    out=an_output,
-    recipe=a_word,
-    force=a_flag,
-    fresh=a_flag,
-    progress=a_progress,
-)
-def prune_and_recover(
-    model: str | Path,
-    *,
-    out: str | Path,
-    recipe: str,
-    force: bool = False,
-    minutes: float | None = None,
-    store: Stored = None,
-    fresh: bool = False,
-    progress: Progress | None = None,
-    **settings: Unpack[PruneSettings],
-) -> tuple[Result, Recovery]:
-    """Prune `model` and train what is left on its calibration text: `out` has the outcome.
-
-    `recipe` is one of `RECIPES`, or `own` for the method's; the training takes as many `minutes`,
-    or else the recipe's steps. `settings`, `store` and `fresh` are those of `prune`.
-
-    Raises:
-        SecateurError: bad input, or a method without a recovery; nothing was written.
-    """
-    choose("recovery", recipe, {**RECIPES, "own": None})
-    names, texts = named(settings)
-    for name, text in texts.items():
-        if isinstance(text, Iterator):
-            raise SecateurError(
-                f"The {name} text can be read only once, and pruning and recovery both read it.\n"
-                "Give it as a list."
-            )
-    pruning = make_config(model=str(model), **names)
-    if recipe == "own":
-        recipe = METHODS[pruning.method].recovery or ""
-        if not recipe:
-            raise SecateurError(
-                f"The method {pruning.method!r} has no recovery of its own.\n"
-                f"Type: --recover {' or --recover '.join(RECIPES)}"
-            )
-    shared = {name: getattr(pruning, name) for name in _SHARED}
-    if pruning.dtype != "float16":  # nothing is trained in it
-        shared["dtype"] = pruning.dtype
-    if RECIPES[recipe].loss == "kl":
-        shared["teacher"] = str(model)
-    config = make_recover_config(model=str(model), recipe=recipe, minutes=minutes, **shared)
-    out = path_of(out)
-    # what it lacks shows before the pruning
-    given = config.model_copy(update={"data": pruning.calibration})
-    if "calibration" in texts:
-        texts["data"] = texts["calibration"]
-    with telling():  # of the dense model; the run itself tells it again
-        first = open_student(given)
-        if pruning.calibration not in (None, "self"):
-            read_data(first.opened, given.model_copy(update={"samples": 2}), texts=texts)
-    with output_folder(out, force, *first.read, training=True) as folder:
-        assert folder is not None, "there is a path"
-        state = training_file(folder.parent, real_path(out))
-        with (
-            _resumable(state),
-            keeping(store, folder, out, fresh=fresh) as kept,
-            _between(folder) as place,
-        ):
-            # what is trained is read again, whatever the outcome is written as
-            own: PruneSettings = {**settings, "format": "safetensors"}
-            pruned = prune(model, out=place / "pruned", store=kept, progress=progress, **own)
-            update: dict[str, Any] = {
-                "model": str(place / "pruned"),
-                "data": pruned.config.calibration or DEFAULT_CALIBRATION,
-                "bos": pruned.config.bos,
-                "merge_adapter": None,
-                "dequantise": False,
-            }
-            with telling(progress) as told:
-                student = open_student(config.model_copy(update=update), _PRUNED).keeping(kept)
-                done = _recovered(student, texts, folder, state, None, out, told, anew=force)
-    return replace(pruned, out=out), done
-
-
-def _recovered(
+def recovered(
     student: Student,
     given: Mapping[str, Any],
     folder: Path,
@@ -231,8 +117,12 @@ def _recovered(
     told: Told,
     *,
     anew: bool,
+    earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Recovery:
-    """The recipe: read, measure, train, measure again, write."""
+    """The recipe: read, measure, train, measure again, write.
+
+    `earlier` are the trainings that the student has behind it, for the record.
+    """
     minutes = student.config.minutes
     student, data = in_minutes(student, given, state, anew=anew)
     if data.begin.mode != "given":
@@ -255,6 +145,8 @@ def _recovered(
     numbers = _numbers(student, data, trained, compared(before, after))
     if minutes is not None:
         numbers["minutes"] = minutes
+    if earlier:
+        numbers["earlier"] = list(earlier)
     numbers = publish_recovery(folder, student, trained, numbers)
     speed = trained.outcome.tokens / max(trained.outcome.seconds, 1e-9)
     config = student.config.model_copy(update={"model": student.name})
@@ -302,24 +194,14 @@ def _numbers(
 
 
 @contextmanager
-def _between(folder: Path) -> Iterator[Path]:
-    """A folder beside that of the result, with a name that the next run there would tidy away."""
-    place = folder.with_name(f"{folder.name.rpartition('-')[0]}-{token()}")
-    place.mkdir()
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-@contextmanager
-def _resumable(state: Path) -> Iterator[None]:
-    """An interrupt says where the state is, if there is one."""
+def resumable(*states: Path) -> Iterator[None]:
+    """An interrupt says where the state of the latest training is, if there is one."""
     try:
         yield
     except KeyboardInterrupt as interruption:
-        if not state.exists():
+        there = [state.name for state in states if state.exists()]
+        if not there:
             raise
         raise KeyboardInterrupt(
-            f"the training so far is in {state.name} beside --out: type the same command to go on"
+            f"the training so far is in {there[-1]} beside --out: type the same command to go on"
         ) from interruption
