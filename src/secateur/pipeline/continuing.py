@@ -19,8 +19,8 @@ PROMPTS = (
     "The most important thing about science is that",
 )
 # New tokens a prompt; and, of models of so many parameters, parameters times new tokens in all:
-# some ten seconds of a CPU. Larger models are not loaded whole for this.
-_NEW, _WORK = 32, 4e10
+# some ten seconds of a CPU. Larger models, in time or in bytes, are not loaded whole for this.
+_NEW, _WORK, _LARGEST = 32, 4e10, 2**30
 
 
 def samples(
@@ -33,7 +33,7 @@ def samples(
     """
     elements = sum(spec.elements for spec in opened.weights.specs.values())
     count = min(prompts, len(PROMPTS), int(_WORK // max(2 * _NEW * elements, 1)))
-    if count < 1 or opened.around is not None:
+    if count < 1 or elements * like.dtype.itemsize > _LARGEST or opened.around is not None:
         return ()
     if tokenizer is None:
         with suppress(SecateurError):
