@@ -286,6 +286,7 @@ def recovery_of(numbers: Mapping[str, Any], settings: Mapping[str, Any]) -> Reco
         evaluated_on=without_places(evaluation_line(numbers), settings),
         bytes=numbers["bytes"],
         settings=_public(settings),
+        earlier=numbers.get("earlier", ()),
     )
 
 

@@ -1,11 +1,13 @@
 """What a run saw on its way: scores, their blend and stability, repairs, the training."""
 
+from collections.abc import Sequence
+
 from .facts import text
 from .kinds import kind_name
 from .outcome import perplexities
 from .parts import Section, Table, cell, percent, short
 from .plots import blend_plot, recovery_plot, repair_plots, scores_plots, spread_plot
-from .value import Report
+from .value import Earlier, Report
 
 
 def importance(report: Report) -> Section:
@@ -169,5 +171,22 @@ def recovery(report: Report) -> Section:
                 perplexities(done.perplexity),
             ),
         )
+    if done.earlier:
+        tables.append(_earlier(done.earlier))
     plots = [recovery_plot(done, sentence)] if done.checks else []
     return Section("recovery", title, lead, plots, tables)
+
+
+def _earlier(done: Sequence[Earlier]) -> Table:
+    """The trainings that came before this one, after the same cut."""
+    columns = ("recipe", "steps", "kept, after step", "perplexity after it (window)")
+    rows = [
+        [
+            cell(one.recipe),
+            cell(one.steps, f"{one.steps:,}"),
+            cell(one.best_step, f"{one.best_step:,}"),
+            cell(", ".join(f"{text(p.after)} ({p.window})" for p in one.perplexity)),
+        ]
+        for one in done
+    ]
+    return Table("Trainings before this one", columns, rows)

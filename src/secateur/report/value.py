@@ -139,6 +139,16 @@ class Check(Part):
     held_out: Number
 
 
+class Earlier(Part):
+    """A training that another one followed in the same command."""
+
+    recipe: str
+    steps: int
+    best_step: int
+    perplexity: tuple[Perplexity, ...] = ()
+    minutes: float | None = None
+
+
 class Recovery(Part):
     """A training of the pruned model; `perplexity` is before and after it."""
 
@@ -157,6 +167,7 @@ class Recovery(Part):
     evaluated_on: str = ""
     bytes: Change
     settings: dict[str, Any] = {}
+    earlier: tuple[Earlier, ...] = ()
 
 
 class Sample(Part):
