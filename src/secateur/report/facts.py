@@ -7,7 +7,7 @@ from .comparing import label, ratios, winner
 from .plots import share_removed
 from .value import Change, Perplexity, Report
 
-MEASURE_SPEED = "secateur prune MODEL --speedup 1.5 --out DIR"
+MEASURE_SPEED = "secateur bench DIR --against MODEL"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _smaller(report: Report) -> Fact:
 
 def _faster(report: Report) -> Fact:
     if not report.speed:
-        return Fact("Faster?", "Not measured", f"to measure a token, type: {MEASURE_SPEED}")
+        return Fact("Faster?", "Not measured", f"to measure the two in turns, type: {MEASURE_SPEED}")
     best = next((one for one in report.speed if one.measured), report.speed[0])
     times = (best.before or 0) / max(best.after or 0, 1e-9)
     how = "measured" if best.measured else "predicted by a table of this model's shapes"
@@ -177,4 +177,4 @@ def _won(report: Report, ratio: float) -> Fact:
 
 
 def _not_written() -> Fact:
-    return Fact("Faster?", "Not measured", f"a comparison writes no model; type: {MEASURE_SPEED}")
+    return Fact("Faster?", "Not measured", f"a comparison writes no model; of one that is written: {MEASURE_SPEED}")
