@@ -14,7 +14,7 @@ from secateur.cli.main import cli
 
 # Pages whose Python is no example of a file of one's own.
 PYTHON = ("pruning", "deploy", "quickstart")
-OPTIONAL = ("datasets", "sentencepiece", "google.protobuf")
+OPTIONAL = ("datasets", "sentencepiece", "google.protobuf", "vl_convert")
 
 
 def test_the_commands_of_the_readme_run(
@@ -45,6 +45,7 @@ def test_what_the_package_imports_is_in_its_base() -> None:
         "gguf",
         "lm_eval",
         "markupsafe",  # comes with jinja2
+        "vl_convert",
         "sentencepiece",
     }
 

@@ -30,7 +30,7 @@ SMALLER = {
 }
 # Enough for a command to do all that it does.
 FEW = {
-    "prune": "--samples 16 --length 32 --evaluate-tokens 500",
+    "prune": "--prompts 0 --samples 16 --length 32 --evaluate-tokens 500",
     "compare": "--samples 16 --length 32 --evaluate-tokens 500",
     "apply": "--evaluate-tokens 500",
     "evaluate": "--evaluate-tokens 500 --limit 2 --new-tokens 2",

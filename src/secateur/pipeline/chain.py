@@ -40,6 +40,7 @@ _SHARED = (
     "device",
     "evaluate",
     "evaluate_tokens",
+    "prompts",
     "length",
     "hidden_gib",
     "device_gib",

@@ -60,7 +60,7 @@ def write_record(
         opened,
         form,
         cut=cut_words(structure, plan),
-        settings=_card_settings(subject.config),
+        settings=settings_in_force(subject.config),
         numbers=number_rows(numbers),
         layers=layer_rows(structure, plan),
         evaluated_on=" ".join(filter(None, (evaluation_line(numbers), bos_line(numbers)))),
@@ -69,7 +69,7 @@ def write_record(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _card_settings(config: PruneConfig) -> dict[str, Any]:
+def settings_in_force(config: PruneConfig) -> dict[str, Any]:
     """The settings that somebody looked at: what is off, or nothing asks for, is none."""
     score, fusion = config.importance_name, config.fusion_name
     search, repair = config.search_name, config.repair_name
