@@ -25,7 +25,7 @@ from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
 from .command import Command
-from .options import FORCE, JSON, OUT, keeping, quiet_transformers
+from .options import FORCE, JSON, OUT, keeping, quiet_transformers, uploading
 from .recover import say_numbers, show_recovery
 from .screen import Screen, print_json, say, table
 from .settings import TEXTS, given_settings, refuse_code, settings_options, texts_of_file
@@ -86,6 +86,7 @@ The calibration text is c4 or what you name, perplexity taken on the rest.
 @click.option("--minutes", type=float, metavar="X", help="Minutes that --recover may train")
 @click.option("--dry-run", is_flag=True, help="The plan alone: --out gets plan.json")
 @keeping
+@uploading
 @FORCE
 @JSON
 def prune_command(
@@ -97,6 +98,8 @@ def prune_command(
     dry_run: bool,
     store: str | None,
     fresh: bool,
+    push_to_hub: str | None,
+    private: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -125,7 +128,14 @@ def prune_command(
     for message in texts_of_file(config, recorded, options):
         screen.note(message)
     quiet_transformers()
-    how: dict[str, Any] = {"store": store, "fresh": fresh, "force": force, "progress": screen}
+    how: dict[str, Any] = {
+        "store": store,
+        "fresh": fresh,
+        "push_to_hub": push_to_hub,
+        "private": private,
+        "force": force,
+        "progress": screen,
+    }
     if recover is not None:
         assert out is not None, "a run that is not dry has a folder"
         pruned, done = prune_and_recover(
@@ -161,6 +171,7 @@ calibration text that the plan names or --calibration.
 @settings_options(PruneConfig, only=_OF_PLANS, default="the plan's")
 @settings_options(PruneConfig, only=_OF_RUNS)
 @keeping
+@uploading
 @FORCE
 @JSON
 def apply_command(

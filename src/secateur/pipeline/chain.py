@@ -7,7 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..arguments import a_flag, a_folder_or_name, a_progress, a_word, an_output, public
+from ..arguments import (
+    a_flag,
+    a_folder_or_name,
+    a_progress,
+    a_word,
+    an_output,
+    optional,
+    public,
+)
 from ..checkpoint import real_path, token, training_file
 from ..config import (
     OWN,
@@ -27,6 +35,7 @@ from .calibration import DEFAULT_CALIBRATION
 from .checks import output_folder, path_of
 from .keeping import Stored, keeping
 from .pruning import prune
+from .pushing import pushing
 from .recovering import Recovery, recovered, resumable
 from .result import Result
 from .student import open_student
@@ -57,6 +66,8 @@ _PRUNED = "what run.toml says was pruned"
     out=an_output,
     recipe=a_word,
     force=a_flag,
+    push_to_hub=optional(a_word),
+    private=a_flag,
     fresh=a_flag,
     progress=a_progress,
 )
@@ -66,6 +77,8 @@ def prune_and_recover(
     out: str | Path,
     recipe: str,
     force: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
     minutes: float | None = None,
     store: Stored = None,
     fresh: bool = False,
@@ -77,7 +90,8 @@ def prune_and_recover(
     `recipe` is one of `RECIPES`, `own` for the method's, or several that train one after the other
     ("distil,groupwise"): the `Recovery` is the last one's, and `numbers["earlier"]` has those
     before. The training takes as many `minutes`, of which each recipe has the same share, or else
-    the recipe's steps. `settings`, `store` and `fresh` are those of `prune`.
+    the recipe's steps. `settings`, `store`, `fresh`, `push_to_hub` and `private` are those of
+    `prune`.
 
     Raises:
         SecateurError: bad input, or a method without a recovery; nothing was written.
@@ -100,7 +114,11 @@ def prune_and_recover(
         first, *_ = [open_student(one) for one in given]
         if pruning.calibration not in (None, "self"):
             read_data(first.opened, given[0].model_copy(update={"samples": 2}), texts=texts)
-    with output_folder(out, force, *first.read, training=True) as folder:
+    with (
+        telling(progress),
+        pushing(push_to_hub, out, private=private),
+        output_folder(out, force, *first.read, training=True) as folder,
+    ):
         assert folder is not None, "there is a path"
         states = [training_file(folder.parent, real_path(out), i) for i in range(len(configs))]
         with (

@@ -6,7 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..arguments import a_flag, a_folder_or_name, a_progress, an_output, public
+from ..arguments import (
+    a_flag,
+    a_folder_or_name,
+    a_progress,
+    a_word,
+    an_output,
+    optional,
+    public,
+)
 from ..checkpoint import real_path, training_file
 from ..config import (
     RecoverConfig,
@@ -22,6 +30,7 @@ from .held_out import compared, streamed
 from .keeping import Stored, keeping
 from .minutes import MEASURING, TRAINING, in_minutes
 from .passes import hidden_bytes
+from .pushing import pushing
 from .student import Student, open_student
 from .texts import named
 from .training import AT_ONCE, Trained, find_state, train
@@ -60,6 +69,8 @@ class Recovery:
     model=a_folder_or_name,
     out=an_output,
     force=a_flag,
+    push_to_hub=optional(a_word),
+    private=a_flag,
     keep_adapter=a_flag,
     fresh=a_flag,
     progress=a_progress,
@@ -69,6 +80,8 @@ def recover(
     *,
     out: str | Path,
     force: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
     keep_adapter: bool = False,
     store: Stored = None,
     fresh: bool = False,
@@ -80,8 +93,8 @@ def recover(
     `settings` are the fields of `RecoverConfig`: recipe, data, teacher, steps, seed and so on. In
     the place of a name, `data` and `evaluate` may be text, as for `prune`.
     `keep_adapter` writes LoRA's adapter beside `out`'s weights, which have it merged all the same.
-    A run that was cut short goes on where it was when the same call is made again. `store` and
-    `fresh` are those of `prune`.
+    A run that was cut short goes on where it was when the same call is made again. `store`,
+    `fresh`, `push_to_hub` and `private` are those of `prune`.
 
     Raises:
         SecateurError: bad input; nothing was written.
@@ -89,7 +102,7 @@ def recover(
     names, texts = named(settings)
     config = make_recover_config(**names, model=str(model))
     out = path_of(out)
-    with telling(progress) as told:
+    with telling(progress) as told, pushing(push_to_hub, out, private=private):
         student = open_student(config)
         if keep_adapter and config.trained != "lora":
             raise SecateurError(
@@ -188,7 +201,7 @@ def _numbers(
             for check in outcome.checks
         ],
         "perplexity": perplexity,
-        "evaluation": {"text": data.text.name if data.text else "none"},
+        "evaluation": data.text.to_json() if data.text else {"text": "none"},
         "bos": data.begin.to_json(),
     }
 
