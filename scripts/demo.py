@@ -16,8 +16,9 @@ import secateur
 from secateur.cli.screen import Screen, table
 from secateur.data.sources import embedded_folder
 from secateur.methods import METHODS
-from secateur.report.blends import varies
-from secateur.report.comparison import Trial, page, trial_columns, trial_row
+from secateur.pipeline.reporting import blends_of, cuts_of, versions, write_report
+from secateur.report import Perplexity, Report, Row
+from secateur.report.comparison import Trial, trial_columns, trial_row
 from secateur.report.summary import form_word
 
 RATIOS = (0.2, 0.5)
@@ -27,13 +28,9 @@ OUT = Path("demo-output")
 ABOUT = (
     "The model that Secateur ships (a Llama with grouped-query attention, 2.8 million parameters,"
     " trained on Python's documentation), pruned by every method at the same ratio, calibrated on"
-    " the same 64 windows of 256 tokens, and measured on text that neither training nor calibration"
-    f" saw. Lower perplexity is better. The last row is FLAP's model after {STEPS} steps of"
-    " distillation from the whole one."
-)
-FOOTNOTE = (
-    "One seed, one toy model: which method wins here says little about yours. Time is that of"
-    " pruning and writing, without the measuring."
+    " the same 64 windows of 256 tokens; perplexity on text that neither training nor calibration"
+    f" saw. flap + distil is FLAP's model after {STEPS} steps of distillation from the whole one."
+    " One seed, one toy model: which method wins here says little about yours."
 )
 
 
@@ -77,8 +74,8 @@ def form_of(numbers: Mapping[str, Any]) -> str:
     return form_word(stock=numbers["form"]["stock"])
 
 
-def pruned(method: str, ratio: float, screen: Screen) -> tuple[Trial, Any]:
-    """The embedded model pruned by one method, and the blend if that differs between layers."""
+def pruned(method: str, ratio: float, screen: Screen) -> tuple[Trial, dict[str, Any]]:
+    """The embedded model pruned by one method; what was cut where, and the blend."""
     print(f"{method} at {ratio:.0%} ...", file=sys.stderr)
     out = OUT / f"{method}-{ratio * 100:.0f}-percent"
     result = secateur.prune(
@@ -88,18 +85,40 @@ def pruned(method: str, ratio: float, screen: Screen) -> tuple[Trial, Any]:
     removed, seconds = result.numbers["removed_share"], result.seconds["total"]
     values, size, form = measured(out), megabytes(out), form_of(result.numbers)
     trial = Trial(method, ratio, removed, values, size, seconds, form=form)
-    blend = result.numbers.get("blend")
-    return trial, blend if blend and varies(blend) else None
+    blend = blends_of(result.structure, result.numbers.get("blend"))
+    return trial, {"cut": tuple(cuts_of(result.structure, result.plan)), "blend": tuple(blend)}
 
 
-def report(dense: Trial, trials: Sequence[Trial], blends: Mapping[str, Any]) -> None:
+def row_of(dense: Trial, trial: Trial, parts: Mapping[str, Any]) -> Row:
+    """A trial as the report has it."""
+    size = int(trial.size * 1e6)
+    return Row(
+        method=trial.method, repair=trial.repair, ratio=trial.ratio, removed=trial.removed,
+        parameters=size // 4, bytes=size, stock=trial.form == form_word(stock=True),
+        seconds=trial.seconds,
+        perplexity=tuple(
+            Perplexity(window=window, tokens=25_000, before=dense.perplexity[window], after=value)
+            for window, value in trial.perplexity.items()
+        ),
+        **parts,
+    )  # fmt: skip
+
+
+def report(dense: Trial, trials: Sequence[Trial], parts: Sequence[Mapping[str, Any]]) -> None:
     """Print a table for each ratio; write the page and the numbers."""
     heads = [head.replace(", window", " at") for head in trial_columns(list(dense.perplexity))]
     for ratio in RATIOS:
         rows = [trial_row(trial) for trial in (dense, *trials) if trial.ratio in (ratio, 0.0)]
         table(f"{ratio:.0%} of the decoder's linears removed", heads, rows)
-    text = page("Every method on the embedded model", ABOUT, FOOTNOTE, dense, trials, blends)
-    (OUT / "report.html").write_text(text, encoding="utf-8")
+    both = zip(trials, parts, strict=True)
+    found = Report(
+        kind="compare",
+        model="The embedded model",
+        evaluated_on=ABOUT,
+        rows=tuple(row_of(dense, trial, own) for trial, own in both),
+        versions=versions(),
+    )
+    write_report(OUT, found)
     numbers = [asdict(trial) for trial in (dense, *trials)]
     (OUT / "results.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
@@ -114,15 +133,15 @@ def main() -> None:
         "not pruned", 0.0, 0.0, measured(whole), megabytes(whole), 0, form=form_word(stock=True)
     )
     trials: list[Trial] = []
-    blends: dict[str, Any] = {}
+    parts: list[dict[str, Any]] = []
     for ratio in RATIOS:
         for method in METHODS:
-            trial, blend = pruned(method, ratio, screen)
+            trial, own = pruned(method, ratio, screen)
             trials.append(trial)
-            if blend:
-                blends[method] = blend
+            parts.append(own)
         trials.append(recovered(ratio, trials, screen))
-    report(dense, trials, blends)
+        parts.append({})
+    report(dense, trials, parts)
     print(f"The pruned models, results.json and report.html are in {OUT}/")
     print(f'Load one in Python:  import secateur; secateur.load("{OUT}/flap-20-percent")')
 

@@ -56,7 +56,7 @@ def desk(
         known.pop("my-score", None)
 
 
-OPTIONAL = ("datasets", "sentencepiece", "google.protobuf")
+OPTIONAL = ("datasets", "sentencepiece", "google.protobuf", "vl_convert")
 
 
 def test_the_commands_of_the_readme_run(
@@ -93,6 +93,7 @@ def test_what_the_package_imports_is_in_its_base() -> None:
         "gguf",
         "lm_eval",
         "markupsafe",  # comes with jinja2
+        "vl_convert",
         "sentencepiece",
     }
 

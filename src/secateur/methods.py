@@ -75,7 +75,10 @@ BEST = "best"
 EFFORTS = {
     "fast": Effort("One score, search and repair: what wins most often.", _GOOD[:1]),
     "good": Effort("Several scores and searches, judged by KL to the dense model.", _GOOD),
-    "max": Effort("The same, and a search by that KL.", (*_GOOD, Parts("obs-loss", "kl"))),
+    "max": Effort(
+        "The same, and searches by that KL.",
+        (*_GOOD, Parts("obs-loss", "gates"), Parts("obs-loss", "kl")),
+    ),
 }
 
 # LLM-Pruner's layers 4 to 29 of 32.

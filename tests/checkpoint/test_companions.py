@@ -65,6 +65,7 @@ STAYS = {
     "weights.pkl": "code",
 }
 OURS = {"config.json", "model.safetensors", "plan.json", "run.toml", "README.md"}
+OURS |= {"report.json", "report.html"}
 
 
 def put(folder: Path, files: dict[str, Any]) -> None:

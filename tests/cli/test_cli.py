@@ -36,6 +36,7 @@ COMMANDS = {
         "bench",
         "recover",
         "compare",
+        "report",
         "evaluate",
         "inspect",
         "convert",

@@ -24,7 +24,6 @@ from secateur.errors import SecateurError
 from secateur.progress import Lines
 from secateur.recovery import forget_other, read_state
 from secateur.report import checked_blend, plan_difference, write_comparison
-from secateur.report.comparison import Trial, best_of, page
 
 Said = Callable[..., str]
 ODD = "[v2]model [/x] [bold]\x1b[31m"
@@ -209,20 +208,6 @@ def test_a_comparison_of_any_names_is_written(tmp_path: Path) -> None:
     cells = [row[0] for row in csv.reader(io.StringIO((tmp_path / "comparison.csv").read_text()))]
     assert cells[1:] == [f"'{name}" if name[0] in "=+-@" else name for name in NAMES]
     assert [row["method"] for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]]
-    html = (tmp_path / "comparison.html").read_text()
-    assert "\x1b" not in html
-    assert r"\frac{a}{" in html
-
-
-def test_a_row_that_removed_less_than_its_rival_is_not_the_best() -> None:
-    def trial(removed: float, perplexity: float, name: str = "m") -> Trial:
-        return Trial(name, 0.2, removed, {16: perplexity}, 1.0, 1.0)
-
-    assert best_of([trial(0.186, 10), trial(0.197, 12)], 16) == 1
-    assert best_of([trial(0.196, 10), trial(0.197, 12)], 16) == 0
-    assert best_of([trial(0.2, float("nan")), trial(0.2, 12)], 16) == 1
-    html = page("t", "a", "f", trial(0, 2), [trial(0.18, 3, "less"), trial(0.2, 4, "more")])
-    assert re.findall(r'<tr class="best"><td>(.*?)</td>', html) == ["more"]
 
 
 # --- what records and plans may hold --------------------------------------------------------------

@@ -49,6 +49,7 @@ def test_the_folder_holds_what_a_model_folder_should(
     assert files == {
         "README.md", "config.json", "generation_config.json", "model.safetensors",
         "modeling_secateur.py", "plan.json", "run.toml", "tokenizer.json", "tokenizer_config.json",
+        "report.json", "report.html",
     }  # fmt: skip
     card = (tmp_path / "small" / "README.md").read_text()
     assert f"{result.numbers['parameters']['after']:,}" in card

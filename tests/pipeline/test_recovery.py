@@ -357,6 +357,9 @@ def test_several_recoveries_are_as_one_after_the_other(
     assert (at_once.out / name).read_bytes() == (one_by_one.out / name).read_bytes()
     (earlier,) = at_once.numbers["earlier"]
     assert earlier["recipe"] == "distil"
+    report = read_json(at_once.out / "report.json")["recovery"]
+    assert [one["recipe"] for one in (*report["earlier"], report)] == ["distil", "groupwise"]
+    assert "Trainings before this one" in (at_once.out / "report.html").read_text()
     assert read_toml(at_once.out / "recovery.toml")["model"].endswith("was pruned, then distil")
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 

@@ -1,6 +1,5 @@
-"""The comparison page says what the trials say, and its chart is labelled."""
+"""Rows and charts say what the trials say."""
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from secateur.export.loading import about_custom
 from secateur.models import open_model
 from secateur.report import cut_words
 from secateur.report.blends import blend_chart, blend_rows, blends_of
-from secateur.report.comparison import Trial, chart, page, trial_columns, trial_row
+from secateur.report.comparison import Trial, chart, trial_columns, trial_row
 from secateur.report.tables import _csv, comparison_columns, comparison_row
 from secateur.structure import Plan
 
@@ -19,15 +18,6 @@ TRIALS = [
     Trial(method, ratio, ratio, {128: value, 512: value - 1}, 5.0 * (1 - ratio), 1.5)
     for method, ratio, value in (("a", 0.2, 14.0), ("<b>", 0.2, 12.0), ("a", 0.5, 44.0))
 ]
-
-
-def test_every_trial_is_in_the_page_and_the_best_of_each_ratio_is_marked() -> None:
-    html = page("Title", "about", "foot", DENSE, TRIALS)
-    assert html.count("<h2>") == 2
-    best = re.findall(r'<tr class="best"><td>(.*?)</td>', html)
-    assert best == ["&lt;b&gt;", "a"]
-    for trial in TRIALS:
-        assert f"<td>{trial.perplexity[128]:.2f}</td>" in html
 
 
 def test_the_chart_has_labelled_axes_and_is_the_same_for_the_same_data() -> None:
@@ -78,9 +68,6 @@ def test_a_comparison_says_which_rows_are_stock() -> None:
     assert [line.rsplit(",", 1)[1] for line in _csv(rows).splitlines()] == [
         "form", "stock", "custom",
     ]  # fmt: skip
-    trials = [Trial("a", 0.2, 0.2, {128: 9.0}, 1.0, 1.0, form=form) for form in ("stock", "custom")]
-    html = page("t", "a", "f", Trial("dense", 0, 0, {128: 8.0}, 1.0, 0.0), trials)
-    assert re.findall(r"<td>(stock|custom)</td>", html) == ["stock", "custom"]
 
 
 BLEND = {
@@ -106,8 +93,6 @@ def test_the_blend_is_drawn_by_method_and_only_where_it_varies() -> None:
     assert drawn == blend_chart({"a": BLEND})
     for words in ("decoder layer, from 0", "share of the coarse", "attention", "mlp"):
         assert words in drawn
-    assert "Blend of coarse" in page("t", "a", "f", DENSE, TRIALS, {"a": BLEND})
-    assert "Blend of coarse" not in page("t", "a", "f", DENSE, TRIALS)
 
 
 def test_a_card_does_not_promise_peft_what_it_denies_it() -> None:

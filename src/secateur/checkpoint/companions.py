@@ -30,6 +30,8 @@ _CODE = frozenset(
 _OURS = (
     "config.json",
     "README.md",
+    "report.json",
+    "report.html",
     "plan.json",
     "run.toml",
     "recovery.toml",

@@ -25,6 +25,8 @@ _FILES = (
     "comparison.json",
     "comparison.csv",
     "comparison.html",
+    "report.json",
+    "report.html",
     # the companions of a model, see `export.copy_companions`
     "tokenizer*",
     "special_tokens_map.json",

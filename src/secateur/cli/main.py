@@ -78,6 +78,7 @@ _COMMANDS = {
     "inspect": ("looking", "Show what a folder or plan holds."),
     "discover": ("looking", "Show what in a model is coupled."),
     "store": ("storing", "List or clean the passes that --store keeps."),
+    "report": ("report", "Draw the report of a folder again."),
     "convert": ("looking", "Write a model in floating point, in the layout of its stock class."),
 }
 # Those that read a model before anything can be counted.

@@ -36,6 +36,7 @@ _OF_PLANS = ("repair", "calibration", "field", "samples", "length", "bos", "seed
 _OF_RUNS = (
     "evaluate",
     "evaluate_tokens",
+    "prompts",
     "batch",
     "device",
     "dtype",
@@ -202,8 +203,8 @@ def apply_command(
 Example:
   secateur compare path/to/model --methods flap,hywia --ratios 0.2,0.5 --out cmp/
 
-No pruned model is written: --out gets the table as comparison.json, .csv and .html. What other
-names stand for is in the lists of: secateur prune --help-all
+No pruned model is written: --out gets the table as comparison.json and .csv, and report.html.
+What other names stand for is in the lists of: secateur prune --help-all
 """,
 )
 @click.argument("model")
@@ -214,7 +215,7 @@ names stand for is in the lists of: secateur prune --help-all
 @settings_options(
     PruneConfig,
     without=(
-        *("method", "repair", "importance", "fusion", "format"),
+        *("method", "repair", "importance", "fusion", "format", "prompts"),
         *(*BUDGETS, "at_context", "at_batch"),
     ),
 )
@@ -238,10 +239,11 @@ def compare_command(
     shares = _ratios(ratios)
     screen = Screen()
     from ..checkpoint import new_folder
-    from ..pipeline import compare, keeping_passes
+    from ..pipeline import Comparison, compare, keeping_passes
     from ..report import comparison_columns, comparison_row, write_comparison
 
     quiet_transformers()
+    found = Comparison()
     with (
         new_folder(out, force=force) if out else nullcontext() as folder,
         keeping_passes(store, folder, out, fresh=fresh) as kept,
@@ -253,6 +255,7 @@ def compare_command(
             repairs=_names(repairs),
             store=kept,
             progress=screen,
+            each=found.add,
             **given,
         )
         if as_json:
@@ -261,6 +264,7 @@ def compare_command(
             table(f"{model} pruned", comparison_columns(rows), map(comparison_row, rows))
         if folder is not None:
             write_comparison(folder, model, rows)
+            found.write_report(folder, rows)
     if out and not as_json:
         say(f"{out}")
 

@@ -21,6 +21,7 @@ from .reading import (
     Evaluate,
     EvaluateTokens,
     Format,
+    Prompts,
     Reading,
     Resident,
     TextField,
@@ -48,7 +49,7 @@ PRUNE_GROUPS = {
     ),
     "Texts": (
         "samples evaluate evaluate_lengths",
-        "length field bos evaluate_tokens seed",
+        "length field bos evaluate_tokens prompts seed",
     ),
     "Machine": (
         "device dtype store",
@@ -183,6 +184,7 @@ class PruneConfig(Reading):
     bos: BosMode = "auto"
     evaluate: Evaluate = "spare"
     evaluate_tokens: EvaluateTokens = None
+    prompts: Prompts = 3
     batch: Annotated[int, Field(ge=1, description="Batch: windows at once")] = 8
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="Seed of every draw")] = 0
     device: Device = "auto"

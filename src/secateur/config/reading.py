@@ -20,6 +20,9 @@ Evaluate = Annotated[str, Field(description="Held-out text for perplexity, or no
 EvaluateTokens = Annotated[
     int | None, Field(ge=2, description="Tokens of the held-out text at most")
 ]
+Prompts = Annotated[
+    int, Field(ge=0, le=4, description="Prompts that the report shows gone on with; 0: none")
+]
 Device = Annotated[str, Field(description="auto, cpu, cuda, cuda:1")]
 DeviceGib = Annotated[
     float | None,

@@ -18,6 +18,7 @@ from .reading import (
     Evaluate,
     EvaluateTokens,
     Format,
+    Prompts,
     Reading,
     Resident,
     TextField,
@@ -111,7 +112,7 @@ RECOVER_GROUPS = {
         "alpha dropout grid keep_adapter top_k on_prompts",
     ),
     "Steps": ("steps minutes batch rate", "epochs micro warmup patience seed"),
-    "Texts": ("samples length evaluate", "field bos evaluate_tokens"),
+    "Texts": ("samples length evaluate", "field bos evaluate_tokens prompts"),
     "Machine": (
         "device dtype store",
         "fresh hidden_gib device_gib resident recompute merge_adapter dequantise text_only format"
@@ -206,6 +207,7 @@ class RecoverConfig(Reading):
     grid: Annotated[str, Field(description="How the grid of a group is found")] = "min-max"
     evaluate: Evaluate = "spare"
     evaluate_tokens: EvaluateTokens = None
+    prompts: Prompts = 3
     seed: Annotated[int, Field(ge=0, le=2**40, description="Seed of every draw")] = 0
     device: Device = "auto"
     dtype: Annotated[str, Field(description="Arithmetic; auto: bfloat16 on a GPU")] = "auto"

@@ -56,6 +56,7 @@ class PruneSettings(TypedDict, total=False):
     bos: Literal["auto", "each", "document", "never"]
     evaluate: Any
     evaluate_tokens: int | None
+    prompts: int
     batch: int
     seed: int
     device: str
@@ -100,6 +101,7 @@ class RecoverSettings(TypedDict, total=False):
     grid: str
     evaluate: Any
     evaluate_tokens: int | None
+    prompts: int
     seed: int
     device: str
     dtype: str

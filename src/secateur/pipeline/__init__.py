@@ -15,11 +15,13 @@ from .keeping import keeping as keeping_passes
 from .look import inspect, look_at, read_plan
 from .pruning import apply, prune
 from .recovering import Recovery, recover
+from .reporting import Comparison, redraw
 from .result import Result
 from .scoring import scores
 
 __all__ = [
     "Bench",
+    "Comparison",
     "Continuation",
     "Conversion",
     "Discovery",
@@ -43,5 +45,6 @@ __all__ = [
     "prune_and_recover",
     "read_plan",
     "recover",
+    "redraw",
     "scores",
 ]

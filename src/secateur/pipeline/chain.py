@@ -49,6 +49,7 @@ _SHARED = (
     "device",
     "evaluate",
     "evaluate_tokens",
+    "prompts",
     "length",
     "hidden_gib",
     "device_gib",

@@ -59,7 +59,7 @@ def needs_of_scores(config: PruneConfig) -> Needs:
     """What the score or the fusion in force asks for, and the search."""
     if config.asks_divergence:
         plain = config.model_copy(update={"search": "AL-AM"})
-        return needs_of_scores(plain) | Needs(FITTED_BY, search=config.search_name)
+        return needs_of_scores(plain) | Needs(FITTED_BY)
     search = config.search_name if config.asks_loss else None
     if config.fusion_name is not None:
         terms = frozenset(fused_terms(config.fine))

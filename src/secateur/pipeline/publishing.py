@@ -1,4 +1,4 @@
-"""The stage that writes: weights, what belongs to the model, plan, settings and card."""
+"""The stage that writes: weights, what belongs to the model, plan, settings, card, report."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +9,10 @@ from ..models import OpenModel
 from ..progress import timed
 from ..structure import Plan
 from .checks import check_space, tokenizer_class, tokenizer_to_write
+from .contest import Chosen
 from .look import bytes_before
 from .record import write_record
+from .reporting import report_run
 from .subject import Subject
 from .texts import Texts
 
@@ -18,6 +20,7 @@ from .texts import Texts
 def publish(
     folder: Path,
     subject: Subject,
+    best: Chosen | None,
     plan: Plan,
     form: Form,
     numbers: Mapping[str, Any],
@@ -36,6 +39,7 @@ def publish(
         )
     numbers = {**numbers, "bytes": {"before": bytes_before(opened), "after": size}}
     write_record(folder, subject, plan, numbers, texts.windows, form=form)
+    report_run(folder, subject, best, plan, form, numbers, texts)
     return numbers
 
 

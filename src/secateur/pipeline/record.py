@@ -56,7 +56,7 @@ def write_record(
         }
     record["companions"] = companions_beside(folder)
     (folder / "run.toml").write_text(to_toml(subject.recorded, record), encoding="utf-8")
-    settings = _card_settings(subject.config)
+    settings = settings_in_force(subject.config)
     card = model_card(
         opened,
         form,
@@ -71,7 +71,7 @@ def write_record(
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _card_settings(config: PruneConfig) -> dict[str, Any]:
+def settings_in_force(config: PruneConfig) -> dict[str, Any]:
     """The settings that somebody looked at: what is off, or nothing asks for, is none."""
     score, fusion = config.importance_name, config.fusion_name
     search, repair = config.search_name, config.repair_name

@@ -50,6 +50,7 @@ _NOT_IN_WEIGHTS = (
     "device",
     "evaluate",
     "evaluate_tokens",
+    "prompts",
     "format",
     "hidden_gib",
     "device_gib",

@@ -14,6 +14,7 @@ from .checks import seen_settings, unread_recovery_settings
 from .look import bytes_before
 from .publishing import write_folder
 from .record import versions
+from .reporting import report_recovery
 from .stock import form_facts
 from .student import Student
 from .training import Trained
@@ -33,6 +34,7 @@ def publish_recovery(
     copy_history(folder, opened)
     config = student.config.model_copy(update={"model": student.name})
     write_recovery(folder, opened, config, numbers, form)
+    report_recovery(folder, student, trained.form, config, numbers)
     return numbers
 
 

@@ -14,6 +14,7 @@ from .benchmark import (
 )
 from .blends import BLEND_COLUMNS, blend_chart, blend_rows, checked_blend
 from .engines import engine_notes, parallel_sizes
+from .page import html, plotting_library
 from .structure_picture import structure_picture
 from .structure_table import STRUCTURE_COLUMNS, StructureRow, structure_cells, structure_rows
 from .summary import (
@@ -30,3 +31,22 @@ from .summary import (
     plan_difference,
 )
 from .tables import comparison_columns, comparison_row, write_comparison
+from .value import (
+    QUANTILES,
+    Blend,
+    Calibration,
+    Check,
+    Cut,
+    Fit,
+    Method,
+    Perplexity,
+    Recovery,
+    Report,
+    Row,
+    Sample,
+    Scores,
+    Speed,
+    Stability,
+    Way,
+    read_report,
+)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..structure import Axis, Plan, Structure
 from ..units import size_text
+from .kinds import KINDS
 
 
 def number_rows(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -104,24 +105,10 @@ def form_line(form: Mapping[str, Any]) -> str:
     return f"A custom checkpoint, {form['class']}: {form['why_not_stock']}."
 
 
-# What goes, by granularity.
-_WHAT = {
-    "kv_group": "attention heads",
-    "query_head": "attention heads",
-    "channel": "MLP channels",
-    "expert_channel": "channels of experts",
-    "expert": "experts",
-    "attention_block": "attention blocks",
-    "mlp_block": "MLP blocks",
-    "layer": "layers",
-    "hidden": "channels of the residual stream",
-}
-
-
 def cut_words(structure: Structure, plan: Plan) -> str:
     """What `plan` removes: `Whole attention heads and MLP channels`, or `No units`."""
-    gone = {_WHAT[axis.granularity] for axis in structure.axes if plan.removed(axis)}
-    named = [what for what in dict.fromkeys(_WHAT.values()) if what in gone]
+    gone = {KINDS[axis.granularity] for axis in structure.axes if plan.removed(axis)}
+    named = [what for what in dict.fromkeys(KINDS.values()) if what in gone]
     if not named:
         return "No units"
     *others, last = named

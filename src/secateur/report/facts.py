@@ -1,0 +1,186 @@
+"""The first answers of a report: smaller, faster, worse, which method, which layers; in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .comparing import label, ratios, winner
+from .plots import share_removed
+from .value import Change, Perplexity, Report
+
+MEASURE_SPEED = "secateur bench DIR --against MODEL"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One question, its answer in a few words, and what the answer is made of."""
+
+    question: str
+    answer: str
+    detail: str
+
+
+def facts(report: Report) -> list[Fact]:
+    """What somebody wants to know first."""
+    if report.kind == "compare":
+        return [*map(_won, [report] * len(ratios(report)), ratios(report)), _not_written()]
+    found = [_smaller(report), _faster(report), _worse(report), *_trained(report)]
+    if lost := lost_most(report):
+        found.append(Fact("What went?", *lost))
+    if report.method is not None:
+        found.append(_method(report))
+    return found
+
+
+def headline(report: Report) -> str:
+    """The same in one sentence."""
+    if report.kind == "compare":
+        best = [
+            (ratio, winner([r for r in report.rows if r.ratio == ratio]))
+            for ratio in ratios(report)
+        ]
+        won = "; ".join(f"{label(row)} at {ratio:.0%}" for ratio, row in best if row is not None)
+        return f"Least lost: {won}." if won else "Perplexity was not measured."
+    size = report.parameters
+    parts = (
+        [f"{report.model} lost {-share(size):.1%} of its parameters"] if size else [report.model]
+    )
+    if report.perplexity:
+        one = report.perplexity[0]
+        parts.append(f"its perplexity went from {text(one.before)} to {text(one.after)}")
+    trained = report.recovery
+    if trained is not None and trained.perplexity:
+        one = trained.perplexity[0]
+        parts.append(
+            f"a training then took it from {text(one.before)} to {text(one.after)}, on a text of"
+            " its own"
+        )
+    return f"{'; '.join(parts)}."
+
+
+def share(change: Change | None) -> float:
+    """By how much it rose, as a share of what it was."""
+    if change is None or not change.before or change.after is None:
+        return 0.0
+    return change.after / change.before - 1
+
+
+def text(value: float | None, digits: int = 2) -> str:
+    """A number for people."""
+    return "not finite" if value is None else f"{value:,.{digits}f}"
+
+
+def lost_most(report: Report) -> tuple[str, str] | None:
+    """(the layers that lost most, how much): None where no layer lost anything."""
+    layers = sorted({one.layer for one in report.cut if one.layer is not None})
+    lost = {n: share_removed(one for one in report.cut if one.layer == n) for n in layers}
+    order = sorted(layers, key=lambda n: -lost[n])
+    if not order or lost[order[0]] == 0:
+        return None
+    if lost[order[0]] - lost[order[-1]] < 0.05:
+        range_ = f"from {lost[order[-1]]:.0%} to {lost[order[0]]:.0%} of their parameters"
+        return "Nearly the same from every layer", range_
+    first = [n for n in order[:3] if lost[n] > 0]
+    names = _listed([str(n) for n in first])
+    least = order[-1]
+    return (
+        f"Most from layer{'s' if len(first) > 1 else ''} {names}",
+        f"{_listed([f'{lost[n]:.0%}' for n in first])} of their parameters; least from layer"
+        f" {least}: {lost[least]:.0%}",
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _smaller(report: Report) -> Fact:
+    change, size = report.parameters, report.bytes
+    detail = []
+    if change is not None:
+        detail.append(f"{text(change.before, 0)} parameters before, {text(change.after, 0)} after")
+    if size is not None and size.before is not None and size.after is not None:
+        detail.append(f"weights {size.before / 1e6:,.1f} MB, now {size.after / 1e6:,.1f} MB")
+    answer = f"{share(change or size):+.1%}".replace("-", "\N{MINUS SIGN}")
+    return Fact("Smaller?", answer, "; ".join(detail))
+
+
+def _faster(report: Report) -> Fact:
+    if not report.speed:
+        return Fact(
+            "Faster?", "Not measured", f"to measure the two in turns, type: {MEASURE_SPEED}"
+        )
+    best = next((one for one in report.speed if one.measured), report.speed[0])
+    times = (best.before or 0) / max(best.after or 0, 1e-9)
+    how = "measured" if best.measured else "predicted by a table of this model's shapes"
+    return Fact(
+        "Faster?",
+        f"{times:.2f} times",
+        f"a token took {text(best.before, 3)} ms, now {text(best.after, 3)} ms ({how}, context"
+        f" {best.context:,}, batch {best.batch})",
+    )
+
+
+def _worse(report: Report) -> Fact:
+    if not report.perplexity:
+        return Fact("Worse?", "Not measured", "no text to take perplexity on: --evaluate FILE.txt")
+    return Fact("Worse?", _rise(report.perplexity[0]), _perplexities(report.perplexity))
+
+
+def _trained(report: Report) -> list[Fact]:
+    done = report.recovery
+    if done is None or not done.perplexity:
+        return []
+    detail = f"after {done.steps:,} steps, on held-out text of the training: "
+    return [
+        Fact("Trained since?", _rise(done.perplexity[0]), detail + _perplexities(done.perplexity))
+    ]
+
+
+def _perplexities(rows: Sequence[Perplexity]) -> str:
+    numbers = "; ".join(
+        f"{text(one.before)}, now {text(one.after)} in windows of {one.window:,} tokens"
+        for one in rows
+    )
+    return f"perplexity {numbers}; lower is better"
+
+
+def _rise(one: Perplexity) -> str:
+    if not one.before or one.after is None:
+        return "Perplexity is not finite"
+    return f"Perplexity \N{MULTIPLICATION SIGN}{one.after / one.before:.2f}"
+
+
+def _method(report: Report) -> Fact:
+    method = report.method
+    assert method is not None, "it was asked"
+    parts = f"score {method.importance}, search {method.search}, repair {method.repair}"
+    if report.contest:
+        tried = len({(w.importance, w.search, w.repair) for w in report.contest})
+        return Fact(
+            "Which method?",
+            f"{method.importance}, {method.search}",
+            f"won against {tried - 1} others that {method.name} tried: {parts}",
+        )
+    why = "nothing else was tried"
+    return Fact("Which method?", method.name, f"{parts}; {why}")
+
+
+def _won(report: Report, ratio: float) -> Fact:
+    best = winner([row for row in report.rows if row.ratio == ratio])
+    if best is None:
+        return Fact(f"Best at {ratio:.0%}?", "Not measured", "name a text: --evaluate FILE.txt")
+    one = best.perplexity[0]
+    return Fact(
+        f"Best at {ratio:.0%}?",
+        label(best),
+        f"perplexity {text(one.before)}, then {text(one.after)} in windows of {one.window:,};"
+        f" {best.removed:.1%} of the linears' parameters went",
+    )
+
+
+def _not_written() -> Fact:
+    return Fact(
+        "Faster?",
+        "Not measured",
+        f"a comparison writes no model; of one that is written: {MEASURE_SPEED}",
+    )

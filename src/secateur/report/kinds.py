@@ -1,0 +1,19 @@
+"""What units are called, in words."""
+
+# By granularity.
+KINDS = {
+    "kv_group": "attention heads",
+    "query_head": "attention heads",
+    "channel": "MLP channels",
+    "expert_channel": "channels of experts",
+    "expert": "experts",
+    "attention_block": "attention blocks",
+    "mlp_block": "MLP blocks",
+    "layer": "layers",
+    "hidden": "channels of the residual stream",
+}
+
+
+def kind_name(granularity: str) -> str:
+    """Several such units."""
+    return KINDS.get(granularity, granularity)

@@ -1,0 +1,111 @@
+"""What came of a run: the text it writes, what was cut, which method won, how much worse."""
+
+from collections.abc import Sequence
+
+from .facts import lost_most, text
+from .kinds import kind_name
+from .parts import Cell, Section, Table, cell
+from .plots import contest_plot, cut_plot
+from .value import Perplexity, Report
+
+
+def samples(report: Report) -> Section:
+    """The same prompts, gone on with by both models."""
+    lead = (
+        "Each model goes on from the same words, always with the likeliest token."
+        if report.samples
+        else "No text was written: that is for models that are small enough to be loaded whole, and"
+        " have a tokenizer. Load this one and try: secateur.load(DIR)."
+    )
+    return Section("samples", "What it writes now", lead, samples=bool(report.samples))
+
+
+def cut(report: Report) -> Section:
+    """Units kept by layer and kind."""
+    lost = lost_most(report)
+    if lost is None:
+        return Section("cut", "What was cut where", "Nothing was removed, or nothing is recorded.")
+    sentence = f"{lost[0]} ({lost[1]}). A bar is the share of those parameters that went."
+    rows = [
+        [
+            cell("all" if one.layer is None else one.layer),
+            cell(kind_name(one.kind)),
+            cell(one.kept, f"{one.kept:,} of {one.of:,}", one.kept / max(one.of, 1)),
+            cell(
+                one.removed / max(one.parameters, 1), f"{one.removed / max(one.parameters, 1):.1%}"
+            ),
+            cell(one.removed, f"{one.removed:,}"),
+        ]
+        for one in report.cut
+    ]
+    columns = ("layer", "units", "kept", "share removed", "parameters removed")
+    table = Table("Units kept by layer and kind; the bar is the share that stays", columns, rows)
+    plots = [cut_plot(report.cut, sentence)] if any(c.layer is not None for c in report.cut) else []
+    return Section("cut", "What was cut where", sentence, plots, [table])
+
+
+def contest(report: Report) -> Section:
+    """The parts of the method, and what they won against."""
+    title = "Which method won"
+    method = report.method
+    if method is None:
+        return Section("method", title, "The plan was given: no method was chosen in this run.")
+    parts = f"score {method.importance}, search {method.search}, repair {method.repair}"
+    if not report.contest:
+        return Section(
+            "method",
+            title,
+            f"{method.name} ({parts}). Nothing else was tried: --method best --effort good"
+            " compares several.",
+        )
+    known = [way for way in report.contest if way.divergence is not None]
+    sentence = (
+        f"{method.importance} with {method.search} won: of those fitted on all windows it is"
+        " nearest to the dense model. Further left is better; all were tried on a few windows, the"
+        " best two again on all."
+    )
+    rows = [
+        [cell(w.importance), cell(w.search), cell(w.repair), cell(w.windows, f"{w.windows:,}"),
+         cell(w.divergence, f"{w.divergence:.4f}")]
+        for w in known if w.divergence is not None
+    ]  # fmt: skip
+    most = max((w.windows for w in known), default=0)
+    final = [
+        (w.divergence, n)
+        for n, w in enumerate(known)
+        if w.windows == most and w.divergence is not None
+    ]
+    table = Table(
+        "What was tried (the winner is marked)",
+        ("score", "search", "repair", "windows", "KL to dense, nats a token"),
+        rows,
+        frozenset({min(final)[1]} if final else ()),
+    )
+    return Section("method", title, sentence, [contest_plot(known, sentence)], [table])
+
+
+def quality(report: Report) -> Section:
+    """Perplexity before and after."""
+    title = "How much worse"
+    if not report.perplexity:
+        return Section("quality", title, "Perplexity was not measured: --evaluate FILE.txt does.")
+    table = Table(
+        "Perplexity per token",
+        ("window, tokens", "predicted tokens", "dense", "pruned", "times"),
+        perplexities(report.perplexity),
+    )
+    lead = f"{report.evaluated_on} Lower is better; 1.00 times would be as good as the dense model."
+    return Section("quality", title, lead, [], [table])
+
+
+def perplexities(rows: Sequence[Perplexity]) -> list[list[Cell]]:
+    """A row for each window length."""
+    out = []
+    for one in rows:
+        times = one.after / one.before if one.before and one.after is not None else None
+        out.append([
+            cell(one.window, f"{one.window:,}"), cell(one.tokens, f"{one.tokens:,}"),
+            cell(one.before, text(one.before)), cell(one.after, text(one.after)),
+            cell(times, text(times)),
+        ])  # fmt: skip
+    return out
