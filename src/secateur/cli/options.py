@@ -61,6 +61,14 @@ def uploading(command: Callable[..., Any]) -> Callable[..., Any]:
     return _PUSH(_PRIVATE(command))
 
 
+TRACK = click.option(
+    "--track",
+    default=None,
+    metavar="NAME",
+    help="Tracker that draws losses: tensorboard, mlflow, wandb",
+)
+
+
 def quiet_transformers() -> None:
     """Its own bars and notices would run through ours."""
     import transformers

@@ -21,11 +21,12 @@ from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import EFFORTS, METHODS
+from ..paths import expanded
 from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
 from .command import Command
-from .options import FORCE, JSON, OUT, keeping, quiet_transformers, uploading
+from .options import FORCE, JSON, OUT, TRACK, keeping, quiet_transformers, uploading
 from .recover import say_numbers, show_recovery
 from .screen import Screen, print_json, say, table
 from .settings import TEXTS, given_settings, refuse_code, settings_options, texts_of_file
@@ -88,6 +89,7 @@ The calibration text is c4 or what you name, perplexity taken on the rest.
 @click.option("--dry-run", is_flag=True, help="The plan alone: --out gets plan.json")
 @keeping
 @uploading
+@TRACK
 @FORCE
 @JSON
 def prune_command(
@@ -101,6 +103,7 @@ def prune_command(
     fresh: bool,
     push_to_hub: str | None,
     private: bool,
+    track: str | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -119,6 +122,8 @@ def prune_command(
         raise SecateurError("Where to? Add --out DIR (or --dry-run for the plan alone).")
     if minutes is not None and recover is None:
         raise SecateurError("--minutes are those of a recovery.\nAdd --recover distil")
+    if track is not None and recover is None:
+        raise SecateurError("--track draws the losses of a recovery.\nAdd --recover distil")
     if recover is not None:
         recipes_of(recover)
         if dry_run:
@@ -140,7 +145,13 @@ def prune_command(
     if recover is not None:
         assert out is not None, "a run that is not dry has a folder"
         pruned, done = prune_and_recover(
-            settings.pop("model"), out=out, recipe=recover, minutes=minutes, **how, **settings
+            settings.pop("model"),
+            out=out,
+            recipe=recover,
+            minutes=minutes,
+            track=track,
+            **how,
+            **settings,
         )
         if as_json:
             print_json({**pruned.to_json(), "recovery": done.to_json()})
@@ -220,6 +231,7 @@ What other names stand for is in the lists of: secateur prune --help-all
     ),
 )
 @keeping
+@TRACK
 @FORCE
 @JSON
 def compare_command(
@@ -230,6 +242,7 @@ def compare_command(
     out: Path | None,
     store: str | None,
     fresh: bool,
+    track: str | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -240,9 +253,12 @@ def compare_command(
     screen = Screen()
     from ..checkpoint import new_folder
     from ..pipeline import Comparison, compare, keeping_passes
+    from ..pipeline.tracking import logs_beside, track_of
     from ..report import comparison_columns, comparison_row, write_comparison
 
     quiet_transformers()
+    logs = logs_beside(None if out is None else expanded(out, "--out"))
+    track_of(track, logs)  # what it lacks shows before anything is made
     found = Comparison()
     with (
         new_folder(out, force=force) if out else nullcontext() as folder,
@@ -256,6 +272,8 @@ def compare_command(
             store=kept,
             progress=screen,
             each=found.add,
+            track=track,
+            logs=logs,
             **given,
         )
         if as_json:

@@ -116,7 +116,7 @@ RECOVER_GROUPS = {
     "Machine": (
         "device dtype store",
         "fresh hidden_gib device_gib resident recompute merge_adapter dequantise text_only format"
-        " push_to_hub private",
+        " push_to_hub private track",
     ),
 }
 

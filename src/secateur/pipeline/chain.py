@@ -40,6 +40,7 @@ from .recovering import Recovery, recovered, resumable
 from .result import Result
 from .student import open_student
 from .texts import named
+from .tracking import logs_beside, track_of
 from .training_data import read_data
 
 # Settings that pruning and recovery have in common.
@@ -69,6 +70,7 @@ _PRUNED = "what run.toml says was pruned"
     force=a_flag,
     push_to_hub=optional(a_word),
     private=a_flag,
+    track=optional(a_word),
     fresh=a_flag,
     progress=a_progress,
 )
@@ -80,6 +82,7 @@ def prune_and_recover(
     force: bool = False,
     push_to_hub: str | None = None,
     private: bool = False,
+    track: str | None = None,
     minutes: float | None = None,
     store: Stored = None,
     fresh: bool = False,
@@ -92,7 +95,7 @@ def prune_and_recover(
     ("distil,groupwise"): the `Recovery` is the last one's, and `numbers["earlier"]` has those
     before. The training takes as many `minutes`, of which each recipe has the same share, or else
     the recipe's steps. `settings`, `store`, `fresh`, `push_to_hub` and `private` are those of
-    `prune`.
+    `prune`, `track` is that of `recover`.
 
     Raises:
         SecateurError: bad input, or a method without a recovery; nothing was written.
@@ -107,6 +110,7 @@ def prune_and_recover(
     pruning = make_config(model=str(model), **names)
     configs = _configs(str(model), recipe, pruning, minutes)
     out = path_of(out)
+    drawn = track_of(track, logs_beside(out))
     # what it lacks shows before the pruning
     given = [one.model_copy(update={"data": pruning.calibration}) for one in configs]
     if "calibration" in texts:
@@ -152,6 +156,7 @@ def prune_and_recover(
                         out,
                         told,
                         anew=force,
+                        track=drawn,
                         earlier=[_summary(earlier) for earlier in done],
                     )
                 done.append(one)
