@@ -69,13 +69,12 @@ _OF_RUNS = (
     },
     first=(_METHODS,),
     help="""Prune MODEL (a folder or a name on the hub) and write the result to --out.
+The calibration text is c4 or what you name, perplexity taken on the rest.
 
 \b
 Example:
   secateur prune path/to/model --ratio 0.2 --calibration text.txt --out small/
   secateur prune path/to/model --ratio 0.3 --recover distil --out small/
-
-The calibration text is c4 or what you name, perplexity taken on the rest.
 """,
 )
 @click.argument("model", required=False)
