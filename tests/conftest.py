@@ -29,6 +29,7 @@ from torch import Tensor  # noqa: E402
 
 import secateur  # noqa: E402  (registers the pruned classes)
 from documentation import desk as desk  # noqa: E402
+from hub_here import hub_here  # noqa: E402
 from secateur.cli.main import run  # noqa: E402
 from secateur.export.proof import mask  # noqa: E402
 from secateur.methods import EFFORTS, Effort, Parts  # noqa: E402
@@ -175,6 +176,13 @@ def tiny_tokenizer() -> Any:
         pad_token="<pad>",
         unk_token="</s>",
     )
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A hub on this machine with a cache of its own; `offline()` takes it away."""
+    with hub_here(tmp_path, monkeypatch) as handler:
+        yield handler
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ def test_each_stage_is_entered_once_and_values_come_before_they_are_taken() -> N
     names = [stage.name for stage in found]
     assert len(set(names)) == len(names)
     known = {"model", "out", "force", "dry_run", "tokenizer", "store", "fresh", "settings", "needs"}
+    known |= {"push_to_hub", "private"}
     for stage in found:
         assert set(stage.takes) <= known, stage.name
         known |= set(stage.gives)

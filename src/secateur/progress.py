@@ -13,7 +13,7 @@ heard.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Protocol, TypeVar, runtime_checkable
@@ -58,6 +58,10 @@ class Quiet:
         """Drop the message."""
 
 
+# Takes a step and its numbers by name.
+Curve = Callable[[int, Mapping[str, float]], None]
+
+
 class Told:
     """What a run has told: its notes, and the wall time of its stages in seconds.
 
@@ -67,6 +71,7 @@ class Told:
     def __init__(self, progress: Progress | None = None, about: str = "") -> None:
         self.progress, self._about = progress or Quiet(), about
         self.notes: list[str] = []
+        self.curve: Curve | None = None
         self._started = time.monotonic()
         self._stages: dict[str, float] = {}
 
@@ -123,6 +128,24 @@ def status(message: str) -> None:
 def note(message: str) -> None:
     """Tell the user one line, now and in the result."""
     _told().note(message)
+
+
+@contextmanager
+def drawing(curve: Curve) -> Iterator[None]:
+    """While it is entered, the numbers of steps go to `curve`."""
+    told = _told()
+    before, told.curve = told.curve, curve
+    try:
+        yield
+    finally:
+        told.curve = before
+
+
+def draw(step: int, **values: float) -> None:
+    """Tell the numbers of a step, where somebody draws them."""
+    curve = _told().curve
+    if curve is not None:
+        curve(step, values)
 
 
 @contextmanager

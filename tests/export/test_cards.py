@@ -1,7 +1,9 @@
 """The card: what it takes over, what it keeps to itself, and that its lines load."""
 
 import json
+import math
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from huggingface_hub import ModelCard
 
 import secateur
 from conftest import cached, tiny_model
+from secateur.export import model_index
 
 THEIRS = """---
 license: llama3.2
@@ -105,6 +108,77 @@ def test_a_card_that_is_a_folder_or_a_link_is_none(
         assert "PRIVATE" not in pruned_to(folder, place)
         (folder / "run.toml").unlink()
         assert "PRIVATE" not in recovered_to(folder, text_file, tmp_path / f"r-{folder.name}")
+
+
+def results_of(card: str) -> tuple[str, dict[int, Any]]:
+    """The name and the results in a card's head by window, by the hub's own reader."""
+    data = ModelCard(card).data
+    assert ModelCard(str(ModelCard(card))).data.to_dict() == data.to_dict()
+    return data.model_name, {one.metric_args["window"]: one for one in data.eval_results or ()}
+
+
+def test_the_hub_reads_the_numbers_of_the_table(
+    tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = tiny_folder()
+    (folder / "README.md").write_text(THEIRS)
+    given = {"calibration": str(text_file), "samples": 4, "length": 16, "align": 1}
+    cards = [
+        pruned_to(folder, tmp_path / "out", method="flap", ratio=0.3, evaluate="spare", **given)
+    ]
+    cards.append(recovered_to(tmp_path / "out", text_file, tmp_path / "r", evaluate="spare"))
+    for card, record in zip(cards, ("out/run.toml", "r/recovery.toml"), strict=True):
+        numbers = tomllib.loads((tmp_path / record).read_text())["results"]["perplexity"]
+        name, results = results_of(card)
+        assert name == f"{folder.name}, pruned"
+        assert results.keys() == {row["window"] for row in numbers} != set()
+        for row in numbers:
+            one = results[row["window"]]
+            assert (one.task_type, one.metric_type) == ("text-generation", "perplexity")
+            assert one.metric_value == pytest.approx(row["after"], abs=0.006)
+            assert one.metric_args["before"] == pytest.approx(row["before"], abs=0.006)
+            assert one.metric_args["tokens"] == row["tokens"]
+            assert one.dataset_name.startswith("a part of calibration.txt that ")
+            assert f"| {one.metric_args['before']:.2f} | {one.metric_value:.2f} |" in card
+        assert str(tmp_path) not in card
+    assert cards[1].count("model-index:") == 1
+
+
+def test_numbers_of_another_model_go_from_a_card(
+    tiny_folder: Any, text_file: Path, tmp_path: Path
+) -> None:
+    theirs = "model-index:\n- name: theirs\n  results: []\n\n  # said\n"
+    for entry in (theirs, '"model-index": [{name: theirs}]\n', "model-index: 7\n"):
+        folder = tiny_folder()
+        (folder / "README.md").write_text(f"---\nlicense: mit # so\n{entry}tags: [a]\n---\n# x\n")
+        card = recovered_to(folder, text_file, tmp_path / f"r-{folder.name}")
+        data = yaml.safe_load(card.split("---\n")[1])
+        assert data == {"license": "mit", "tags": ["a"]}
+        assert "# x" in card
+
+
+def test_results_name_the_data_set_and_no_place() -> None:
+    rows = [{"window": 128, "tokens": 9, "before": 7.0, "after": math.inf}]
+
+    def result(text: str, source: str) -> dict[str, Any]:
+        index = model_index("x\ny", {"perplexity": rows, "evaluation": {
+            "text": text, "source": source}}, {})  # fmt: skip
+        assert index[0]["name"] == "x y"
+        assert index[0]["results"][0]["metrics"][0]["value"] == "inf"
+        return dict(index[0]["results"][0]["dataset"])
+
+    assert result("wikitext2", "wikitext2") == {
+        "name": "wikitext2", "type": "Salesforce/wikitext", "config": "wikitext-2-raw-v1",
+        "split": "test",
+    }  # fmt: skip
+    assert result("a part of wikitext2 that", "wikitext2")["split"] == "train"
+    assert "validation" in result("c4", "c4")["args"]["data_files"]
+    assert "train" in result("a part of c4 that", "c4")["args"]["data_files"]
+    assert result("own/set", "own/set") == {"name": "own/set", "type": "own/set"}
+    assert result("a part of /tmp/x.txt that", "/tmp/x.txt") == {
+        "name": "a part of x.txt that", "type": "text"
+    }  # fmt: skip
+    assert model_index("x", {"perplexity": []}, {}) == []
 
 
 def test_a_snapshot_of_the_hub_is_called_by_its_name(

@@ -1,19 +1,12 @@
 """Names of the hub: what is fetched, against a stand-in that speaks its language."""
 
-import hashlib
 import json
 import shutil
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import load_file
 
 import secateur
@@ -22,90 +15,6 @@ from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
 
 SHA = "5" * 40
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The three questions that a download asks: which commit, which files, this file."""
-
-    repositories: dict[str, Path]
-    asked: list[str]
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
-        path = unquote(urlsplit(self.path).path).strip("/")
-        for name, folder in self.repositories.items():
-            if path.startswith(f"{name}/resolve/"):
-                file = folder / path.split("/", name.count("/") + 3)[-1]
-                if not file.is_file():
-                    return self._send(b"", body, 404, {"X-Error-Code": "EntryNotFound"})
-                if body:
-                    self.asked.append(file.relative_to(folder).as_posix())
-                data = file.read_bytes()
-                etag = f'"{hashlib.sha1(data).hexdigest()}"'
-                return self._send(data, body, 200, {"ETag": etag, "X-Repo-Commit": SHA})
-            if path == f"api/models/{name}" or path.startswith(f"api/models/{name}/revision/"):
-                return self._json({"id": name, "sha": SHA, "siblings": []}, body)
-            if path.startswith(f"api/models/{name}/tree/"):
-                files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-                tree = [
-                    {
-                        "type": "file",
-                        "oid": "0" * 40,
-                        "size": p.stat().st_size,
-                        "path": p.relative_to(folder).as_posix(),
-                    }
-                    for p in files
-                ]
-                return self._json(tree, body)
-        return self._send(b"", body, 404, {"X-Error-Code": "RepoNotFound"})
-
-    def _json(self, value: Any, body: bool) -> None:
-        self._send(json.dumps(value).encode(), body, 200, {"Content-Type": "application/json"})
-
-    def _send(self, data: bytes, body: bool, status: int, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A hub on this machine with a cache of its own; `offline()` takes it away."""
-    handler = type("Here", (Hub,), {"repositories": {}, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
-    huggingface_hub.close_session()
-
-    def offline() -> None:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        huggingface_hub.close_session()
-
-    handler.offline = staticmethod(offline)
-    yield handler
-    huggingface_hub.close_session()
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.fixture

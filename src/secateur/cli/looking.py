@@ -10,7 +10,7 @@ import click
 from ..errors import SecateurError
 from ..paths import typed_path
 from .command import Command
-from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading
+from .options import FORCE, JSON, OUT, TEXT_ONLY, quiet_transformers, reading, uploading
 from .screen import Screen, print_json, say, table
 
 
@@ -102,6 +102,7 @@ The other commands take these models as they are; what prune writes is in the st
 @OUT
 @reading
 @TEXT_ONLY
+@uploading
 @FORCE
 @JSON
 def convert_command(model: str, out: Path | None, force: bool, as_json: bool, **how: Any) -> None:

@@ -45,6 +45,30 @@ def keeping(command: Callable[..., Any]) -> Callable[..., Any]:
     return _STORE(_FRESH(command))
 
 
+_PUSH = click.option(
+    "--push-to-hub",
+    default=None,
+    metavar="OWNER/NAME",
+    help="Name on the hub to upload the folder to",
+)
+_PRIVATE = click.option(
+    "--private", is_flag=True, help="Private, if the hub has none of that name yet"
+)
+
+
+def uploading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where on the hub the folder goes."""
+    return _PUSH(_PRIVATE(command))
+
+
+TRACK = click.option(
+    "--track",
+    default=None,
+    metavar="NAME",
+    help="Tracker that draws losses: tensorboard, mlflow, wandb",
+)
+
+
 def quiet_transformers() -> None:
     """Its own bars and notices would run through ours."""
     import transformers

@@ -21,11 +21,12 @@ from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import EFFORTS, METHODS
+from ..paths import expanded
 from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
 from .command import Command
-from .options import FORCE, JSON, OUT, keeping, quiet_transformers
+from .options import FORCE, JSON, OUT, TRACK, keeping, quiet_transformers, uploading
 from .recover import say_numbers, show_recovery
 from .screen import Screen, print_json, say, table
 from .settings import TEXTS, given_settings, refuse_code, settings_options, texts_of_file
@@ -68,13 +69,12 @@ _OF_RUNS = (
     },
     first=(_METHODS,),
     help="""Prune MODEL (a folder or a name on the hub) and write the result to --out.
+The calibration text is c4 or what you name, perplexity taken on the rest.
 
 \b
 Example:
   secateur prune path/to/model --ratio 0.2 --calibration text.txt --out small/
   secateur prune path/to/model --ratio 0.3 --recover distil --out small/
-
-The calibration text is c4 or what you name, perplexity taken on the rest.
 """,
 )
 @click.argument("model", required=False)
@@ -87,6 +87,8 @@ The calibration text is c4 or what you name, perplexity taken on the rest.
 @click.option("--minutes", type=float, metavar="X", help="Minutes that --recover may train")
 @click.option("--dry-run", is_flag=True, help="The plan alone: --out gets plan.json")
 @keeping
+@uploading
+@TRACK
 @FORCE
 @JSON
 def prune_command(
@@ -98,6 +100,9 @@ def prune_command(
     dry_run: bool,
     store: str | None,
     fresh: bool,
+    push_to_hub: str | None,
+    private: bool,
+    track: str | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -116,6 +121,8 @@ def prune_command(
         raise SecateurError("Where to? Add --out DIR (or --dry-run for the plan alone).")
     if minutes is not None and recover is None:
         raise SecateurError("--minutes are those of a recovery.\nAdd --recover distil")
+    if track is not None and recover is None:
+        raise SecateurError("--track draws the losses of a recovery.\nAdd --recover distil")
     if recover is not None:
         recipes_of(recover)
         if dry_run:
@@ -126,11 +133,24 @@ def prune_command(
     for message in texts_of_file(config, recorded, options):
         screen.note(message)
     quiet_transformers()
-    how: dict[str, Any] = {"store": store, "fresh": fresh, "force": force, "progress": screen}
+    how: dict[str, Any] = {
+        "store": store,
+        "fresh": fresh,
+        "push_to_hub": push_to_hub,
+        "private": private,
+        "force": force,
+        "progress": screen,
+    }
     if recover is not None:
         assert out is not None, "a run that is not dry has a folder"
         pruned, done = prune_and_recover(
-            settings.pop("model"), out=out, recipe=recover, minutes=minutes, **how, **settings
+            settings.pop("model"),
+            out=out,
+            recipe=recover,
+            minutes=minutes,
+            track=track,
+            **how,
+            **settings,
         )
         if as_json:
             print_json({**pruned.to_json(), "recovery": done.to_json()})
@@ -162,6 +182,7 @@ calibration text that the plan names or --calibration.
 @settings_options(PruneConfig, only=_OF_PLANS, default="the plan's")
 @settings_options(PruneConfig, only=_OF_RUNS)
 @keeping
+@uploading
 @FORCE
 @JSON
 def apply_command(
@@ -209,6 +230,7 @@ What other names stand for is in the lists of: secateur prune --help-all
     ),
 )
 @keeping
+@TRACK
 @FORCE
 @JSON
 def compare_command(
@@ -219,6 +241,7 @@ def compare_command(
     out: Path | None,
     store: str | None,
     fresh: bool,
+    track: str | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -229,9 +252,12 @@ def compare_command(
     screen = Screen()
     from ..checkpoint import new_folder
     from ..pipeline import Comparison, compare, keeping_passes
+    from ..pipeline.tracking import logs_beside, track_of
     from ..report import comparison_columns, comparison_row, write_comparison
 
     quiet_transformers()
+    logs = logs_beside(None if out is None else expanded(out, "--out"))
+    track_of(track, logs)  # what it lacks shows before anything is made
     found = Comparison()
     with (
         new_folder(out, force=force) if out else nullcontext() as folder,
@@ -245,6 +271,8 @@ def compare_command(
             store=kept,
             progress=screen,
             each=found.add,
+            track=track,
+            logs=logs,
             **given,
         )
         if as_json:

@@ -10,7 +10,7 @@ from ..config import HOW_LONG, LOSSES, RECIPES, RECOVER_GROUPS, TRAINED, Recover
 from ..errors import SecateurError
 from ..recovery import GRIDS
 from .command import Command
-from .options import FORCE, JSON, OUT, keeping, quiet_transformers
+from .options import FORCE, JSON, OUT, TRACK, keeping, quiet_transformers, uploading
 from .screen import Screen, print_json, say, table
 from .settings import TEXTS, given_settings, settings_options, texts_of_file
 
@@ -54,6 +54,8 @@ epochs in steps of {_NEXT.batch}), groupwise by kl where a dense model is named.
 @settings_options(RecoverConfig)
 @click.option("--keep-adapter", is_flag=True, help="Write LoRA's adapter too, as DIR/adapter")
 @keeping
+@uploading
+@TRACK
 @FORCE
 @JSON
 def recover_command(
@@ -63,6 +65,9 @@ def recover_command(
     keep_adapter: bool,
     store: str | None,
     fresh: bool,
+    push_to_hub: str | None,
+    private: bool,
+    track: str | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -96,6 +101,9 @@ def recover_command(
         keep_adapter=keep_adapter,
         store=store,
         fresh=fresh,
+        push_to_hub=push_to_hub,
+        private=private,
+        track=track,
         progress=screen,
         **settings,
     )

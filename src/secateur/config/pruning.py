@@ -53,7 +53,8 @@ PRUNE_GROUPS = {
     ),
     "Machine": (
         "device dtype store",
-        "batch fresh hidden_gib device_gib resident merge_adapter dequantise text_only format",
+        "batch fresh hidden_gib device_gib resident merge_adapter dequantise text_only format"
+        " push_to_hub private track",
     ),
 }
 

@@ -115,7 +115,8 @@ RECOVER_GROUPS = {
     "Texts": ("samples length evaluate", "field bos evaluate_tokens prompts"),
     "Machine": (
         "device dtype store",
-        "fresh hidden_gib device_gib resident recompute merge_adapter dequantise text_only format",
+        "fresh hidden_gib device_gib resident recompute merge_adapter dequantise text_only format"
+        " push_to_hub private track",
     ),
 }
 

@@ -8,5 +8,6 @@ from .few_bits import packed_form
 from .form import Form, pruned_form
 from .front_matter import earlier_card, licence_files
 from .markdown import without_place, without_places
+from .model_index import model_index
 from .proof import prove, proved
 from .write import write_model

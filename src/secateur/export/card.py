@@ -6,7 +6,14 @@ from typing import Any
 from ..models import OpenModel
 from .around import WholeForm
 from .form import Form
-from .front_matter import earlier_card, front_matter, licence_line, with_base
+from .front_matter import (
+    Results,
+    earlier_card,
+    front_matter,
+    licence_line,
+    with_base,
+    with_results,
+)
 from .loading import about_custom
 from .markdown import inline, row, without_place, without_places
 
@@ -64,19 +71,20 @@ def model_card(
     numbers: Sequence[tuple[str, str, str]],
     layers: Sequence[tuple[int | str, str, str]],
     evaluated_on: str,
+    results: Results = (),
     licences: Sequence[str] = (),
 ) -> str:
     """The card of `opened` pruned to `form`, as Markdown.
 
     The licence, language and tags of the original's card are taken over; `licences` are the files
     that say more. `cut` says what went (MLP channels, say), `numbers` are (what, before, after),
-    `layers` (layer, heads, width).
+    `layers` (layer, heads, width), `results` those of `model_index`.
     """
     earlier = earlier_card(opened.folder)
     base, evaluated_on = inline(opened.name), inline(without_places(evaluated_on, settings))
     licence = licence_line(earlier, list(licences), base)
     lines = [
-        front_matter(earlier, opened.hub_name),
+        front_matter(earlier, opened.hub_name, results=results),
         f"# {base}, pruned",
         "",
         f"{cut} were cut out of {base} with Secateur.",
@@ -141,10 +149,12 @@ def recovery_card(
     settings: Mapping[str, Any],
     steps: tuple[int, int],
     trained: tuple[str, int],
+    results: Results = (),
 ) -> str:
     """The card of `opened` after a recovery: the one it had, if it had one, and what was trained.
 
-    `steps` are those made and the one that was kept, `trained` what and how many parameters.
+    `steps` are those made and the one that was kept, `trained` what and how many parameters,
+    `results` those of `model_index`.
     """
     earlier = earlier_card(opened.folder)
     if earlier is None:
@@ -157,7 +167,7 @@ def recovery_card(
     on = inline(without_places(evaluated_on, settings))
     source = inline(without_places(str(data["source"]), settings))
     lines = [
-        with_base(earlier, opened.hub_name).rstrip(),
+        with_results(with_base(earlier, opened.hub_name), results).rstrip(),
         "",
         "## Recovery",
         "",

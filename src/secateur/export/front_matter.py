@@ -4,14 +4,21 @@ https://huggingface.co/docs/hub/model-cards: licence, language, tags and base mo
 is made of a model as well.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint import belongs
 
+# What `model_index` gives.
+Results = Sequence[Mapping[str, Any]]
+
 _CARRIED = ("license", "license_name", "license_link", "language", "base_model", "tags")
 _TAGS = ("pruned", "structured-pruning", "secateur")
+_RESULTS = "model-index"
+# That entry, with the lines that belong to it.
+_OLD_RESULTS = re.compile(rf"(?<=\n){_RESULTS}:.*\n(?:(?:[ \t]|- ).*\n|\n)*")
 _LONGEST = 2**20  # bytes of a card that are read
 _MOST, _WORD = 100, 500  # entries of a list, characters of an entry
 
@@ -41,10 +48,15 @@ def taken_over(card: str | None) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def front_matter(card: str | None, hub_name: str | None, own: Sequence[str] = _TAGS) -> str:
+def front_matter(
+    card: str | None,
+    hub_name: str | None,
+    own: Sequence[str] = _TAGS,
+    results: Results = (),
+) -> str:
     """The head of a new card: of the original model's `card` and its name on the hub, if known.
 
-    `own` are the tags that come before those of the original.
+    `own` are the tags that come before those of the original, `results` those of `model_index`.
     """
     data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     earlier = taken_over(card)
@@ -53,17 +65,44 @@ def front_matter(card: str | None, hub_name: str | None, own: Sequence[str] = _T
         data["base_model"] = hub_name
     theirs = earlier.get("tags", [])
     tags = [*own, *([theirs] if isinstance(theirs, str) else theirs)]
-    return _block(data | {"tags": list(dict.fromkeys(tags))})
+    data["tags"] = list(dict.fromkeys(tags))
+    return _block(data | ({_RESULTS: list(results)} if results else {}))
 
 
 def with_base(card: str, hub_name: str | None) -> str:
     """`card` (of a model that goes on) with the base model in its head, where it names none."""
     if hub_name is None or "base_model" in taken_over(card):
         return card
-    entry = _block({"base_model": hub_name}).removeprefix("---\n").removesuffix("---\n")
-    if card.startswith("---\n"):
-        return f"---\n{entry}{card[4:]}"
-    return f"---\n{entry}---\n\n{card}"
+    return _with_entry(card, {"base_model": hub_name})
+
+
+def with_results(card: str, results: Results) -> str:
+    """`card` (of a model that goes on) with these `results`, and without those that it had.
+
+    They were another model's numbers; the name that they had stays. What cannot be read stays as it
+    is.
+    """
+    from huggingface_hub import RepoCard
+
+    try:
+        read = RepoCard(card, ignore_metadata_errors=True)
+        data = read.data.to_dict()
+        if _RESULTS in data:
+            old = data.pop(_RESULTS)
+            shorter = _OLD_RESULTS.sub("", card, count=1)
+            left = RepoCard(shorter, ignore_metadata_errors=True).data.to_dict()
+            card = shorter if left == data else _block(data) + read.text
+            results = [{**one, "name": _named(old) or one["name"]} for one in results]
+    except Exception:  # yaml and the hub's own checks raise a dozen kinds
+        return card
+    return _with_entry(card, {_RESULTS: list(results)}) if results else card
+
+
+def _named(results: Any) -> str | None:
+    """The model that results are of, as their card calls it."""
+    first = results[0] if isinstance(results, list) and results else None
+    name = first.get("name") if isinstance(first, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def licence_line(card: str | None, names: list[str], base: str) -> str | None:
@@ -92,6 +131,14 @@ def _sound(value: Any) -> str | list[str] | None:
         words = [word for word in map(_sound, value[:_MOST]) if isinstance(word, str)]
         return words or None
     return None
+
+
+def _with_entry(card: str, data: Mapping[str, Any]) -> str:
+    """`card` with more at its head, where all else stays as it was written."""
+    entry = _block(data).removeprefix("---\n").removesuffix("---\n")
+    if card.startswith("---\n"):
+        return f"---\n{entry}{card[4:]}"
+    return f"---\n{entry}---\n\n{card}"
 
 
 def _block(data: Mapping[str, Any]) -> str:

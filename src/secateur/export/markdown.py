@@ -13,9 +13,13 @@ _MARKS = re.compile(r"([\\`*\[\]|~])")
 
 def inline(text: object) -> str:
     """`text` on one line, with no meaning in Markdown or HTML."""
+    return _MARKS.sub(r"\\\1", html.escape(one_line(text), quote=False))
+
+
+def one_line(text: object) -> str:
+    """`text` on one line, without what cannot be seen."""
     line = " ".join(str(text).split())
-    line = "".join(letter for letter in line if letter.isprintable())
-    return _MARKS.sub(r"\\\1", html.escape(line, quote=False))
+    return "".join(letter for letter in line if letter.isprintable())
 
 
 def row(cells: Iterable[object]) -> str:

@@ -12,3 +12,4 @@ from .opening import LIVE, open_config, open_model
 from .registration import auto_classes, register
 from .streamed import StreamedModel, empty_model, filled
 from .structures import routed_experts, structure_of
+from .upload import check_upload, upload

@@ -7,7 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..arguments import a_flag, a_folder_or_name, a_progress, a_word, an_output, public
+from ..arguments import (
+    a_flag,
+    a_folder_or_name,
+    a_progress,
+    a_word,
+    an_output,
+    optional,
+    public,
+)
 from ..checkpoint import real_path, token, training_file
 from ..config import (
     OWN,
@@ -27,10 +35,12 @@ from .calibration import DEFAULT_CALIBRATION
 from .checks import output_folder, path_of
 from .keeping import Stored, keeping
 from .pruning import prune
+from .pushing import pushing
 from .recovering import Recovery, recovered, resumable
 from .result import Result
 from .student import open_student
 from .texts import named
+from .tracking import logs_beside, track_of
 from .training_data import read_data
 
 # Settings that pruning and recovery have in common.
@@ -58,6 +68,9 @@ _PRUNED = "what run.toml says was pruned"
     out=an_output,
     recipe=a_word,
     force=a_flag,
+    push_to_hub=optional(a_word),
+    private=a_flag,
+    track=optional(a_word),
     fresh=a_flag,
     progress=a_progress,
 )
@@ -67,6 +80,9 @@ def prune_and_recover(
     out: str | Path,
     recipe: str,
     force: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    track: str | None = None,
     minutes: float | None = None,
     store: Stored = None,
     fresh: bool = False,
@@ -78,7 +94,8 @@ def prune_and_recover(
     `recipe` is one of `RECIPES`, `own` for the method's, or several that train one after the other
     ("distil,groupwise"): the `Recovery` is the last one's, and `numbers["earlier"]` has those
     before. The training takes as many `minutes`, of which each recipe has the same share, or else
-    the recipe's steps. `settings`, `store` and `fresh` are those of `prune`.
+    the recipe's steps. `settings`, `store`, `fresh`, `push_to_hub` and `private` are those of
+    `prune`, `track` is that of `recover`.
 
     Raises:
         SecateurError: bad input, or a method without a recovery; nothing was written.
@@ -93,6 +110,7 @@ def prune_and_recover(
     pruning = make_config(model=str(model), **names)
     configs = _configs(str(model), recipe, pruning, minutes)
     out = path_of(out)
+    drawn = track_of(track, logs_beside(out))
     # what it lacks shows before the pruning
     given = [one.model_copy(update={"data": pruning.calibration}) for one in configs]
     if "calibration" in texts:
@@ -101,7 +119,11 @@ def prune_and_recover(
         first, *_ = [open_student(one) for one in given]
         if pruning.calibration not in (None, "self"):
             read_data(first.opened, given[0].model_copy(update={"samples": 2}), texts=texts)
-    with output_folder(out, force, *first.read, training=True) as folder:
+    with (
+        telling(progress),
+        pushing(push_to_hub, out, private=private),
+        output_folder(out, force, *first.read, training=True) as folder,
+    ):
         assert folder is not None, "there is a path"
         states = [training_file(folder.parent, real_path(out), i) for i in range(len(configs))]
         with (
@@ -134,6 +156,7 @@ def prune_and_recover(
                         out,
                         told,
                         anew=force,
+                        track=drawn,
                         earlier=[_summary(earlier) for earlier in done],
                     )
                 done.append(one)

@@ -18,6 +18,7 @@ from ..arguments import (
     a_progress,
     a_tokenizer,
     a_word,
+    an_output,
     optional,
     public,
     some,
@@ -25,13 +26,15 @@ from ..arguments import (
 from ..budgets import BUDGETS
 from ..config import PruneSettings, make_config
 from ..errors import SecateurError
-from ..progress import Progress, telling
+from ..progress import Progress, draw, note, telling
+from .checks import path_of
 from .contest import Known, best_of, cut_by, look_for, read_for, ways_of
 from .keeping import Stored, keeping
 from .measuring import measure, perplexity_of
 from .result import Result
 from .subject import Subject, name_of, open_subject
 from .texts import Texts, named
+from .tracking import Track, curves, track_of
 
 
 @public(
@@ -43,6 +46,8 @@ from .texts import Texts, named
     fresh=a_flag,
     progress=a_progress,
     each=optional(a_function),
+    track=optional(a_word),
+    logs=optional(an_output),
 )
 def compare(
     model: str | Path | nn.Module,
@@ -55,13 +60,17 @@ def compare(
     fresh: bool = False,
     progress: Progress | None = None,
     each: Callable[[Result], None] | None = None,
+    track: str | None = None,
+    logs: str | Path | None = None,
     **settings: Unpack[PruneSettings],
 ) -> list[dict[str, Any]]:
     """One row for each method, ratio and repair (none given: the method's own).
 
     A row has `method`, `ratio`, `repair`, `removed` (the share of decoder linears that went),
     `seconds` and `perplexity`, a list by window; `blend` is that of a fusion. `each` is called with
-    every result, for what rows do not say. `settings`, `store` and `fresh` are those of `prune`.
+    every result, for what rows do not say. `track` ("tensorboard", "mlflow" or "wandb") gets a run
+    for each row, with its logs in the folder `logs`. `settings`, `store` and `fresh` are
+    those of `prune`.
 
     Raises:
         SecateurError: bad input, or a ratio that a method cannot meet.
@@ -72,6 +81,7 @@ def compare(
             " --ratios 0.2,0.5 --out DIR"
         )
     _refuse_lists(settings)
+    drawn = track_of(track, path_of(logs))
     shares = [ratios] if isinstance(ratios, int | float) else ratios
     names, given = named(settings)
     configs = [
@@ -99,9 +109,11 @@ def compare(
                 small = cut_by(best, texts.tokens, seen)
                 numbers = measure(subject, texts, best, plan, small, dense)
                 result = Result.of(subject, plan, numbers, told, small.form, None)
+                row = _row(subject, texts, result)
+                _draw(drawn, row)
             if each is not None:
                 each(result)
-            rows.append(_row(subject, texts, result))
+            rows.append(row)
     return rows
 
 
@@ -120,6 +132,21 @@ def _refuse_lists(settings: Mapping[str, Any]) -> None:
     for one, many in (("method", "methods"), ("ratio", "ratios"), ("repair", "repairs")):
         if one in settings:
             raise SecateurError(f"Comparing takes {many}, not {one}.")
+
+
+def _draw(track: Track | None, row: Mapping[str, Any]) -> None:
+    """A run of the tracker with the numbers of a row; it is worth no error at this point."""
+    names = ("method", "ratio", "repair", "search", "seed")
+    settings = {name: row[name] for name in names}
+    values = {name: row[name] for name in ("removed", "parameters", "seconds")}
+    for one in row["perplexity"]:
+        values[f"perplexity/{one['window']}"] = one["after"]
+        values[f"perplexity before/{one['window']}"] = one["before"]
+    try:
+        with curves(track, f"{row['method']}-{row['ratio']:g}-{row['repair']}", settings):
+            draw(0, **values)
+    except SecateurError as error:
+        note(str(error))
 
 
 def _row(subject: Subject, texts: Texts, result: Result) -> dict[str, Any]:

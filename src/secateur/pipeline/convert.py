@@ -8,7 +8,16 @@ from typing import Any
 
 import tomli_w
 
-from ..arguments import a_flag, a_folder_or_name, a_progress, a_tokenizer, an_output, public
+from ..arguments import (
+    a_flag,
+    a_folder_or_name,
+    a_progress,
+    a_tokenizer,
+    a_word,
+    an_output,
+    optional,
+    public,
+)
 from ..checkpoint import companions_beside
 from ..errors import SecateurError
 from ..export import Form, conversion_card, licence_files, pruned_form, with_around
@@ -17,6 +26,7 @@ from ..progress import Progress, note, telling
 from ..structure import Plan
 from .checks import output_folder, path_of
 from .publishing import write_folder
+from .pushing import pushing
 from .stock import form_facts
 
 
@@ -40,6 +50,8 @@ class Conversion:
     model=a_folder_or_name,
     out=an_output,
     force=a_flag,
+    push_to_hub=optional(a_word),
+    private=a_flag,
     tokenizer=a_tokenizer,
     progress=a_progress,
 )
@@ -48,6 +60,8 @@ def convert(
     *,
     out: str | Path,
     force: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
     tokenizer: Any = None,
     merge_adapter: bool | None = None,
     dequantise: bool = False,
@@ -61,13 +75,13 @@ def convert(
     with `text_only`.
 
     `model` is a checkpoint folder or a name on the hub; `tokenizer` replaces its own. One shard is
-    in memory at a time.
+    in memory at a time. `push_to_hub` and `private` are those of `prune`.
 
     Raises:
         SecateurError: bad input, or a model that needs no conversion; nothing was written.
     """
     out = path_of(out)
-    with telling(progress) as told:
+    with telling(progress) as told, pushing(push_to_hub, out, private=private):
         opened = open_model(
             model, merge_adapter=merge_adapter, dequantise=dequantise, text_only=text_only
         )

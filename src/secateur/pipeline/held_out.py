@@ -20,10 +20,14 @@ SPARE_TOKENS = 16384
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Text that nothing was fitted to; `name` says what it is, `context` the model's."""
+    """Text that nothing was fitted to: all of `source`, or a part of it.
+
+    `name` says what it is, `context` the model's.
+    """
 
     text: data.Text
     name: str
+    source: str
     context: int
 
     @property
@@ -33,7 +37,7 @@ class HeldOut:
 
     def to_json(self) -> dict[str, Any]:
         """Which text it is, for records."""
-        return {"text": self.name, "sha256": data.token_hash(self.text.ids)}
+        return {"text": self.name, "source": self.source, "sha256": data.token_hash(self.text.ids)}
 
     def perplexities(
         self, source: StreamedModel, batch: int, when: str, *, limit: int, store: Store | None

@@ -12,6 +12,7 @@ from ..arguments import (
     a_model,
     a_progress,
     a_tokenizer,
+    a_word,
     an_output,
     of_kind,
     optional,
@@ -30,6 +31,7 @@ from .measuring import measure, numbers_of, perplexity_of
 from .passes import look, needs_of_repair, sees_tokens
 from .planned import config_of
 from .publishing import publish
+from .pushing import pushing
 from .record import write_plan
 from .result import Result
 from .subject import name_of, open_subject
@@ -53,6 +55,8 @@ def _a_plan(name: str, value: Any) -> Plan:
     model=a_model,
     out=optional(an_output),
     force=a_flag,
+    push_to_hub=optional(a_word),
+    private=a_flag,
     dry_run=a_flag,
     tokenizer=a_tokenizer,
     fresh=a_flag,
@@ -63,6 +67,8 @@ def prune(
     *,
     out: str | Path | None = None,
     force: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
     dry_run: bool = False,
     tokenizer: Any = None,
     store: Stored = None,
@@ -82,12 +88,18 @@ def prune(
     methods; without one it is kept beside `out` until the run is done, so that the same call goes
     on where a kill left it. `fresh` looks anew.
 
+    Once it is whole, the folder is uploaded to `push_to_hub`, a name on the hub ("owner/name");
+    `private`, if there is none of that name yet. Name, login and connection are looked at first.
+
     Raises:
-        SecateurError: bad input; nothing was written.
+        SecateurError: bad input; nothing was written. Or the upload failed; the folder is whole.
     """
     out = path_of(out)
     names, given = named(settings)
-    with telling(progress) as told:
+    with (
+        telling(progress) as told,
+        pushing(push_to_hub, None if dry_run else out, private=private),
+    ):
         opened = open_subject(model, make_config(model=name_of(model), **names), tokenizer)
         ways = ways_of(opened, opened.config)
         with (
@@ -119,6 +131,8 @@ def prune(
     plan=_a_plan,
     out=optional(an_output),
     force=a_flag,
+    push_to_hub=optional(a_word),
+    private=a_flag,
     tokenizer=a_tokenizer,
     fresh=a_flag,
     progress=a_progress,
@@ -129,6 +143,8 @@ def apply(
     *,
     out: str | Path | None = None,
     force: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
     tokenizer: Any = None,
     store: Stored = None,
     fresh: bool = False,
@@ -138,8 +154,8 @@ def apply(
     """Cut `model` by a plan made before, perhaps edited since; the repair is done anew.
 
     `plan` is a `Plan`, the path of a plan.json (or of a folder that has one), or what it holds.
-    `settings` override what the plan records (its repair, its calibration text and seed). `store`
-    and `fresh` are those of `prune`.
+    `settings` override what the plan records (its repair, its calibration text and seed). `store`,
+    `fresh`, `push_to_hub` and `private` are those of `prune`.
 
     Raises:
         SecateurError: bad input, or a plan for another architecture; nothing was written.
@@ -147,7 +163,7 @@ def apply(
     assert isinstance(plan, Plan), "its check makes one of all that it takes"
     out = path_of(out)
     names, given = named(settings)
-    with telling(progress) as told:
+    with telling(progress) as told, pushing(push_to_hub, out, private=private):
         config = config_of(plan, {**names, "model": name_of(model)})
         subject = open_subject(model, config, tokenizer).asked(config)
         plan.check(subject.structure)

@@ -9,7 +9,7 @@ from typing import Any
 from ..checkpoint import View, companions_beside
 from ..config import PruneConfig, to_toml
 from ..data import Windows
-from ..export import Form, licence_files, model_card
+from ..export import Form, licence_files, model_card, model_index
 from ..report import bos_line, cut_words, evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
@@ -56,14 +56,16 @@ def write_record(
         }
     record["companions"] = companions_beside(folder)
     (folder / "run.toml").write_text(to_toml(subject.recorded, record), encoding="utf-8")
+    settings = settings_in_force(subject.config)
     card = model_card(
         opened,
         form,
         cut=cut_words(structure, plan),
-        settings=settings_in_force(subject.config),
+        settings=settings,
         numbers=number_rows(numbers),
         layers=layer_rows(structure, plan),
         evaluated_on=" ".join(filter(None, (evaluation_line(numbers), bos_line(numbers)))),
+        results=model_index(f"{opened.name}, pruned", numbers, settings),
         licences=licence_files(folder),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

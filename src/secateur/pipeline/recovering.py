@@ -6,7 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
-from ..arguments import a_flag, a_folder_or_name, a_progress, an_output, public
+from ..arguments import (
+    a_flag,
+    a_folder_or_name,
+    a_progress,
+    a_word,
+    an_output,
+    optional,
+    public,
+)
 from ..checkpoint import real_path, training_file
 from ..config import (
     RecoverConfig,
@@ -22,8 +30,10 @@ from .held_out import compared, streamed
 from .keeping import Stored, keeping
 from .minutes import MEASURING, TRAINING, in_minutes
 from .passes import hidden_bytes
+from .pushing import pushing
 from .student import Student, open_student
 from .texts import named
+from .tracking import Track, curves, logs_beside, track_of
 from .training import AT_ONCE, Trained, find_state, train
 from .training_data import TrainingData
 from .write_recovery import publish_recovery
@@ -60,6 +70,9 @@ class Recovery:
     model=a_folder_or_name,
     out=an_output,
     force=a_flag,
+    push_to_hub=optional(a_word),
+    private=a_flag,
+    track=optional(a_word),
     keep_adapter=a_flag,
     fresh=a_flag,
     progress=a_progress,
@@ -69,6 +82,9 @@ def recover(
     *,
     out: str | Path,
     force: bool = False,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    track: str | None = None,
     keep_adapter: bool = False,
     store: Stored = None,
     fresh: bool = False,
@@ -80,8 +96,9 @@ def recover(
     `settings` are the fields of `RecoverConfig`: recipe, data, teacher, steps, seed and so on. In
     the place of a name, `data` and `evaluate` may be text, as for `prune`.
     `keep_adapter` writes LoRA's adapter beside `out`'s weights, which have it merged all the same.
-    A run that was cut short goes on where it was when the same call is made again. `store` and
-    `fresh` are those of `prune`.
+    A run that was cut short goes on where it was when the same call is made again. `store`,
+    `fresh`, `push_to_hub` and `private` are those of `prune`. `track` draws losses and rates with
+    "tensorboard", "mlflow" or "wandb", whose logs are in the folder OUT-logs.
 
     Raises:
         SecateurError: bad input; nothing was written.
@@ -89,7 +106,8 @@ def recover(
     names, texts = named(settings)
     config = make_recover_config(**names, model=str(model))
     out = path_of(out)
-    with telling(progress) as told:
+    drawn = track_of(track, logs_beside(out))
+    with telling(progress) as told, pushing(push_to_hub, out, private=private):
         student = open_student(config)
         if keep_adapter and config.trained != "lora":
             raise SecateurError(
@@ -104,7 +122,9 @@ def recover(
                 keeping(store, folder, out, fresh=fresh) as kept,
             ):
                 student = student.keeping(kept)
-                return recovered(student, texts, folder, state, adapter, out, told, anew=force)
+                return recovered(
+                    student, texts, folder, state, adapter, out, told, anew=force, track=drawn
+                )
 
 
 def recovered(
@@ -117,11 +137,13 @@ def recovered(
     told: Told,
     *,
     anew: bool,
+    track: Track | None = None,
     earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Recovery:
     """The recipe: read, measure, train, measure again, write.
 
-    `earlier` are the trainings that the student has behind it, for the record.
+    `track` is where steps are drawn, `earlier` are the trainings that the student has behind it,
+    for the record.
     """
     minutes = student.config.minutes
     student, data = in_minutes(student, given, state, anew=anew)
@@ -131,10 +153,12 @@ def recovered(
     if data.text is not None and not data.text.lengths:
         what = "too little text" if len(data.text.text.ids) else "instructions alone, and no text"
         note(f"there is {what} to take perplexity on; name one: --evaluate FILE.txt")
-    before = _perplexities(student, data, student.source, "before")
-    student.source.supply.let_go()  # the whole model takes the room
-    with timed(TRAINING):
-        trained = train(student, data, state, known_by, anew=anew, adapter=adapter)
+    run = f"{student.config.recipe}-{known_by[:8]}"  # one that goes on has the same name
+    with curves(track, run, student.config.model_dump()):
+        before = _perplexities(student, data, student.source, "before")
+        student.source.supply.let_go()  # the whole model takes the room
+        with timed(TRAINING):
+            trained = train(student, data, state, known_by, anew=anew, adapter=adapter)
     if minutes is not None:
         taken = (told.seconds.get(MEASURING, 0) + told.seconds[TRAINING]) / 60
         note(f"the training took {taken:.2f} minutes of the {minutes:g} that it had")
@@ -188,7 +212,7 @@ def _numbers(
             for check in outcome.checks
         ],
         "perplexity": perplexity,
-        "evaluation": {"text": data.text.name if data.text else "none"},
+        "evaluation": data.text.to_json() if data.text else {"text": "none"},
         "bos": data.begin.to_json(),
     }
 

@@ -94,7 +94,7 @@ def read_texts(
             given=given.get("evaluate"),
         )
     begin = None if text is None else text.begin
-    name = config.evaluate
+    name = source = config.evaluate
     if calibrate or spare:
         windows = calibration_windows(
             opened, config, tokenizer=tokenizer, given=given.get("calibration")
@@ -108,8 +108,9 @@ def read_texts(
     if spare and windows is not None:
         tokens = windows.spare[: config.evaluate_tokens or SPARE_TOKENS]
         text = Text(known_ids(tokens, opened), windows.begin)
-        name = f"a part of {windows.source} that calibration did not use"
-    held_out = None if text is None else HeldOut(text, name, opened.context)
+        source = windows.source
+        name = f"a part of {source} that calibration did not use"
+    held_out = None if text is None else HeldOut(text, name, source, opened.context)
     if held_out is not None and not held_out.lengths:
         note("too little text to take perplexity on; name one: --evaluate FILE.txt")
     return subject, Texts(windows, held_out, begin)

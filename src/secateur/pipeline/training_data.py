@@ -212,7 +212,7 @@ def _evaluation(
         return None
     if config.evaluate == "spare":
         name = f"a part of {config.data} that nothing was trained on"
-        return HeldOut(spare, name, opened.context)
+        return HeldOut(spare, name, str(config.data), opened.context)
     text = evaluation_text(
         opened,
         config.evaluate,
@@ -222,4 +222,4 @@ def _evaluation(
         bos=config.bos,
         given=given,
     )
-    return HeldOut(text, config.evaluate, opened.context)
+    return HeldOut(text, config.evaluate, config.evaluate, opened.context)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..checkpoint import belongs, companions_beside
 from ..config import TRAINED, RecoverConfig, to_toml
-from ..export import Form, packed_form, recovery_card
+from ..export import Form, model_index, packed_form, recovery_card
 from ..models import OpenModel
 from ..report import evaluation_line, number_rows
 from .checks import seen_settings, unread_recovery_settings
@@ -59,14 +59,16 @@ def write_recovery(
         "companions": companions_beside(folder),
     }
     (folder / "recovery.toml").write_text(to_toml(config, record), encoding="utf-8")
+    settings = seen_settings(config.model_dump(), unread_recovery_settings(config))
     card = recovery_card(
         opened,
         form,
         data=numbers["data"],
         numbers=number_rows({key: numbers[key] for key in ("bytes", "perplexity")}),
         evaluated_on=evaluation_line(numbers),
-        settings=seen_settings(config.model_dump(), unread_recovery_settings(config)),
+        settings=settings,
         steps=(numbers["steps"], numbers["best_step"]),
         trained=(TRAINED[numbers["trained"]].summary, numbers["trained_parameters"]),
+        results=model_index(opened.name, numbers, settings),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

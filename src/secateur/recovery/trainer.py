@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..data import Examples
 from ..errors import SecateurError
-from ..progress import note, status, track
+from ..progress import draw, note, status, track
 from .batch import TOKENS_AT_ONCE, Batch, micro_batches
 from .earlier import MOMENTS, Check, Earlier, Outcome
 from .halves import Halves
@@ -168,6 +168,8 @@ class Trainer:
             total, tokens = self._since[-1]
             rate = self._outcome.tokens / max(self._outcome.seconds, 1e-3)
             status(f"loss {total / tokens:.3f}, {rate:,.0f} tokens/s")
+            pace = self._share * self._schedule.factor(self._outcome.steps - 1)
+            draw(self._outcome.steps, loss=total / tokens, rate=self._schedule.rate * pace)
 
     def _batches(self, rows: Int64[Tensor, " example"]) -> Iterator[Batch]:
         """What goes through the model at once, of some examples."""
@@ -205,6 +207,7 @@ class Trainer:
             trained = sum(sums) / sum(counts)
         self._since = []
         self._outcome.checks.append(Check(done, trained, held_out))
+        draw(done, held_out_loss=held_out)
         if held_out < self._best_loss:
             self._best_loss, self._worse, self._outcome.best_step = held_out, 0, done
             for name, parameter in self._named():

@@ -1,0 +1,44 @@
+"""What a run writes goes to the hub as well, once it is whole."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import SecateurError
+from ..models import check_upload, upload
+from ..progress import note
+
+# A setting or a text that a record names by its place on this machine.
+_PLACE = re.compile(r'[=:] "(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:\\)')
+_RECORDS = ("run.toml", "recovery.toml", "conversion.toml", "plan.json")
+
+
+@contextmanager
+def pushing(name: str | None, out: Path | None, *, private: bool) -> Iterator[None]:
+    """Upload the folder `out` to `name` after what is done inside, if there is a name.
+
+    Whether it can be uploaded is looked at first. What is inside raises leaves the hub as it is.
+
+    Raises:
+        SecateurError: it cannot be, or in the end it was not: the folder is whole all the same.
+    """
+    if name is None:
+        if private:
+            raise SecateurError("--private is for an upload.\nAdd --push-to-hub OWNER/NAME")
+        yield
+        return
+    if out is None:
+        raise SecateurError(
+            "--push-to-hub uploads the folder of a model, and none is written.\nAdd --out DIR, and"
+            " leave --dry-run away"
+        )
+    check_upload(name)
+    yield
+    if named := [one for one in _RECORDS if _names_places(out / one)]:
+        note(f"{' and '.join(named)} go to the hub with paths of this machine, as they were typed")
+    note(f"uploaded to {upload(out, name, private=private)}")
+
+
+def _names_places(record: Path) -> bool:
+    return record.is_file() and bool(_PLACE.search(record.read_text(encoding="utf-8")))
