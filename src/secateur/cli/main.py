@@ -71,7 +71,7 @@ _TRACEBACK = "--traceback"
 _COMMANDS = {
     "prune": ("pruning", "Prune a model into a smaller folder."),
     "recover": ("recover", "Train a pruned folder a little; most of the quality comes back."),
-    "evaluate": ("evaluate", "Perplexity of a model on a text."),
+    "evaluate": ("evaluate", "How good a model is: perplexity, tasks, what it writes."),
     "compare": ("pruning", "Compare methods on one model."),
     "bench": ("benching", "Time, memory and widths of a model, beside another one."),
     "apply": ("pruning", "Cut a model by a plan.json."),
