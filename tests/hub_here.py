@@ -59,7 +59,8 @@ class Hub(BaseHTTPRequestHandler):
                 etag = f'"{hashlib.sha1(data).hexdigest()}"'
                 return self._send(data, body, 200, {"ETag": etag, "X-Repo-Commit": SHA})
             if path == f"api/models/{name}" or path.startswith(f"api/models/{name}/revision/"):
-                return self._json({"id": name, "sha": SHA, "siblings": []}, body)
+                about = {"id": name, "sha": SHA, "siblings": [], "private": name in self.private}
+                return self._json(about, body)
             if path.startswith(f"api/models/{name}/tree/"):
                 files = (p for p in sorted(folder.rglob("*")) if p.is_file())
                 tree = [

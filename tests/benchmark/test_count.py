@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from conftest import EVERY_FAMILY_SLOWLY, tiny_model
 from secateur.benchmark import counts_of
+from secateur.benchmark.count import experts_of
 from secateur.budgets import Cache, latent_width, windows_of
 from secateur.models import OpenModel, open_model
 from secateur.pipeline.benchmarking import cache_in, counts_in
@@ -122,3 +123,8 @@ def test_no_more_experts_count_than_there_are() -> None:
     each = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n) // 4
     assert linears(3) - linears(2) == each
     assert linears(9) == linears(4)
+
+
+def test_a_convolution_has_no_experts() -> None:
+    shapes = {"conv.weight": (64, 1, 4), "w2.weight": (64, 96), "experts.down": (8, 64, 32)}
+    assert experts_of(shapes) == {8}

@@ -109,7 +109,11 @@ def test_what_was_found_is_kept(
 
 @pytest.mark.parametrize(
     ("asked", "says"),
-    [(([], [3]), "1 tokens after 0"), (([3], [4] * 65), "65 tokens .* reads 64")],
+    [
+        (([], [3]), "1 tokens after 0"),
+        (([3], []), "0 tokens after 1"),
+        (([3], [4] * 65), "65 tokens .* reads 64"),
+    ],
 )
 def test_what_cannot_be_scored_is_refused(asked: Request, says: str) -> None:
     source = open_model(tiny_model()).streamed(device="cpu")

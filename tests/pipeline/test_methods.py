@@ -27,7 +27,12 @@ from secateur.methods import METHODS
 from secateur.models import open_model
 from secateur.pipeline import compare, contest, held_out, passes, texts
 from secateur.pipeline.choice import layers_of
-from secateur.pipeline.estimate import few_tokens, split_windows
+from secateur.pipeline.estimate import (
+    asking_windows,
+    few_tokens,
+    searching_windows,
+    split_windows,
+)
 from secateur.pipeline.probing import masked_losses
 from secateur.search import SEARCHES
 from secateur.stats import Walk
@@ -318,6 +323,13 @@ def test_the_windows_that_ask_the_loss_score_nothing() -> None:
     assert sorted([*scored[:, 0].tolist(), *asking[:, 0].tolist()]) == ids[:, 0].tolist()
     assert len(asking) == 2
     assert split_windows(ids, "split_half")[0].equal(ids)
+    judging = asking_windows(ids)
+    assert judging is not None
+    assert judging.equal(asking)
+    searched = searching_windows(ids)
+    assert len(searched) == 2
+    assert not set(searched[:, 0].tolist()) & set(judging[:, 0].tolist())
+    assert searching_windows(ids[:2]).equal(ids[1:2])
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,26 @@ def test_weights_of_an_upload_before_go(login: Any, tiny_folder: Any, tmp_path: 
     old = login.made / NAME
     old.mkdir(parents=True)
     login.repositories[NAME] = old
-    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.txt"):
+    stale = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "recovery.toml")
+    for name in (*stale, "notes.txt", "lora/model.safetensors"):
+        (old / name).parent.mkdir(exist_ok=True)
         (old / name).write_text("{}")
     secateur.prune(tiny_folder(), out=tmp_path / "out", push_to_hub=NAME, **CUT)
-    assert files(old).keys() == {*files(tmp_path / "out"), "notes.txt"}
+    assert files(old).keys() == {*files(tmp_path / "out"), "notes.txt", "lora/model.safetensors"}
+
+
+def test_nothing_of_others_is_replaced_and_nothing_private_made_public(
+    login: Any, tiny_folder: Any, tmp_path: Path, assert_refused: Any
+) -> None:
+    old = login.made / NAME
+    old.mkdir(parents=True)
+    login.repositories[NAME] = old
+    command = ["prune", tiny_folder(), *FLAGS, "--out", tmp_path / "out", "--push-to-hub", NAME]
+    assert_refused(*command, "--private", says=[f"{NAME} is public", "another name"])
+    (old / "pytorch_model.bin").write_text("theirs")
+    assert_refused(*command, says=["did not write", "pytorch_model.bin", "another name"])
+    assert files(old) == {"pytorch_model.bin": b"theirs"}
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_command_that_writes_a_model_pushes(

@@ -185,6 +185,8 @@ def test_the_first_answers_are_those_of_the_numbers() -> None:
     assert slow["Faster?"].answer == "Not measured"
     assert "secateur" in slow["Faster?"].detail
     assert "20.0%" in headline(report())
+    unknown = {fact.question: fact.answer for fact in facts(report(parameters=None, bytes=None))}
+    assert unknown["Smaller?"] == "Not recorded"
 
 
 def test_layers_that_lost_alike_are_not_ranked() -> None:
@@ -286,6 +288,20 @@ def test_samples_are_what_the_models_write(
             new = model.generate(ids, do_sample=False, max_new_tokens=32, max_length=None)
             whole = tokenizer.decode(new[0], skip_special_tokens=True)
             assert whole.endswith(text)
+
+
+def test_a_report_outlives_its_samples(
+    tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_library: None
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("secateur.pipeline.continuing._going_on", fails)
+    monkeypatch.setattr("secateur.pipeline.continuing.PROMPTS", ("a",))
+    out = tmp_path / "small"
+    result = secateur.prune(tiny_folder(), out=out, method="magnitude", evaluate="none")
+    assert read_report(out / "report.json").samples == ()
+    assert any("no text was written" in note for note in result.notes)
 
 
 def test_a_run_outlives_its_report(

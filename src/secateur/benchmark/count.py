@@ -98,8 +98,8 @@ def counts_of(
 
 
 def experts_of(shapes: Mapping[str, Sequence[int]]) -> set[int]:
-    """How many experts there are: the first size of what has three."""
-    return {shape[0] for shape in shapes.values() if len(shape) == 3}
+    """How many experts there are: the first size of what has three, but of convolutions."""
+    return {shape[0] for shape in shapes.values() if len(shape) == 3 and shape[1] > 1}
 
 
 def is_router(name: str, shape: Sequence[int], experts: set[int]) -> bool:

@@ -65,7 +65,16 @@ class StreamedLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
+        """The token that ends a text.
+
+        Raises:
+            SecateurError: the tokenizer has none.
+        """
+        if self.tokenizer.eos_token_id is None:
+            raise SecateurError(
+                "The tokenizer has neither a token that begins a text nor one that ends it, and the"
+                " harness puts one before its questions.\nName one in tokenizer_config.json."
+            )
         return int(self.tokenizer.eos_token_id)
 
     @property

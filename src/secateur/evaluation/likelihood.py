@@ -122,10 +122,10 @@ def _sets(requests: Sequence[Request], context: int) -> list[_Set]:
     """The sequences to run, by padded length."""
     read, wanted = [], []
     for before, after in requests:
-        if not before or len(after) > context:
+        if not before or not after or len(after) > context:
             raise SecateurError(
                 f"A continuation of {len(after)} tokens after {len(before)} cannot be scored: the"
-                f" model reads {context} tokens at once, and something must stand before it."
+                f" model reads {context} tokens at once, and neither part may be empty."
             )
         sequence = (*before, *after)[-(context + 1) :]
         read.append(sequence[:-1])

@@ -132,7 +132,7 @@ def prune_and_recover(
             _between(folder) as place,
         ):
             # what is trained is read again, whatever the outcome is written as
-            own: PruneSettings = {**settings, "format": "safetensors"}
+            own: PruneSettings = {**settings, "format": "safetensors", "prompts": 0}
             pruned = prune(model, out=place / "pruned", store=kept, progress=progress, **own)
             update: dict[str, Any] = {
                 "data": pruned.config.calibration or DEFAULT_CALIBRATION,
@@ -193,7 +193,8 @@ def _configs(
         else:
             shared.pop("teacher", None)
         found.append(make_recover_config(model=model, recipe=name, minutes=minutes, **shared))
-    between = [one.model_copy(update={"format": "safetensors"}) for one in found[:-1]]
+    passing = {"format": "safetensors", "prompts": 0}
+    between = [one.model_copy(update=passing) for one in found[:-1]]
     return [*between, found[-1]]
 
 

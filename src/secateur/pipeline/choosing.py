@@ -13,7 +13,7 @@ from ..stats import Statistics
 from ..structure import Axis, Plan
 from .candidates import divergences
 from .choice import kept_units, limits_of
-from .estimate import Estimate, few_tokens, fused_scores, split_windows
+from .estimate import Estimate, few_tokens, fused_scores, searching_windows, split_windows
 from .gating import gradient_of_gates
 from .passes import look, needs_of_scores, walk
 from .planned import recorded
@@ -129,7 +129,8 @@ def _divergence(
     config, structure, whole = subject.config, subject.structure, subject.opened.structures
     if tokens is None or not config.asks_divergence:
         return None
-    _, asking = split_windows(tokens, config.fusion_name, config.search_name)
+    split_windows(tokens, config.fusion_name, config.search_name)  # too few are told
+    asking = searching_windows(tokens)
     fitted_on = walk(subject, tokens).known_by
 
     def found(gone: Sequence[Units], count: int | None) -> Tensor:

@@ -143,7 +143,7 @@ def best_of(
 ) -> Chosen:
     """The best of `ways`; `seen` has all that they need, `known` scores that were made before."""
     known = {} if known is None else known
-    plans = _as_settled([_planned(way, tokens, seen, known) for way in ways])
+    plans = _all_planned(ways, tokens, seen, known)
     asking = asking_windows(tokens)
     if len(plans) == 1 or tokens is None or asking is None:
         return plans[0]
@@ -155,13 +155,21 @@ def best_of(
     return replace(best, contest=tuple(rows))
 
 
-def _as_settled(plans: Sequence[Chosen]) -> list[Chosen]:
-    """What repeats one way repeats all: the rounds that one had time for are in the others, too."""
-    names = ("search_minutes", "search_rounds")
-    searched = next((one for one in plans if one.search), None)
-    if searched is None:
-        return list(plans)
-    length = {name: getattr(searched.subject.config, name) for name in names}
+def _all_planned(
+    ways: Sequence[Subject], tokens: Tokens | None, seen: Seen, known: Known
+) -> list[Chosen]:
+    """What goes by each way; the rounds that the first search has time for are those of all.
+
+    So that one number of rounds repeats every one of them.
+    """
+    plans: list[Chosen] = []
+    length: dict[str, Any] = {}
+    for way in ways:
+        one = _planned(way.under(**length), tokens, seen, known)
+        if one.search and not length:
+            config = one.subject.config
+            length = {name: getattr(config, name) for name in ("search_minutes", "search_rounds")}
+        plans.append(one)
     return [replace(one, subject=one.subject.under(**length)) for one in plans]
 
 

@@ -9,7 +9,7 @@ import torch
 from ..errors import SecateurError
 from ..export import Form
 from ..models import OpenModel, StreamedModel, filled
-from ..progress import timed, track
+from ..progress import note, timed, track
 from ..report import Sample
 
 PROMPTS = (
@@ -51,12 +51,16 @@ def samples(
         yield filled(after.empty(like.dtype), after.weights, like.dtype)
 
     written = []
-    with timed("samples of text"):
-        for model in models():
-            model.to(like.device)
-            rows = track(ids, "samples", len(ids), "prompt")
-            written.append([_text(tokenizer, row, _going_on(model, row, new)) for row in rows])
-            del model
+    try:
+        with timed("samples of text"):
+            for model in models():
+                model.to(like.device)
+                rows = track(ids, "samples", len(ids), "prompt")
+                written.append([_text(tokenizer, row, _going_on(model, row, new)) for row in rows])
+                del model
+    except Exception as error:  # out of memory, say: the rest of the report is worth more
+        note(f"no text was written for the report: {type(error).__name__}")
+        return ()
     pairs = zip(PROMPTS, *written, strict=False)
     return tuple(Sample(prompt=prompt, before=a, after=b) for prompt, a, b in pairs)
 
@@ -71,7 +75,7 @@ def _text(tokenizer: Any, prompt: Sequence[int], new: Sequence[int]) -> str:
 
 def _going_on(model: Any, ids: Sequence[int], new: int) -> list[int]:
     """The tokens that follow, until the end of the text."""
-    ends = model.config.eos_token_id
+    ends = getattr(model.config, "eos_token_id", None)
     ends = {ends} if isinstance(ends, int) else set(ends or ())
     row = torch.tensor([list(ids)], device=next(model.parameters()).device)
     with torch.inference_mode():

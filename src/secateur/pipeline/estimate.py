@@ -78,6 +78,15 @@ def asking_windows(
     return None if ids is None or len(ids) < 2 else ids[-_asking(len(ids)) :]
 
 
+def searching_windows(ids: Int64[Tensor, "window token"]) -> Int64[Tensor, "asking token"]:
+    """As many windows that a search takes divergences on: not those that judge what it finds.
+
+    With too few windows for both, the same.
+    """
+    asking = _asking(len(ids))
+    return ids[-2 * asking : -asking] if len(ids) > 2 * asking else ids[-asking:]
+
+
 def few_tokens(asking: Int64[Tensor, "window token"]) -> Int64[Tensor, "_ _"]:
     """As many of the windows that ask, and as much of each, as the probes of a fusion need."""
     length = max(_PROBE_TOKENS // max(len(asking), 1), _PROBE_LENGTH)

@@ -126,7 +126,7 @@ def evaluate(
         opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
         models = [_Measured.of(opened, tokenizer, machine)]
         if against is not None:
-            beside = open_model(against, dequantise=dequantise)
+            beside = open_model(against, merge_adapter=merge_adapter, dequantise=dequantise)
             _alike(opened, beside)
             models.append(_Measured.of(beside, tokenizer, machine))
         if limit is not None and not asked:

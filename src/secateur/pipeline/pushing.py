@@ -33,7 +33,7 @@ def pushing(name: str | None, out: Path | None, *, private: bool) -> Iterator[No
             "--push-to-hub uploads the folder of a model, and none is written.\nAdd --out DIR, and"
             " leave --dry-run away"
         )
-    check_upload(name)
+    check_upload(name, private=private)
     yield
     if named := [one for one in _RECORDS if _names_places(out / one)]:
         note(f"{' and '.join(named)} go to the hub with paths of this machine, as they were typed")

@@ -100,6 +100,8 @@ def _smaller(report: Report) -> Fact:
         detail.append(f"{text(change.before, 0)} parameters before, {text(change.after, 0)} after")
     if size is not None and size.before is not None and size.after is not None:
         detail.append(f"weights {size.before / 1e6:,.1f} MB, now {size.after / 1e6:,.1f} MB")
+    if change is None and size is None:
+        return Fact("Smaller?", "Not recorded", "the folder that was trained has no report")
     answer = f"{share(change or size):+.1%}".replace("-", "\N{MINUS SIGN}")
     return Fact("Smaller?", answer, "; ".join(detail))
 

@@ -59,10 +59,11 @@ def contest(report: Report) -> Section:
             " compares several.",
         )
     known = [way for way in report.contest if way.divergence is not None]
+    twice = len({way.windows for way in known}) > 1
     sentence = (
         f"{method.importance} with {method.search} won: of those fitted on all windows it is"
-        " nearest to the dense model. Further left is better; all were tried on a few windows, the"
-        " best two again on all."
+        " nearest to the dense model. Further left is better"
+        + ("; all were tried on a few windows, the best two again on all." if twice else ".")
     )
     rows = [
         [cell(w.importance), cell(w.search), cell(w.repair), cell(w.windows, f"{w.windows:,}"),

@@ -8,7 +8,8 @@
 
 Prices of single axes do not add up, least of all where much goes, so that they are a start and not
 the answer. Each KL is that of a model whose consumers were fitted at once, on an eighth of the
-windows (which scores and fits have seen): prices on a few, moves on more, the last ones on all.
+windows (which scores and fits have seen, and by which no method is judged): prices on a few, moves
+on more, the last ones on all.
 
 Where whole blocks may go beside finer units (`--granularity kv_group,channel,mlp_block`), a block
 is one step more of its axis (`joined`): it has a price, and takes part in moves.
