@@ -209,7 +209,7 @@ def a_model(name: str, value: Any) -> Any:
 
 
 def a_text(name: str, value: Any) -> Any:
-    """A text by its name or path; what is no name is a text itself, and looked at where it is read.
+    """A text by its name or path, or a text itself; all are looked at where they are read.
 
     `None`, numbers and functions can be neither.
     """
@@ -218,7 +218,7 @@ def a_text(name: str, value: Any) -> Any:
             f"{name} must name a text (a file, a folder, wikitext2...) or be one (strings, rows,"
             f" tokens), not {of_kind(value)}."
         )
-    if not isinstance(value, str | PathLike):
+    if not isinstance(value, PathLike):
         return value
     typed_path(value, name)
     return str(value)

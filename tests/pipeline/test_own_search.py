@@ -275,7 +275,7 @@ def test_a_file_may_hold_a_score_a_fusion_and_a_search(
 ) -> None:
     file = tmp_path / "own.py"
     score = (DOCS / "own-score.md").read_text()
-    (score,) = re.findall(r"```python\n(.*?)```", score, flags=re.DOTALL)
+    score, *_ = re.findall(r"```python\n(.*?)```", score, flags=re.DOTALL)
     fusion = """
 from secateur.fusion import FUSIONS, fusion
 @fusion("my-fusion", paper="")

@@ -71,7 +71,8 @@ def test_a_plan_applied_is_the_model_pruned(
     secateur.prune(folder, out=tmp_path / "plan", dry_run=True, **settings)
     assert [path.name for path in (tmp_path / "plan").iterdir()] == ["plan.json"]
     secateur.apply(read_plan(tmp_path / "plan"), folder, out=tmp_path / "applied")
-    assert_same_folder(tmp_path / "direct", tmp_path / "applied", but=("run.toml", "README.md"))
+    says_what_was_asked = ("run.toml", "README.md", "report.json", "report.html")
+    assert_same_folder(tmp_path / "direct", tmp_path / "applied", but=says_what_was_asked)
 
 
 def test_an_edited_plan_is_what_is_cut(tiny_folder: Any, text_file: Path, tmp_path: Path) -> None:

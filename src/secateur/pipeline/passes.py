@@ -30,7 +30,7 @@ class Needs:
     """Statistics of inputs and gradient terms by name; `fusion` is the one that asks.
 
     `search` is one that asks what the loss is, if it does. `scores` are made in the pass, of
-    statistics that do not outlive their layer.
+    statistics that do not outlive their layer. `gates` are trained on tokens.
     """
 
     inputs: frozenset[str] = frozenset()
@@ -38,6 +38,7 @@ class Needs:
     fusion: str | None = None
     search: str | None = None
     scores: frozenset[str] = frozenset()
+    gates: bool = False
 
     @property
     def asks_loss(self) -> bool:
@@ -52,6 +53,7 @@ class Needs:
             self.fusion or other.fusion,
             self.search or other.search,
             self.scores | other.scores,
+            self.gates or other.gates,
         )
 
 
@@ -80,7 +82,7 @@ def needs_of_repair(config: PruneConfig) -> Needs:
 def needs_of(subject: Subject) -> Needs:
     """What the settings ask for, from the scores to the repair."""
     config = subject.config
-    gates = Needs(FITTED_BY) if fits_gates(config) else Needs()
+    gates = Needs(FITTED_BY if fits_gates(config) else frozenset(), gates=config.asks_gradient)
     return needs_of_scores(config) | gates | needs_of_repair(config)
 
 
@@ -93,7 +95,7 @@ def sees_tokens(needs: Needs, config: PruneConfig) -> bool:
     """Whether anything in the method looks at calibration tokens."""
     repair = REPAIRS[config.repair_name]
     looked = needs.inputs or needs.terms or needs.scores
-    return bool(looked or needs.asks_loss or config.asks_gradient or repair.fits)
+    return bool(looked or needs.asks_loss or needs.gates or repair.fits)
 
 
 @dataclass(frozen=True)
