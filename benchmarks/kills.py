@@ -153,12 +153,13 @@ def run(
 def held(folder: Path) -> dict[str, bytes]:
     """All files below `folder`, without what says how long something took or where it lay."""
     files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
-    return {name: steady(name, file.read_bytes()) for name, file in files.items()}
+    compared = "comparison.json" in files
+    return {name: steady(name, file.read_bytes(), compared) for name, file in files.items()}
 
 
-def steady(name: str, data: bytes) -> bytes:
-    """Only a comparison holds seconds."""
-    if not name.startswith("comparison"):
+def steady(name: str, data: bytes, compared: bool) -> bytes:
+    """Only a comparison holds seconds, and the report of one."""
+    if not compared or not name.startswith(("comparison", "report")):
         return data
     if not name.endswith(".json"):
         return b""

@@ -45,8 +45,11 @@ def headline(report: Report) -> str:
         [f"{report.model} lost {-share(size):.1%} of its parameters"] if size else [report.model]
     )
     if report.perplexity:
-        one = report.perplexity[0]
-        parts.append(f"its perplexity went from {text(one.before)} to {text(one.after)}")
+        one = max(report.perplexity, key=lambda one: one.window)
+        parts.append(
+            f"its perplexity went from {text(one.before)} to {text(one.after)} in windows of"
+            f" {one.window:,} tokens"
+        )
     trained = report.recovery
     if trained is not None and trained.perplexity:
         one = trained.perplexity[0]
@@ -125,7 +128,8 @@ def _faster(report: Report) -> Fact:
 def _worse(report: Report) -> Fact:
     if not report.perplexity:
         return Fact("Worse?", "Not measured", "no text to take perplexity on: --evaluate FILE.txt")
-    return Fact("Worse?", _rise(report.perplexity[0]), _perplexities(report.perplexity))
+    longest = max(report.perplexity, key=lambda one: one.window)
+    return Fact("Worse?", _rise(longest), _perplexities(report.perplexity))
 
 
 def _trained(report: Report) -> list[Fact]:
@@ -161,7 +165,7 @@ def _method(report: Report) -> Fact:
         return Fact(
             "Which method?",
             f"{method.importance}, {method.search}",
-            f"won against {tried - 1} others that {method.name} tried: {parts}",
+            f"nearest to the dense model of the {tried} that {method.name} tried: {parts}",
         )
     why = "nothing else was tried"
     return Fact("Which method?", method.name, f"{parts}; {why}")

@@ -25,7 +25,10 @@ def cut(report: Report) -> Section:
     lost = lost_most(report)
     if lost is None:
         return Section("cut", "What was cut where", "Nothing was removed, or nothing is recorded.")
-    sentence = f"{lost[0]} ({lost[1]}). A bar is the share of those parameters that went."
+    sentence = (
+        f"{lost[0]} ({lost[1]}), attention and MLP together. A bar is the share of one kind's"
+        " parameters that went."
+    )
     rows = [
         [
             cell("all" if one.layer is None else one.layer),
