@@ -34,7 +34,8 @@ def streamed(
 ) -> tuple[float, Gates]:
     walk = Walk(open_model(model).streamed(device="cpu"), tokens, batch=batch)
     seen = collect(walk, list(gates), FITTED_BY) if fits else None
-    return gated_divergence(walk, last_states(walk, Kept(), "dense"), gates, seen)
+    (dense,) = last_states([walk], [Kept()], "dense")
+    return gated_divergence(walk, dense, gates, seen)
 
 
 def by_weights(model: Any, tokens: Tensor, gates: Gates) -> tuple[float, Gates]:

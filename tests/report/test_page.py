@@ -293,10 +293,10 @@ def test_samples_are_what_the_models_write(
 def test_a_report_outlives_its_samples(
     tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_library: None
 ) -> None:
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("secateur.pipeline.continuing._going_on", fails)
+    monkeypatch.setattr("secateur.pipeline.continuing.continuations", fails)
     monkeypatch.setattr("secateur.pipeline.continuing.PROMPTS", ("a",))
     out = tmp_path / "small"
     result = secateur.prune(tiny_folder(), out=out, method="magnitude", evaluate="none")

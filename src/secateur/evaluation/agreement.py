@@ -19,10 +19,10 @@ from ..checkpoint import Store
 from ..device_memory import sent
 from ..stats import Activations, LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
-from ..stats.blocks import in_cache
-from ..stats.loss import in_pieces, token_losses
-from .perplexity import Perplexity, by_window, finite_sums, last_states, predicted
+from ..stats.loss import in_pieces, token_divergences, token_losses
+from .perplexity import Perplexity, by_window, finite_sums, predicted
 from .standard_error import Estimate, mean_over_windows
+from .states import last_states
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +148,6 @@ def _each(
     for places, _, wanted in in_pieces(heads[0], dense):
         logits = heads[1](ours[None, places])[0]
         losses = (token_losses(logits, targets[places]), token_losses(wanted, targets[places]))
-        apart, same = [], []
-        for own, their in zip(in_cache(logits), in_cache(wanted), strict=True):
-            logs = torch.log_softmax(their, dim=-1, dtype=torch.float32)
-            same.append((own.argmax(dim=-1) == their.argmax(dim=-1)).float())
-            less = logs - torch.log_softmax(own, dim=-1, dtype=torch.float32)
-            apart.append(less.mul_(logs.exp_()).sum(dim=-1))
-        found.append(torch.stack([*losses, torch.cat(apart), torch.cat(same)]))
+        same = (logits.argmax(dim=-1) == wanted.argmax(dim=-1)).float()
+        found.append(torch.stack([*losses, token_divergences(wanted, logits), same]))
     return torch.cat(found, dim=1)

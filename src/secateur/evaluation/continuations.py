@@ -5,13 +5,14 @@ writes too. Nothing is kept from token to token: that would be keys and values o
 """
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 
 from ..checkpoint import Kept
 from ..progress import telling, track
 from ..stats import LayerSource, Walk
-from .perplexity import last_states
+from .states import last_states
 
 
 def continuations(
@@ -43,6 +44,12 @@ def continuations(
         open_texts = [n for n in open_texts if texts[n][-1] not in ends]
     written = (text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True))
     return [text[:-1] if text and text[-1] in ends else text for text in written]
+
+
+def end_tokens(config: Any, tokenizer: Any) -> set[int]:
+    """What ends a text, by the tokenizer and by the config of a model."""
+    ends = getattr(config, "eos_token_id", None)
+    return {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
 
 
 def _next(source: LayerSource, texts: Sequence[Sequence[int]]) -> list[int]:

@@ -19,6 +19,7 @@ from ..stats import Activations, LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
 from ..stats.finite import not_finite
 from ..stats.loss import each_divergence
+from .states import last_states
 
 
 def divergences(
@@ -46,25 +47,15 @@ def divergences(
         walk = Walk(other, tokens, **how)
         kept = walk.kept("divergence", of=first.known_by)
         if not kept.whole:
-            states = last_states(first, Kept(), stage) if states is None else states
+            if states is None:
+                (states,) = last_states([first], [Kept()], stage)
             try:
-                kept.end(value=_summed(first, states, walk, last_states(walk, kept, stage)))
+                (others_states,) = last_states([walk], [kept], stage)
+                kept.end(value=_summed(first, states, walk, others_states))
             except SecateurError:
                 yield math.inf
                 continue
         yield kept.ended[1] / tokens.numel()
-
-
-def last_states(walk: Walk, kept: Kept, stage: str) -> Activations:
-    """The hidden states of a model after its last layer.
-
-    Raises:
-        SecateurError: an activation is not finite.
-    """
-    states = walk.embed(kept)
-    for step in walk.layers(kept, {"hidden": states}, stage=stage):
-        step.run(states)
-    return states
 
 
 def _summed(first: Walk, dense: Activations, walk: Walk, other: Activations) -> float:

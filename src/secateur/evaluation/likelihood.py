@@ -30,7 +30,7 @@ from ..stats.activations import MEMORY_LIMIT
 from ..stats.blocks import in_cache
 from ..stats.finite import not_finite
 from ..stats.loss import in_pieces
-from .perplexity import last_states
+from .states import last_states
 
 # A context and its continuation, as token ids.
 Request = tuple[Sequence[int], Sequence[int]]

@@ -27,8 +27,8 @@ from ..stats import Activations, LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
 from ..stats.finite import not_finite
 from ..stats.loss import each_loss
-from ..stats.stream import Way, side_by_side
 from .standard_error import mean_over_windows
+from .states import last_states
 
 WINDOWS = (128, 2048)
 # The exponent of what a float still holds.
@@ -121,17 +121,6 @@ def perplexities(
             for one, hidden in zip(left, states, strict=True):
                 one.kept.end({"sums": one.summed(logits_of, hidden)})
     return [one.perplexity() for one in asked]
-
-
-def last_states(walks: Sequence[Walk], kept: Sequence[Kept], stage: str) -> list[Activations]:
-    """The hidden states after the last layer of several ways through one source."""
-    ways = [
-        Way(walk, one, {"hidden": walk.embed(one)}) for walk, one in zip(walks, kept, strict=True)
-    ]
-    for steps in side_by_side(ways, range(len(walks[0].source)), stage=stage):
-        for way, step in steps:
-            step.run(way.states["hidden"])
-    return [way.states["hidden"] for way in ways]
 
 
 def predicted(

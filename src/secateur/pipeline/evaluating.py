@@ -205,13 +205,11 @@ class _Measured:
     def writes(self, prompts: Sequence[Sequence[int]], new_tokens: int, stage: str) -> list[str]:
         """What follows each prompt."""
         tokenizer = self.tokenizer
-        ends = getattr(self.opened.config, "eos_token_id", None)
-        known = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         found = evaluation.continuations(
             self.source,
             prompts,
             new_tokens=new_tokens,
-            ends=known,
+            ends=evaluation.end_tokens(self.opened.config, tokenizer),
             context=self.opened.context,
             stage=stage,
         )

@@ -43,7 +43,7 @@ def gradient_of_gates(
         if not kept.whole:
             with telling():  # the search itself tells its steps
                 if (start, windows) not in dense:
-                    dense[start, windows] = last_states(way, Kept(), "gates")
+                    (dense[start, windows],) = last_states([way], [Kept()], "gates")
                 kept.end(*_asked(subject, way, dense[start, windows], gates, fitted_by))
         tensors, value = kept.ended
         return value, {name: tensors[name] for name in gates}

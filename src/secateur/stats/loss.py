@@ -108,11 +108,19 @@ def each_divergence(
     head = others_logits_of or logits_of
     others, found = other.flatten(0, 1), []
     for tokens, _, wanted in in_pieces(logits_of, dense.flatten(0, 1)):
-        logits = head(others[None, tokens])[0]
-        for ours, theirs in zip(in_cache(logits), in_cache(wanted), strict=True):
-            logs = torch.log_softmax(theirs, dim=-1, dtype=torch.float32)
-            apart = logs - torch.log_softmax(ours, dim=-1, dtype=torch.float32)
-            found.append(apart.mul_(logs.exp_()).sum(dim=-1))
+        found.append(token_divergences(wanted, head(others[None, tokens])[0]))
+    return torch.cat(found)
+
+
+def token_divergences(
+    dense: Float[Tensor, "token vocabulary"], other: Float[Tensor, "token vocabulary"]
+) -> Float[Tensor, " token"]:
+    """The same of logits."""
+    found = []
+    for theirs, ours in zip(in_cache(dense), in_cache(other), strict=True):
+        logs = torch.log_softmax(theirs, dim=-1, dtype=torch.float32)
+        apart = logs - torch.log_softmax(ours, dim=-1, dtype=torch.float32)
+        found.append(apart.mul_(logs.exp_()).sum(dim=-1))
     return torch.cat(found)
 
 
