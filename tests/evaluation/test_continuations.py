@@ -1,12 +1,13 @@
 """What is written layer by layer is what transformers writes with all weights in memory."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from conftest import tiny_model
-from secateur.evaluation import continuations
+from secateur.evaluation import continuations, end_tokens
 from secateur.models import open_model
 
 PROMPTS = [[9, 8, 7, 30, 31], [40], [50, 51, 52]]
@@ -40,3 +41,11 @@ def test_it_ends_where_the_model_ends_it_or_its_context() -> None:
         assert one == (text[: text.index(end)] if end in text else text)
     short = continuations(source, PROMPTS, new_tokens=60, context=8)
     assert [len(one) for one in short] == [3, 7, 5]
+
+
+def test_a_text_ends_where_the_tokenizer_or_the_config_says() -> None:
+    by = SimpleNamespace
+    tokenizer = by(eos_token_id=2)
+    for own, found in ((None, {2}), (7, {2, 7}), ([7, 9], {2, 7, 9})):
+        assert end_tokens(by(eos_token_id=own), tokenizer) == found
+    assert end_tokens(by(), by(eos_token_id=None)) == set()

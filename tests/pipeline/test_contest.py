@@ -12,9 +12,13 @@ import secateur
 from conftest import tiny_model
 from secateur.config import make_config
 from secateur.errors import SecateurError
-from secateur.pipeline.contest import ways_of
-from secateur.pipeline.estimate import asking_windows
-from secateur.pipeline.subject import open_subject
+from secateur.pipeline import contest
+from secateur.pipeline.contest import Chosen, ways_of
+from secateur.pipeline.estimate import Estimate, asking_windows
+from secateur.pipeline.passes import Seen
+from secateur.pipeline.subject import Subject, open_subject
+from secateur.stats import Statistics
+from secateur.structure import Plan
 
 pytestmark = pytest.mark.contest
 
@@ -135,3 +139,24 @@ def test_a_way_that_does_not_compute_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert any("obs-loss, global: It overflows." in told for told in result.notes)
     with pytest.raises(SecateurError, match="No way to prune"):
         secateur.prune(model, importance="obs-loss", **given)
+
+
+def test_rounds_of_the_first_search_are_those_of_every_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that the one number in the record repeats whichever way won."""
+    config = make_config(model="x", method="best", search="kl", search_minutes=3.0, **SMALL)
+    ways = ways_of(open_subject(tiny_model("llama-gqa"), config), config)
+    assert len(ways) > 1
+    begun: list[tuple[float | None, int | None]] = []
+
+    def planned(way: Subject, *_: Any) -> Chosen:
+        begun.append((way.config.search_minutes, way.config.search_rounds))
+        plan = Plan({}, "", "")
+        made = way.under(search_minutes=None, search_rounds=len(begun) + 4)
+        return Chosen(made, Estimate({}), plan, search={"rounds": len(begun) + 4})
+
+    monkeypatch.setattr(contest, "_planned", planned)
+    plans = contest._all_planned(ways, None, Seen(Statistics(), {}), {})
+    assert begun == [(3.0, None), *[(None, 5)] * (len(ways) - 1)]
+    assert {one.subject.config.search_rounds for one in plans} == {5}

@@ -11,9 +11,9 @@ import pytest
 import secateur
 from conftest import Cut
 from secateur.cli.main import run
-from secateur.config import make_recover_config, read_toml
+from secateur.config import make_config, make_recover_config, read_toml
 from secateur.errors import SecateurError
-from secateur.pipeline import minutes, prune_and_recover, recovering
+from secateur.pipeline import chain, minutes, prune_and_recover, recovering
 from secateur.pipeline.training_data import held_out, most_examples
 from secateur.recovery import Pace, Schedule, most_steps, steps_file, timed_pass, timed_steps
 
@@ -250,3 +250,12 @@ def test_steps_are_timed_for_about_as_long_as_is_asked() -> None:
 def test_where_the_number_lies_follows_from_the_training(tmp_path: Path) -> None:
     state = tmp_path / ".out.training.safetensors"
     assert steps_file(state, "0123456789abcdef").name == f"{state.name}.steps-01234567"
+
+
+def test_recoveries_in_a_row_share_the_minutes() -> None:
+    pruning = make_config(model="dense", format="safetensors", prompts=2)
+    first, second = chain._configs("dense", "distil,groupwise", pruning, 3.0)
+    assert [one.minutes for one in (first, second)] == [1.5, 1.5]
+    assert [one.prompts for one in (first, second)] == [0, 2]  # text is written of the last alone
+    assert [one.teacher for one in (first, second)] == ["dense", "dense"]
+    assert chain._configs("dense", "lora,groupwise", pruning, None)[0].teacher is None

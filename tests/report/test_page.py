@@ -185,6 +185,14 @@ def test_the_first_answers_are_those_of_the_numbers() -> None:
     assert slow["Faster?"].answer == "Not measured"
     assert "secateur" in slow["Faster?"].detail
     assert "20.0%" in headline(report())
+    windows = [
+        {"window": window, "tokens": 9, "before": 10.0, "after": after}
+        for window, after in ((128, 15.0), (2048, 30.0))
+    ]
+    longest = report(perplexity=windows)
+    answers = {fact.question: fact.answer for fact in facts(longest)}
+    assert answers["Worse?"] == "Perplexity \N{MULTIPLICATION SIGN}3.00"
+    assert "30.00 in windows of 2,048 tokens" in headline(longest)
     unknown = {fact.question: fact.answer for fact in facts(report(parameters=None, bytes=None))}
     assert unknown["Smaller?"] == "Not recorded"
 
