@@ -12,7 +12,7 @@ import secateur
 from conftest import tiny_model
 from secateur.config import make_config
 from secateur.errors import SecateurError
-from secateur.pipeline import contest
+from secateur.pipeline import choosing, contest
 from secateur.pipeline.contest import Chosen, ways_of
 from secateur.pipeline.estimate import Estimate, asking_windows
 from secateur.pipeline.passes import Seen
@@ -160,3 +160,26 @@ def test_rounds_of_the_first_search_are_those_of_every_way(
     plans = contest._all_planned(ways, None, Seen(Statistics(), {}), {})
     assert begun == [(3.0, None), *[(None, 5)] * (len(ways) - 1)]
     assert {one.subject.config.search_rounds for one in plans} == {5}
+
+
+def test_a_search_asks_on_other_windows_than_it_is_judged_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make_config(model="x", method="obs-loss", search="kl", **SMALL)
+    (way,) = ways_of(open_subject(tiny_model("llama-gqa"), config), config)
+    asked: list[Tensor] = []
+
+    def divergences(walk: Any, *_: Any) -> Tensor:
+        asked.append(walk.tokens)
+        return torch.zeros(1)
+
+    monkeypatch.setattr(choosing, "divergences", divergences)
+    tokens = torch.arange(24)[:, None].expand(24, 8) + 3
+    judging = asking_windows(tokens)
+    assert judging is not None
+    assert len(judging) == 3
+    found = choosing._divergence(way, tokens, Statistics())
+    assert found is not None
+    for count, windows in ((None, tokens[18:21]), (9, tokens[18:20])):
+        found([{}], count)
+        assert torch.equal(asked.pop(), windows)

@@ -92,7 +92,6 @@ def evaluate_command(
     config = make_config(model=model, **given)
     screen = Screen()
     from ..pipeline import evaluate as evaluated
-    from ..pipeline.evaluating import text_of
     from ..report import form_line
 
     quiet_transformers()
@@ -111,12 +110,11 @@ def evaluate_command(
         progress=screen,
         **config.model_dump(include=set(_SETTINGS)),
     )
-    text = text_of(evaluate, bool(tasks or prompt))
     if as_json:
-        said = {"model": model, "text": text, "against": against, "limit": limit}
+        said = {"model": model, "text": found.text, "against": against, "limit": limit}
         print_json({**{k: v for k, v in said.items() if v is not None}, **found.to_json()})
         return
-    evaluation_tables(found, model, text, against)
+    evaluation_tables(found, model, against)
     say(form_line(found.form))
 
 

@@ -16,13 +16,12 @@ _MEANS = {
 }
 
 
-def evaluation_tables(
-    found: "Evaluation", model: str, text: str | None, against: str | None
-) -> None:
+def evaluation_tables(found: "Evaluation", model: str, against: str | None) -> None:
     """Print tables of what there is."""
     from ..data import evaluated_part
     from ..report import bos_line
 
+    text = found.text
     if text is not None and found.perplexities:
         part = evaluated_part(text)
         title = f"{model} on {text}, {part}" if part else f"{model} on {text}"

@@ -119,7 +119,7 @@ def evaluate(
     """
     choose("--bos", bos, dict.fromkeys(get_args(Bos)))
     asked = asked_tasks(tasks)
-    text = text_of(text, bool(asked or prompts))
+    text = _text_of(text, others=bool(asked or prompts))
     names, given = named({"evaluate": "none" if text is None else text})
     machine = {"device": device, "dtype": dtype, "resident": resident, "device_gib": device_gib}
     with telling(progress), keeping(store, None, None, fresh=fresh) as kept:
@@ -140,12 +140,13 @@ def evaluate(
             **_numbers(models, stream, lengths, how),
             **_found_of_tasks(models, questions, limit, how),
             continuations=_continued(models, beginnings, new_tokens),
+            text=None if stream is None else names["evaluate"],
             begin=None if stream is None else stream.begin,
             form=standing(opened),
         )
 
 
-def text_of(text: Any, others: bool) -> Any:
+def _text_of(text: Any, *, others: bool) -> Any:
     """The text that is measured on, None for none; `others`: something else is asked for."""
     if text is None:
         return None if others else DEFAULT_TEXT

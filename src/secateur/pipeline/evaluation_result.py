@@ -27,8 +27,8 @@ class Evaluation(Sequence[Perplexity]):
     """Numbers of a model, each with a standard error; it reads as the list of its perplexities.
 
     `dense_perplexities` and `dense_tasks` are of the dense model, where there is one.
-    `begin` is what windows begin with (None without a text), `form` which class loads it: two are
-    equal if their numbers are.
+    `text` is the name of the one that was measured on and `begin` what windows begin with (None
+    without one), `form` which class loads the model: two are equal if their numbers are.
     """
 
     perplexities: tuple[Perplexity, ...] = ()
@@ -37,6 +37,7 @@ class Evaluation(Sequence[Perplexity]):
     tasks: tuple[TaskResult, ...] = ()
     dense_tasks: tuple[TaskResult, ...] = ()
     continuations: tuple[Continuation, ...] = ()
+    text: str | None = field(default=None, compare=False)
     begin: Beginning | None = field(default=None, compare=False)
     form: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
