@@ -17,13 +17,16 @@ import secateur
 from secateur.checkpoint import Kept, Store
 from secateur.cli.main import run
 from secateur.config import make_config
+from secateur.data.sources import embedded_folder
 from secateur.models import StreamedModel
 from secateur.pipeline import calibration_windows, kept_units, scores
 from secateur.stats import Walk, collect
 
 CutShort = Callable[..., AbstractContextManager[None]]
 
-SHORT = {"samples": 8, "length": 16, "evaluate_tokens": 100, "align": 1, "ratio": 0.3}
+SHORT = {
+    "samples": 8, "length": 16, "evaluate_tokens": 100, "align": 1, "ratio": 0.3, "prompts": 0,
+}  # fmt: skip
 # Every kind of pass is in one of these.
 RUNS: dict[str, dict[str, Any]] = {
     "flap": {"method": "flap"},
@@ -208,6 +211,7 @@ def test_recovery_and_comparison_go_on_too(
     model = tiny_folder()
     secateur.prune(model, out=tmp_path / "small", **texts)
     data = {"data": texts["calibration"], "samples": 24, "length": 16, "evaluate_tokens": 100}
+    data["prompts"] = 0
     training: dict[str, Any] = {**data, "steps": 2, "teacher": str(model)}
     layers_run.clear()
     secateur.recover(tmp_path / "small", out=tmp_path / "whole", **training)
@@ -221,6 +225,23 @@ def test_recovery_and_comparison_go_on_too(
         assert same(tmp_path / "whole", tmp_path / "out" / "better")
         assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["better"]
         shutil.rmtree(tmp_path / "out")
+
+
+def test_what_a_model_wrote_is_not_written_again(tmp_path: Path, layers_run: list[int]) -> None:
+    """Of two runs with one store the second writes with its own model alone; a third with none."""
+    settings: dict[str, Any] = {
+        "calibration": "embedded", "samples": 8, "length": 16, "evaluate": "none", "prompts": 1,
+        "store": tmp_path / "store",
+    }  # fmt: skip
+    model, layers = embedded_folder(), 6
+    tokens = 32
+    secateur.prune(model, out=tmp_path / "a", method="flap", ratio=0.2, **settings)
+    for ratio, out, writes in ((0.3, "b", 1), (0.3, "c", 0)):
+        layers_run.clear()
+        secateur.prune(model, out=tmp_path / out, method="flap", ratio=ratio, **settings)
+        assert len(layers_run) == writes * layers * tokens
+    assert same(tmp_path / "b", tmp_path / "c")
+    assert json.loads((tmp_path / "b" / "report.json").read_text())["samples"]
 
 
 def test_a_comparison_goes_on(

@@ -5,13 +5,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from ..checkpoint import Store
 from ..errors import SecateurError
 from ..evaluation import continuations, end_tokens
-from ..export import Form
 from ..models import OpenModel, StreamedModel
 from ..progress import note, timed
 from ..report import Sample
-from .held_out import streamed
 
 PROMPTS = (
     "Once upon a time, there was a",
@@ -25,12 +24,18 @@ _NEW, _WORK = 32, 4e10
 
 
 def samples(
-    opened: OpenModel, after: Form, like: StreamedModel, prompts: int, tokenizer: Any = None
+    opened: OpenModel,
+    sources: tuple[StreamedModel, StreamedModel],
+    *,
+    prompts: int,
+    limit: int,
+    store: Store | None,
+    tokenizer: Any = None,
 ) -> tuple[Sample, ...]:
-    """Prompts, and what the model that was opened and the one `after` it write, greedily.
+    """Prompts, and what the model that was opened and the one made of it (`sources`) write.
 
-    None where that would be work, or there is no tokenizer. Layers are streamed; `like` is the
-    model that was opened.
+    Greedily; nothing where that would be work, or there is no tokenizer. `limit` bytes of hidden
+    states may be in memory; what was written is kept in `store`.
     """
     elements = sum(spec.elements for spec in opened.weights.specs.values())
     count = min(prompts, len(PROMPTS), int(_WORK // max(2 * _NEW * elements, 1)))
@@ -47,13 +52,15 @@ def samples(
     written = []
     try:
         with timed("samples of text"):
-            for source in (like, streamed(after, opened, like)):
+            for source in sources:
                 found = continuations(
                     source,
                     ids,
                     new_tokens=_NEW,
                     ends=end_tokens(opened.config, tokenizer),
                     context=opened.context,
+                    limit=limit,
+                    store=store,
                     stage="samples",
                 )
                 written.append(list(map(partial(_text, tokenizer), ids, found)))

@@ -139,7 +139,7 @@ def evaluate(
         return Evaluation(
             **_numbers(models, stream, lengths, how),
             **_found_of_tasks(models, questions, limit, how),
-            continuations=_continued(models, beginnings, new_tokens),
+            continuations=_continued(models, beginnings, new_tokens, how),
             text=None if stream is None else names["evaluate"],
             begin=None if stream is None else stream.begin,
             form=standing(opened),
@@ -203,7 +203,9 @@ class _Measured:
         """The model with all its weights in memory."""
         return self.opened.whole(self.source.dtype).to(self.source.device)
 
-    def writes(self, prompts: Sequence[Sequence[int]], new_tokens: int, stage: str) -> list[str]:
+    def writes(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, how: _How, stage: str
+    ) -> list[str]:
         """What follows each prompt."""
         tokenizer = self.tokenizer
         found = evaluation.continuations(
@@ -212,6 +214,8 @@ class _Measured:
             new_tokens=new_tokens,
             ends=evaluation.end_tokens(self.opened.config, tokenizer),
             context=self.opened.context,
+            limit=how.limit,
+            store=how.store,
             stage=stage,
         )
         return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]
@@ -314,7 +318,10 @@ def _prompts(
 
 
 def _continued(
-    models: Sequence[_Measured], prompts: Sequence[tuple[str, list[int]]], new_tokens: int
+    models: Sequence[_Measured],
+    prompts: Sequence[tuple[str, list[int]]],
+    new_tokens: int,
+    how: _How,
 ) -> tuple[Continuation, ...]:
     """What each model writes after each prompt."""
     if not prompts:
@@ -322,7 +329,7 @@ def _continued(
     stages = ("continuations", "continuations, the dense model")
     ids = [one for _, one in prompts]
     written = [
-        one.writes(ids, new_tokens, stage) for one, stage in zip(models, stages, strict=False)
+        one.writes(ids, new_tokens, how, stage) for one, stage in zip(models, stages, strict=False)
     ]
     return tuple(
         Continuation(text, *texts) for (text, _), *texts in zip(prompts, *written, strict=True)

@@ -122,7 +122,7 @@ def prune(
             dense = perplexity_of(best.subject, texts, "before")
             numbers = measure(best.subject, texts, best, best.plan, small, dense)
             if folder is not None:
-                numbers = publish(folder, best.subject, best, best.plan, small.form, numbers, texts)
+                numbers = publish(folder, best.subject, best, best.plan, small, numbers, texts)
             return Result.of(best.subject, best.plan, numbers, told, small.form, out)
 
 
@@ -188,7 +188,7 @@ def apply(
             dense = perplexity_of(subject, texts, "before")
             numbers = measure(subject, texts, None, plan, small, dense)
             if folder is not None:
-                numbers = publish(folder, subject, None, plan, small.form, numbers, texts)
+                numbers = publish(folder, subject, None, plan, small, numbers, texts)
             return Result.of(subject, plan, numbers, told, small.form, out)
 
 

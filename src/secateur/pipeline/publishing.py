@@ -10,6 +10,8 @@ from ..progress import timed
 from ..structure import Plan
 from .checks import check_space, tokenizer_class, tokenizer_to_write
 from .contest import Chosen
+from .cutting import Cut
+from .held_out import streamed
 from .look import bytes_before
 from .record import write_record
 from .reporting import report_run
@@ -22,12 +24,12 @@ def publish(
     subject: Subject,
     best: Chosen | None,
     plan: Plan,
-    form: Form,
+    small: Cut,
     numbers: Mapping[str, Any],
     texts: Texts,
 ) -> dict[str, Any]:
     """Write the folder; give the numbers with the bytes of the weight files."""
-    opened = subject.opened
+    opened, form = subject.opened, small.form
     with timed("write"):
         size = write_folder(
             folder,
@@ -39,7 +41,8 @@ def publish(
         )
     numbers = {**numbers, "bytes": {"before": bytes_before(opened), "after": size}}
     write_record(folder, subject, plan, numbers, texts.windows, form=form)
-    report_run(folder, subject, best, plan, form, numbers, texts)
+    model = streamed(form, opened, subject.source, small.made_by)
+    report_run(folder, subject, best, plan, model, numbers, texts)
     return numbers
 
 

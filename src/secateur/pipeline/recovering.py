@@ -171,7 +171,7 @@ def recovered(
         numbers["minutes"] = minutes
     if earlier:
         numbers["earlier"] = list(earlier)
-    numbers = publish_recovery(folder, student, trained, numbers)
+    numbers = publish_recovery(folder, student, trained, small, numbers)
     speed = trained.outcome.tokens / max(trained.outcome.seconds, 1e-9)
     config = student.config.model_copy(update={"model": student.name})
     return Recovery(config, numbers, told.seconds["total"], speed, tuple(told.notes), out)

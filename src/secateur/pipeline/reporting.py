@@ -16,8 +16,8 @@ from torch import Tensor
 from ..checkpoint import belongs
 from ..config import TRAINED, RecoverConfig
 from ..errors import SecateurError
-from ..export import Form, without_place, without_places
-from ..models import OpenModel
+from ..export import without_place, without_places
+from ..models import OpenModel, StreamedModel
 from ..progress import note, timed
 from ..report import (
     QUANTILES,
@@ -42,6 +42,7 @@ from ..structure import Axis, Plan, Structure
 from .checks import seen_settings, unread_recovery_settings
 from .contest import Chosen
 from .continuing import samples
+from .passes import hidden_bytes
 from .record import settings_in_force, versions
 from .result import Result
 from .student import Student
@@ -56,14 +57,21 @@ def report_run(
     subject: Subject,
     best: Chosen | None,
     plan: Plan,
-    form: Form,
+    small: StreamedModel,
     numbers: Mapping[str, Any],
     texts: Texts,
 ) -> None:
     """Write the report of a run that cut."""
     with _not_worth_the_run():
         own, config = subject.opened, subject.config
-        written = samples(own, form, subject.source, config.prompts, subject.tokenizer)
+        written = samples(
+            own,
+            (subject.source, small),
+            prompts=config.prompts,
+            limit=hidden_bytes(config.hidden_gib),
+            store=subject.store,
+            tokenizer=subject.tokenizer,
+        )
         settings = settings_in_force(config)
         write_report(
             folder,
@@ -86,7 +94,11 @@ def report_run(
 
 
 def report_recovery(
-    folder: Path, student: Student, form: Form, config: RecoverConfig, numbers: Mapping[str, Any]
+    folder: Path,
+    student: Student,
+    small: StreamedModel,
+    config: RecoverConfig,
+    numbers: Mapping[str, Any],
 ) -> None:
     """Write the report of a training: that of the folder that was trained, and what came of it."""
     with _not_worth_the_run():
@@ -96,7 +108,13 @@ def report_recovery(
         update: dict[str, Any] = {
             "kind": "recover",
             "recovery": recovery_of(numbers, settings),
-            "samples": samples(opened, form, student.source, config.prompts),
+            "samples": samples(
+                opened,
+                (student.source, small),
+                prompts=config.prompts,
+                limit=hidden_bytes(config.hidden_gib),
+                store=student.store,
+            ),
             "class_name": numbers["form"]["class"],
             "why_not_stock": numbers["form"]["why_not_stock"],
             "versions": versions(),

@@ -8,7 +8,7 @@ from typing import Any
 from ..checkpoint import belongs, companions_beside
 from ..config import TRAINED, RecoverConfig, to_toml
 from ..export import Form, model_index, packed_form, recovery_card
-from ..models import OpenModel
+from ..models import OpenModel, StreamedModel
 from ..report import evaluation_line, number_rows
 from .checks import seen_settings, unread_recovery_settings
 from .look import bytes_before
@@ -23,7 +23,11 @@ _HISTORY = ("plan.json", "run.toml")
 
 
 def publish_recovery(
-    folder: Path, student: Student, trained: Trained, numbers: dict[str, Any]
+    folder: Path,
+    student: Student,
+    trained: Trained,
+    small: StreamedModel,
+    numbers: dict[str, Any],
 ) -> dict[str, Any]:
     """Write the folder; give the numbers with the bytes of the weight files and their form."""
     opened = student.opened
@@ -34,7 +38,7 @@ def publish_recovery(
     copy_history(folder, opened)
     config = student.config.model_copy(update={"model": student.name})
     write_recovery(folder, opened, config, numbers, form)
-    report_recovery(folder, student, trained.form, config, numbers)
+    report_recovery(folder, student, small, config, numbers)
     return numbers
 
 
