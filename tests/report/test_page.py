@@ -183,7 +183,7 @@ def test_the_first_answers_are_those_of_the_numbers() -> None:
     assert answers["What went?"] == "Most from layers 3, 2 and 1"
     slow = {fact.question: fact for fact in facts(report(speed=[]))}
     assert slow["Faster?"].answer == "Not measured"
-    assert "secateur" in slow["Faster?"].detail
+    assert slow["Faster?"].command.startswith("secateur bench")
     assert "20.0%" in headline(report())
     windows = [
         {"window": window, "tokens": 9, "before": 10.0, "after": after}
@@ -218,6 +218,34 @@ def test_who_removed_less_does_not_win_by_that() -> None:
     assert winner(near) is near[0]
     far = [row(0.186, 10.0), row(0.197, 12.0)]
     assert winner(far) is far[1]
+
+
+def test_a_difference_that_one_seed_may_make_is_no_victory() -> None:
+    def row(method: str, removed: float, after: float) -> dict[str, Any]:
+        perplexity = [{**PERPLEXITY[0], "after": after}]
+        return {**ROW, "method": method, "removed": removed, "perplexity": perplexity}
+
+    rows = [row("a", 0.2, 3.0), row("b", 0.2, 3.05), row("c", 0.2, 3.1), row("d", 0.19, 3.01)]
+    found = report({**COMPARED, "rows": rows})
+    (won,) = (fact for fact in facts(found) if fact.question.startswith("Best"))
+    assert won.answer.startswith("a")
+    assert "; b" in won.detail
+    assert "as good" in won.detail
+    assert not {"c", "d"} & set(won.detail.replace(";", "").split())
+
+
+def test_the_whole_layer_is_drawn_across_its_kinds() -> None:
+    cut = [*CUT, *({**one, "kind": "kv_group", "parameters": 400} for one in CUT)]
+    (plot,) = (
+        plot for part in sections(report(cut=cut)) for plot in part.plots
+        if plot.name == "cut-plot"
+    )  # fmt: skip
+    bars, lines = plot.spec["layer"]
+    for row in lines["data"]["values"]:
+        own = [one for one in cut if one["layer"] == row["layer"]]
+        share = sum(one["removed"] for one in own) / sum(one["parameters"] for one in own)
+        assert row["whole layer"] == pytest.approx(share)
+    assert len(lines["data"]["values"]) == len({row["layer"] for row in bars["data"]["values"]})
 
 
 def test_histograms_count_every_unit_once_where_it_is() -> None:

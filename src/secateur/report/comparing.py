@@ -9,7 +9,7 @@ from .plots import blend_plot, layers_in, lines_plot, share_removed
 from .plotting import Plot, colour, layer, magnitude, number, spec, told
 from .value import Report, Row
 
-_FAIR = 0.9
+_FAIR, _TIED = 0.9, 1.02
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
 
@@ -38,6 +38,23 @@ def winner(rows: Sequence[Row]) -> Row | None:
     most = max((row.removed for row in rows), default=0.0)
     fair = [row for row in rows if row.removed >= _FAIR * most and row.perplexity]
     return min(fair, key=_rise, default=None)
+
+
+def near_ties(rows: Sequence[Row]) -> list[Row]:
+    """The rows that are no worse than the winner by more than a fiftieth of perplexity.
+
+    One seed says nothing of so little.
+    """
+    best = winner(rows)
+    if best is None or best.perplexity[0].after is None:
+        return []
+    most = _TIED * best.perplexity[0].after
+    return [
+        row for row in rows
+        if row is not best and row.removed >= best.removed
+        and row.perplexity and row.perplexity[0].after is not None
+        and row.perplexity[0].after <= most
+    ]  # fmt: skip
 
 
 def _rise(row: Row) -> float:

@@ -3,20 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .comparing import label, ratios, winner
+from .comparing import label, near_ties, ratios, winner
 from .plots import share_removed
 from .value import Change, Perplexity, Report
 
 MEASURE_SPEED = "secateur bench DIR --against MODEL"
+NAME_TEXT = "--evaluate FILE.txt"
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One question, its answer in a few words, and what the answer is made of."""
+    """One question, its answer in a few words, what it is made of, and what to type for more."""
 
     question: str
     answer: str
     detail: str
+    command: str = ""
 
 
 def facts(report: Report) -> list[Fact]:
@@ -111,9 +113,7 @@ def _smaller(report: Report) -> Fact:
 
 def _faster(report: Report) -> Fact:
     if not report.speed:
-        return Fact(
-            "Faster?", "Not measured", f"to measure the two in turns, type: {MEASURE_SPEED}"
-        )
+        return Fact("Faster?", "Not measured", "to measure the two in turns, type", MEASURE_SPEED)
     best = next((one for one in report.speed if one.measured), report.speed[0])
     times = (best.before or 0) / max(best.after or 0, 1e-9)
     how = "measured" if best.measured else "predicted by a table of this model's shapes"
@@ -127,7 +127,7 @@ def _faster(report: Report) -> Fact:
 
 def _worse(report: Report) -> Fact:
     if not report.perplexity:
-        return Fact("Worse?", "Not measured", "no text to take perplexity on: --evaluate FILE.txt")
+        return Fact("Worse?", "Not measured", "no text to take perplexity on; name one", NAME_TEXT)
     longest = max(report.perplexity, key=lambda one: one.window)
     return Fact("Worse?", _rise(longest), _perplexities(report.perplexity))
 
@@ -174,13 +174,15 @@ def _method(report: Report) -> Fact:
 def _won(report: Report, ratio: float) -> Fact:
     best = winner([row for row in report.rows if row.ratio == ratio])
     if best is None:
-        return Fact(f"Best at {ratio:.0%}?", "Not measured", "name a text: --evaluate FILE.txt")
+        return Fact(f"Best at {ratio:.0%}?", "Not measured", "name a text", NAME_TEXT)
     one = best.perplexity[0]
+    near = near_ties([row for row in report.rows if row.ratio == ratio])
+    tied = f"; {_listed([label(row) for row in near])} is as good, to 2%" if near else ""
     return Fact(
         f"Best at {ratio:.0%}?",
         label(best),
         f"perplexity {text(one.before)}, then {text(one.after)} in windows of {one.window:,};"
-        f" {best.removed:.1%} of the linears' parameters went",
+        f" {best.removed:.1%} of the linears' parameters went{tied}",
     )
 
 
@@ -188,5 +190,6 @@ def _not_written() -> Fact:
     return Fact(
         "Faster?",
         "Not measured",
-        f"a comparison writes no model; of one that is written: {MEASURE_SPEED}",
+        "a comparison writes no model; of one that is written, type",
+        MEASURE_SPEED,
     )

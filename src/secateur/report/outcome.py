@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from .facts import lost_most, text
 from .kinds import kind_name
 from .parts import Cell, Section, Table, cell
-from .plots import contest_plot, cut_plot
+from .plots import contest_plot, cut_plot, kinds_of
 from .value import Perplexity, Report
 
 
 def samples(report: Report) -> Section:
     """The same prompts, gone on with by both models."""
     lead = (
-        "Each model goes on from the same words, always with the likeliest token."
+        "Each model goes on from the same words, always with the likeliest token. It is cut off"
+        " after a few dozen of them, which is why most texts break off."
         if report.samples
         else "No text was written: that is for models that are small enough to be loaded whole, and"
         " have a tokenizer. Load this one and try: secateur.load(DIR)."
@@ -25,9 +26,10 @@ def cut(report: Report) -> Section:
     lost = lost_most(report)
     if lost is None:
         return Section("cut", "What was cut where", "Nothing was removed, or nothing is recorded.")
+    several = len(kinds_of(report.cut)) > 1
+    whole = "all kinds together: the line across its bars" if several else "the one kind here"
     sentence = (
-        f"{lost[0]} ({lost[1]}), attention and MLP together. A bar is the share of one kind's"
-        " parameters that went."
+        f"{lost[0]} ({lost[1]}), {whole}. A bar is the share of one kind's parameters that went."
     )
     rows = [
         [

@@ -15,6 +15,7 @@ from .facts import facts, headline
 from .plotting import Plot
 from .sections import sections
 from .value import Report
+from .words import words
 
 _TITLES = {"prune": "pruned", "recover": "pruned and recovered", "compare": "methods compared"}
 _INSTALL = 'pip install "secateur[report]"'
@@ -40,6 +41,7 @@ def html(report: Report) -> str:
         sections=[part for part in parts if not part.empty],
         missing=[part for part in parts if part.empty],
         report=report,
+        words=words(report),
         install=None if library is not None else _INSTALL,
         library=Markup(library or ""),
         specs=_data({plot.name: _described(plot) for plot in plots if library is not None}),

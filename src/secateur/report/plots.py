@@ -45,19 +45,40 @@ def cut_plot(cuts: Sequence[Cut], sentence: str) -> Plot:
                 "kept": f"{one.kept:,} of {one.of:,}",
             }
         )
+    names = [kind_name(kind) for kind in kinds]
+    shades = colour("units", names)
+    count = layers_in(cuts)
     bars = layer(
         rows,
         "rect",
-        x=layers_axis("left", layers_in(cuts)),
+        x=layers_axis("left", count),
         x2={"field": "right"},
         y=number("removed", "parameters removed, %", domain=[0, 1], axis={"format": "%"}),
         y2={"field": "nothing"},
-        color=colour("units", [kind_name(kind) for kind in kinds]),
+        color=shades,
         tooltip=told(
             ("layer", "layer"), ("units", "units"), ("kept", "kept"), ("removed", "removed", ".1%")
         ),
     )
-    return Plot("cut-plot", "Removed by layer", sentence, spec([bars]))
+    totals = layer(
+        [
+            {
+                "left": number_ - 0.5,
+                "right": number_ + 0.5,
+                "layer": number_,
+                "whole layer": share_removed(one for one in cuts if one.layer == number_),
+            }
+            for number_ in range(count)
+        ],
+        {"type": "rule", "strokeWidth": 2.5, "color": "var(--ink)"},
+        x=layers_axis("left", count),
+        x2={"field": "right"},
+        y=number("whole layer", "parameters removed, %", domain=[0, 1], axis={"format": "%"}),
+        tooltip=told(("layer", "layer"), ("whole layer", "removed of the whole layer", ".1%")),
+    )
+    return Plot(
+        "cut-plot", "Removed by layer", sentence, spec([bars, *([totals] * (len(kinds) > 1))])
+    )
 
 
 def contest_plot(ways: Sequence[Way], sentence: str) -> Plot:

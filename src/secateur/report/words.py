@@ -1,0 +1,49 @@
+"""What the words of a report mean, for somebody who prunes for the first time."""
+
+from .value import Report
+
+_ALWAYS = (
+    (
+        "attention head, KV group",
+        "An attention layer looks back with several query heads; those that share one key and value"
+        " head are a KV group, and go or stay together.",
+    ),
+    (
+        "MLP channel",
+        "One neuron of a layer's MLP: a row of its first linears, a column of its last.",
+    ),
+    (
+        "perplexity",
+        "How many tokens the model hesitates between, on average, when it predicts the next one of"
+        " a text. Only numbers of one text and one window length compare: a window is how many"
+        " tokens are read at once.",
+    ),
+    ("linears", "The weight matrices of all layers, without the embedding and the head."),
+    (
+        "score, search, repair",
+        "How much each unit matters; which of them go, given that; and how what stays is mended."
+        " Bias adds what the removed units gave on average; refit solves anew for the weights that"
+        " read the units; neither is training.",
+    ),
+    (
+        "custom, stock",
+        "A stock checkpoint loads like the dense model; a custom one has layers of several widths,"
+        " and loads with trust_remote_code=True or after `import secateur`.",
+    ),
+)
+_RUN = (
+    (
+        "KL to dense",
+        "How far the predictions are from the dense model's, in nats a token; 0 is no difference.",
+    ),
+    (
+        "condition, damping",
+        "How nearly the inputs of a linear say the same thing twice, and what is added so that a"
+        " refit does not read too much into that.",
+    ),
+)
+
+
+def words(report: Report) -> tuple[tuple[str, str], ...]:
+    """(word, meaning) of those that stand on the page of `report`."""
+    return _ALWAYS if report.kind == "compare" else (*_ALWAYS, *_RUN)
