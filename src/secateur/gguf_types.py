@@ -14,7 +14,9 @@ Sizes are those of `gguf.GGML_QUANT_SIZES` (gguf 0.19). What falls back to what 
 BLOCKS: dict[str, tuple[int, int]] = {
     "F32": (1, 4),
     "F16": (1, 2),
+    "BF16": (1, 2),
     "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
     "Q5_0": (32, 22),
     "Q5_1": (32, 24),
     "Q8_0": (32, 34),

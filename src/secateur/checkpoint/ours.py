@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 # Each of them says with which version of this program it was written.
-RECOVERY = "recovery.toml"
-_RECORDS = ("run.toml", RECOVERY, "conversion.toml")
+RECOVERY, EXPORT = "recovery.toml", "export.toml"
+_RECORDS = ("run.toml", RECOVERY, "conversion.toml", EXPORT)
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -21,6 +21,8 @@ _FILES = (
     "run.toml",
     "recovery.toml",
     "conversion.toml",
+    EXPORT,
+    "Modelfile",
     "README.md",
     "comparison.json",
     "comparison.csv",

@@ -56,6 +56,10 @@ Write Baichuan-7B as the llama that it is:
   secateur convert path/to/baichuan --out llama/
 
 \b
+Run it elsewhere:
+  secateur export small/ --to gguf --out gguf/
+
+\b
 In Python:
   import secateur
   model = secateur.load("small/")
@@ -79,10 +83,11 @@ _COMMANDS = {
     "discover": ("looking", "Show what in a model is coupled."),
     "store": ("storing", "List or clean the passes that --store keeps."),
     "report": ("report", "Draw the report of a folder again."),
+    "export": ("exporting", "Write a model for the engine that is to run it: GGUF and others."),
     "convert": ("looking", "Write a model in floating point, in the layout of its stock class."),
 }
 # Those that read a model before anything can be counted.
-_READING = ("prune", "recover", "evaluate", "compare", "bench", "apply", "convert")
+_READING = ("prune", "recover", "evaluate", "compare", "bench", "apply", "convert", "export")
 
 
 class _Commands(click.Group):

@@ -10,6 +10,7 @@ from .cutting import added_biases
 from .discover import Discovery, discover
 from .evaluating import evaluate
 from .evaluation_result import Continuation, Evaluation
+from .exporting import Exported, export_model
 from .held_out import evaluation_text
 from .keeping import keeping as keeping_passes
 from .look import inspect, look_at, read_plan
@@ -26,6 +27,7 @@ __all__ = [
     "Conversion",
     "Discovery",
     "Evaluation",
+    "Exported",
     "Recovery",
     "Result",
     "added_biases",
@@ -37,6 +39,7 @@ __all__ = [
     "discover",
     "evaluate",
     "evaluation_text",
+    "export_model",
     "inspect",
     "keeping_passes",
     "kept_units",

@@ -1,0 +1,56 @@
+"""Formats whose blocks have 256 values (k-quants): llama.cpp's own quantiser makes them.
+
+It comes with llama-cpp-python (the extra `deploy`). Rows that 256 does not divide get blocks of 32,
+or 16 bits (`gguf_types`).
+"""
+
+import ctypes
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..errors import SecateurError
+
+# By the name that is typed, llama.cpp's.
+K_KINDS = {
+    "q6_k": "MOSTLY_Q6_K",
+    "q5_k_m": "MOSTLY_Q5_K_M",
+    "q4_k_m": "MOSTLY_Q4_K_M",
+    "q3_k_m": "MOSTLY_Q3_K_M",
+    "q2_k": "MOSTLY_Q2_K",
+}
+
+
+def check_quantiser(kind: str) -> None:
+    """Make sure that the quantiser is there, if the format `kind` needs it.
+
+    Raises:
+        SecateurError: it is not.
+    """
+    if kind in K_KINDS and find_spec("llama_cpp") is None:
+        raise SecateurError(
+            f"--type {kind} is made by llama.cpp, which is not installed.\n"
+            'Type: pip install "secateur[deploy]", or choose --type q8_0'
+        )
+
+
+def quantised(whole: Path, file: Path, kind: str) -> None:
+    """Write `file` in the format `kind` from the one with whole numbers.
+
+    Raises:
+        SecateurError: llama.cpp refuses.
+    """
+    import llama_cpp
+
+    silent = llama_cpp.llama_log_callback(_nothing)
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    how = llama_cpp.llama_model_quantize_default_params()
+    how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{K_KINDS[kind]}")
+    failed = llama_cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how)
+    if failed:
+        raise SecateurError(
+            f"llama.cpp could not quantise the model to {kind}.\nChoose another: --type q8_0"
+        )
+
+
+def _nothing(level: int, text: bytes, data: object) -> None:
+    """What llama.cpp says on the way is dropped."""

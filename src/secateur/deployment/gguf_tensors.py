@@ -1,0 +1,158 @@
+"""A model's tensors as llama.cpp has them: its names, its order of rows, its number formats.
+
+A rotary embedding turns pairs of rows of q and k. transformers pairs row i of a head with row
+i + d/2; architectures that are `interleaved` pair rows 2i and 2i + 1:
+
+    W'[h, 2i + s] = W[h, s * d/2 + i]      head h, half s, i < d/2
+
+A block that is gone is written as the smallest one there is, of zeros: it adds zero to the stream,
+to the bit, and llama.cpp is wrong or refuses where there are heads and no channels, or none in the
+first layer.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import View
+from ..gguf_types import BLOCKS, ROW, stored_bytes, stored_type
+from .gguf_architectures import DOWN, GATE, UP, Architecture, K, O, Q, Sizes, V
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_ENDS = ("token_embd.weight", "output.weight")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of the file: its name there, its shape, how it is made (fp32), its format."""
+
+    name: str
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+    kind: str = "F32"
+
+    @property
+    def bytes(self) -> int:
+        """What it takes."""
+        *rows, row = self.shape
+        return stored_bytes(self.kind, row, int(torch.tensor(rows).prod()) if rows else 1)
+
+    @property
+    def is_end(self) -> bool:
+        """Whether it is the embedding or the head."""
+        return self.name in _ENDS
+
+
+def filled_sizes(sizes: Sequence[Sizes]) -> list[Sizes]:
+    """With the smallest blocks in the place of those that are gone."""
+    return [Sizes(one.heads or 1, one.kv_heads or 1, one.width or ROW) for one in sizes]
+
+
+def entries(
+    weights: View,
+    one: Architecture,
+    sizes: Sequence[Sizes],
+    *,
+    head_dim: int,
+    width: int,
+    tied: bool,
+    named: Callable[[str], str],
+) -> list[Entry]:
+    """All tensors in fp32; `sizes` are those of the model, `named` gives llama.cpp's names."""
+    found = {
+        name: Entry(named(name), tuple(spec.shape), _reader(weights, name))
+        for name, spec in weights.specs.items()
+        if not (tied and name == "lm_head.weight")
+    }
+    for layer, own in enumerate(sizes):
+        for name, shape in _missing(own, width, head_dim).items():
+            full = f"model.layers.{layer}.{name}.weight"
+            found[full] = Entry(named(full), shape, _filled(shape, 0.0))
+        for name in _NORMS:
+            full = f"model.layers.{layer}.{name}.weight"
+            found.setdefault(full, Entry(named(full), (width,), _filled((width,), 1.0)))
+    return [_arranged(name, entry, one, head_dim) for name, entry in found.items()]
+
+
+def _reader(weights: View, name: str) -> Callable[[], Tensor]:
+    return lambda: weights.tensor(name).detach().cpu().float()
+
+
+def _filled(shape: tuple[int, ...], value: float) -> Callable[[], Tensor]:
+    return lambda: torch.full(shape, value)
+
+
+def _missing(own: Sizes, width: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the smallest blocks, where there are none."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if own.heads == 0:
+        shapes |= dict.fromkeys((Q, K, V), (head_dim, width)) | {O: (width, head_dim)}
+    if own.width == 0:
+        shapes |= dict.fromkeys((GATE, UP), (ROW, width)) | {DOWN: (width, ROW)}
+    return shapes
+
+
+def _arranged(name: str, entry: Entry, one: Architecture, head_dim: int) -> Entry:
+    """With rows in llama.cpp's order, and norms as it has them."""
+    match = _LAYER.fullmatch(name)
+    if one.interleaved and match and match[2] in (Q, K):
+        return replace(entry, make=lambda: interleaved(entry.make(), head_dim))
+    if one.shift and name.endswith("norm.weight"):
+        return replace(entry, make=lambda: entry.make() + one.shift)
+    return entry
+
+
+def interleaved(rows: Tensor, head_dim: int) -> Tensor:
+    """Rows [head * dim, ...] of q or k with the halves of each head beside one another."""
+    halves = rows.unflatten(0, (-1, 2, head_dim // 2))
+    return halves.transpose(1, 2).flatten(0, 2)
+
+
+def formatted(found: Sequence[Entry], kind: str) -> tuple[list[Entry], list[str]]:
+    """The entries in the format `kind` (of `BLOCKS`), and the names of those that it does not fit.
+
+    Norms and biases stay in fp32. Embedding and head have 8 bits where others have fewer; rows
+    that blocks do not divide have 16.
+    """
+    chosen, odd = [], []
+    for entry in found:
+        if len(entry.shape) == 1:
+            chosen.append(entry)
+            continue
+        asked = "Q8_0" if entry.is_end and BLOCKS[kind][0] > 1 else kind
+        fits = stored_type(asked, entry.shape[-1])
+        if fits is None:
+            odd.append(entry.name)
+        chosen.append(replace(entry, kind=fits or "F16"))
+    return chosen, odd
+
+
+def arrays(found: Sequence[Entry]) -> Iterator[Any]:
+    """The bytes of each, in turn, as numpy arrays."""
+    from gguf import GGMLQuantizationType, quants
+
+    for entry in found:
+        value = entry.make().contiguous().numpy()
+        kind = GGMLQuantizationType[entry.kind]
+        yield quants.quantize(value, kind)
+
+
+def declared(found: Sequence[Entry], writer: Any) -> None:
+    """Tell the writer what is to come."""
+    import numpy
+    from gguf import GGMLQuantizationType, quant_shape_to_byte_shape
+
+    plain: Mapping[str, Any] = {"F32": numpy.float32, "F16": numpy.float16}
+    for entry in found:
+        kind = GGMLQuantizationType[entry.kind]
+        if entry.kind in plain:
+            writer.add_tensor_info(entry.name, entry.shape, plain[entry.kind], entry.bytes)
+        else:
+            shape = quant_shape_to_byte_shape(entry.shape, kind)
+            dtype = numpy.dtype(numpy.uint8)
+            writer.add_tensor_info(entry.name, shape, dtype, entry.bytes, raw_dtype=kind)

@@ -1,0 +1,90 @@
+"""The registry of targets: by the name of an engine's format, what writes a model in it.
+
+    @target("gguf", of="llama.cpp, Ollama, LM Studio", needs=("gguf",))
+    def gguf(folder, model): ...
+
+A target gets a temporary folder, which appears whole or not at all, and says what it wrote.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..errors import SecateurError
+from ..export import Form
+from ..models import OpenModel
+from ..registry import Function, entered
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be written: the model, its tokenizer (None: without), the number format.
+
+    `kind` is one of the target's own, in small letters.
+    """
+
+    opened: OpenModel
+    tokenizer: Any
+    kind: str
+
+    @property
+    def stem(self) -> str:
+        """What files are named by."""
+        return f"{self.opened.name.rpartition('/')[2]}-{self.kind}"
+
+
+@dataclass(frozen=True)
+class Written:
+    """The file to hand to the engine, what to type there, and what is worth knowing of it.
+
+    A checkpoint has its `form`: it wants the tokenizer's files beside it.
+    """
+
+    file: str
+    command: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    form: Form | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function that writes; `kinds` are the number formats it takes, the first by default."""
+
+    name: str
+    write: Callable[[Path, Asked], Written]
+    engines: str
+    kinds: tuple[str, ...]
+    needs: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        """The engines, and the number formats."""
+        kinds = f"; --type {', '.join(self.kinds)}" if len(self.kinds) > 1 else ""
+        return f"{self.engines}{kinds}"
+
+    def check(self) -> None:
+        """Make sure that the packages are there.
+
+        Raises:
+            SecateurError: one is not.
+        """
+        missing = [name for name in self.needs if find_spec(name) is None]
+        if missing:
+            raise SecateurError(
+                f"--to {self.name} needs the package {missing[0]}, which is not installed.\n"
+                'Type: pip install "secateur[deploy]"'
+            )
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def target(
+    name: str, *, engines: str, kinds: tuple[str, ...] = ("auto",), needs: tuple[str, ...] = ()
+) -> Callable[[Function], Function]:
+    """Register the decorated function as what writes for `engines`."""
+    return entered(
+        "target", name, TARGETS, lambda function, _: Target(name, function, engines, kinds, needs)
+    )

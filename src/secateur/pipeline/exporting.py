@@ -1,0 +1,121 @@
+"""Writing a model for an engine: what `secateur export` does."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ..arguments import (
+    a_flag,
+    a_folder_or_name,
+    a_progress,
+    a_tokenizer,
+    a_word,
+    an_output,
+    optional,
+    public,
+)
+from ..checkpoint import EXPORT
+from ..deployment import TARGETS, Asked, Target, Written
+from ..export import copy_companions
+from ..models import open_model
+from ..progress import Progress, note, telling
+from ..registry import choose
+from .checks import output_folder, path_of, tokenizer_class, tokenizer_to_write
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written where; `file` is the one to hand to the engine, `command` runs it."""
+
+    out: Path
+    target: str
+    type: str
+    file: str
+    command: str
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for `--json`."""
+        return {**asdict(self), "out": str(self.out), "notes": list(self.notes)}
+
+
+@public(
+    model=a_folder_or_name,
+    to=a_word,
+    out=an_output,
+    type=optional(a_word),
+    no_tokenizer=a_flag,
+    force=a_flag,
+    tokenizer=a_tokenizer,
+    progress=a_progress,
+)
+def export_model(
+    model: str | Path,
+    *,
+    to: str,
+    out: str | Path,
+    type: str | None = None,
+    no_tokenizer: bool = False,
+    force: bool = False,
+    tokenizer: Any = None,
+    merge_adapter: bool | None = None,
+    dequantise: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write `model` into the folder `out` for the engines of the target `to`.
+
+    `model` is a checkpoint folder, pruned or not, or a name on the hub; `to` a name of
+    `secateur.deployment.TARGETS`, `type` one of its number formats (default: its first).
+    `tokenizer` replaces the model's own; with `no_tokenizer` none is written. Tensors are read and
+    written one by one.
+
+    Raises:
+        SecateurError: bad input, a package is missing, or the target cannot hold the model; the
+            message says which layers stand in the way. Nothing was written.
+    """
+    out = path_of(out)
+    wanted = choose("target", to, TARGETS)
+    kind = choose("type", type or wanted.kinds[0], {name: name for name in wanted.kinds})
+    wanted.check()
+    with telling(progress) as told:
+        opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
+        for message in opened.notes:
+            note(message)
+        words = None if no_tokenizer else tokenizer or opened.tokenizer
+        asked = Asked(opened, words, kind)
+        with output_folder(out, force, opened) as folder:
+            assert folder is not None, "there is a path"
+            written = wanted.write(folder, asked)
+            _bring(folder, asked, written)
+            write_export(folder, asked, wanted, written)
+    return Exported(out, to, kind, written.file, written.command, written.facts, tuple(told.notes))
+
+
+def _bring(folder: Path, asked: Asked, written: Written) -> None:
+    """What belongs to the model besides its weights; a checkpoint has tokenizer files."""
+    opened, form = asked.opened, written.form
+    bare = form is None
+    copy_companions(
+        folder,
+        opened.companions,
+        tokenizer=None if bare else tokenizer_to_write(opened, asked.tokenizer),
+        model=None,
+        adapted=bare or opened.writes_tokenizer,
+        read_as=None if form is None else tokenizer_class(opened, form),
+    )
+
+
+def write_export(folder: Path, asked: Asked, wanted: Target, written: Written) -> None:
+    """Write export.toml, by which the folder is known as ours."""
+    record = {
+        "settings": {"model": asked.opened.name, "to": wanted.name, "type": asked.kind},
+        "results": {"file": written.file, **written.facts},
+        "companions": [one.name for one in sorted(folder.iterdir())],
+        "versions": {name: version(name) for name in ("secateur", "torch", "transformers")},
+    }
+    (folder / EXPORT).write_text(tomli_w.dumps(record), encoding="utf-8")
