@@ -1,4 +1,4 @@
-"""What a GGUF file says of a model beside its tensors: sizes, the rotary embedding, the tokenizer."""
+"""What a GGUF file says of a model beside its tensors: sizes, rotary embedding, tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +12,8 @@ from .gguf_tokens import Vocabulary
 
 # llama.cpp gives gemma3 a global layer after so many others.
 _PERIOD = 6
+# By this number it knows the 27B, whose attention it scales otherwise.
+_ODD_LAYERS = 62
 
 
 def context_length(config: Any) -> int:
@@ -25,8 +27,9 @@ def context_length(config: Any) -> int:
     slides = any(kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     uses = getattr(config, "use_sliding_window", True)
-    whole = not window or not uses or (getattr(config, "layer_types", None) and not slides)
-    return length if whole else min(length, int(window))
+    if not window or not uses or (getattr(config, "layer_types", None) and not slides):
+        return length
+    return min(length, int(window))
 
 
 def rotary(config: Any, head_dim: int) -> tuple[dict[str, Any], Tensor | None]:
@@ -54,6 +57,27 @@ def rotary(config: Any, head_dim: int) -> tuple[dict[str, Any], Tensor | None]:
             " linear, llama3."
         )
     return fields, None
+
+
+def sharper(config: Any, head_dim: int) -> float:
+    """How much sharper attention is than with scores divided by the root of a head's width.
+
+    Raises:
+        SecateurError: llama.cpp divides by something of its own in a model of so many layers.
+    """
+    divisor = getattr(config, "query_pre_attn_scalar", None)
+    if divisor is None:
+        return 1.0
+    if config.num_hidden_layers == _ODD_LAYERS:
+        own = config.hidden_size / config.num_attention_heads
+        if own != divisor:
+            raise SecateurError(
+                f"llama.cpp divides the scores of a gemma3 of {_ODD_LAYERS} layers by the root of"
+                f" {own:g} (width by heads), and this one by that of {divisor:g}.\nPrune with"
+                " --attention-ratio 0, which leaves the heads."
+            )
+        return 1.0
+    return float((head_dim / divisor) ** 0.5)
 
 
 def _factors(config: Any, head_dim: int, base: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..gguf_types import ROW
 from ..progress import note, track
 from .gguf_architectures import Architecture, Sizes, chosen, layer_sizes
-from .gguf_fields import context_length, rotary, write_sizes, write_vocabulary
+from .gguf_fields import context_length, rotary, sharper, write_sizes, write_vocabulary
 from .gguf_quantise import K_KINDS, check_quantiser, quantised
 from .gguf_tensors import Entry, arrays, declared, entries, filled_sizes, formatted
 from .gguf_tokens import Vocabulary, vocabulary
@@ -77,7 +77,8 @@ def _layout(asked: Asked) -> _Layout:
         if name.startswith("model.layers.") and name.endswith(".bias")
     )
     family = getattr(transformers, opened.family.config).model_type
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    names = ("hidden_activation", "hidden_act")
+    activation = next((found for n in names if (found := getattr(config, n, None))), "")
     one = chosen(family, sizes, biases, int(config.hidden_size), head_dim, activation)
     rope, factors = rotary(config, head_dim)
     if (context := context_length(config)) < int(config.max_position_embeddings):
@@ -102,6 +103,7 @@ def _write(file: Path, asked: Asked, layout: _Layout, kind: str) -> None:
         head_dim=layout.head_dim,
         width=int(config.hidden_size),
         tied=bool(config.tie_word_embeddings),
+        sharper=sharper(config, layout.head_dim),
         named=lambda name: str(names.get_name(name, try_suffixes=(".weight", ".bias"))),
     )
     if layout.factors is not None:

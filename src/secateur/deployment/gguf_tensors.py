@@ -61,9 +61,14 @@ def entries(
     head_dim: int,
     width: int,
     tied: bool,
+    sharper: float,
     named: Callable[[str], str],
 ) -> list[Entry]:
-    """All tensors in fp32; `sizes` are those of the model, `named` gives llama.cpp's names."""
+    """All tensors in fp32; `sizes` are those of the model, `named` gives llama.cpp's names.
+
+    Norms of q are multiplied by `sharper`: by that the model's attention is sharper than
+    llama.cpp's, which divides by the root of a head's width.
+    """
     found = {
         name: Entry(named(name), tuple(spec.shape), _reader(weights, name))
         for name, spec in weights.specs.items()
@@ -76,7 +81,7 @@ def entries(
         for name in _NORMS:
             full = f"model.layers.{layer}.{name}.weight"
             found.setdefault(full, Entry(named(full), (width,), _filled((width,), 1.0)))
-    return [_arranged(name, entry, one, head_dim) for name, entry in found.items()]
+    return [_arranged(name, entry, one, head_dim, sharper) for name, entry in found.items()]
 
 
 def _reader(weights: View, name: str) -> Callable[[], Tensor]:
@@ -97,13 +102,14 @@ def _missing(own: Sizes, width: int, head_dim: int) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def _arranged(name: str, entry: Entry, one: Architecture, head_dim: int) -> Entry:
+def _arranged(name: str, entry: Entry, one: Architecture, head_dim: int, sharper: float) -> Entry:
     """With rows in llama.cpp's order, and norms as it has them."""
     match = _LAYER.fullmatch(name)
     if one.interleaved and match and match[2] in (Q, K):
         return replace(entry, make=lambda: interleaved(entry.make(), head_dim))
-    if one.shift and name.endswith("norm.weight"):
-        return replace(entry, make=lambda: entry.make() + one.shift)
+    if name.endswith("norm.weight"):
+        times = sharper if name.endswith("self_attn.q_norm.weight") else 1.0
+        return replace(entry, make=lambda: (entry.make() + one.shift) * times)
     return entry
 
 

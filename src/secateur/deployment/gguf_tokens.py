@@ -60,7 +60,7 @@ def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     kinds, tokens = _tokens(raw, rows)
     ends = tokenizer("a")["input_ids"]
-    own = {
+    own: dict[str, Any] = {
         "special": _special(tokenizer),
         "begins": bool(ends) and ends[0] == tokenizer.bos_token_id,
         "ends": bool(ends) and ends[-1] == tokenizer.eos_token_id,
