@@ -1,4 +1,4 @@
 """Writing a model for the engines that run it, one registered function a format."""
 
-from . import gguf_target, stock_target
+from . import gguf_target, graph_targets, stock_target
 from .targets import TARGETS, Asked, Target, Written, target

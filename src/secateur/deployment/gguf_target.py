@@ -50,7 +50,7 @@ def gguf(folder: Path, asked: Asked) -> Written:
         _write(file, asked, layout, asked.kind)
     _write_modelfile(folder, file, asked)
     facts = {"architecture": layout.one.name, "bytes": file.stat().st_size}
-    return Written(file.name, f"llama-cli -m {file.name}", facts)
+    return Written(file.name, f"llama-cli -m {file.name}", facts, bare=True)
 
 
 @dataclass(frozen=True)

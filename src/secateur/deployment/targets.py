@@ -39,13 +39,15 @@ class Asked:
 class Written:
     """The file to hand to the engine, what to type there, and what is worth knowing of it.
 
-    A checkpoint has its `form`: it wants the tokenizer's files beside it.
+    A checkpoint has its `form`; `bare` says that the file has all that the engine reads, and no
+    tokenizer is wanted beside it.
     """
 
     file: str
     command: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     form: Form | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True)

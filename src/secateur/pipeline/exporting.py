@@ -1,5 +1,6 @@
 """Writing a model for an engine: what `secateur export` does."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from ..arguments import (
 )
 from ..checkpoint import EXPORT
 from ..deployment import TARGETS, Asked, Target, Written
-from ..export import copy_companions
+from ..export import copy_companions, licence_files
 from ..models import open_model
 from ..progress import Progress, note, telling
 from ..registry import choose
@@ -97,15 +98,19 @@ def export_model(
 
 
 def _bring(folder: Path, asked: Asked, written: Written) -> None:
-    """What belongs to the model besides its weights; a checkpoint has tokenizer files."""
+    """What belongs to the model besides its weights: its licence and, if asked for, tokenizer."""
     opened, form = asked.opened, written.form
-    bare = form is None
+    if written.bare:
+        if (origin := opened.companions) is not None:
+            for name in licence_files(origin):
+                shutil.copyfile(origin / name, folder / name)
+        return
     copy_companions(
         folder,
         opened.companions,
-        tokenizer=None if bare else tokenizer_to_write(opened, asked.tokenizer),
+        tokenizer=tokenizer_to_write(opened, asked.tokenizer),
         model=None,
-        adapted=bare or opened.writes_tokenizer,
+        adapted=opened.writes_tokenizer,
         read_as=None if form is None else tokenizer_class(opened, form),
     )
 
