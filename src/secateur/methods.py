@@ -66,7 +66,8 @@ _GOOD = (
 # What `best` falls back on where none of what it tries goes with the units that may go.
 FALLBACKS = (
     Parts("obs-loss", "uniform", "refit"),
-    Parts("obs-loss", "uniform", "mask-tuning"),
+    Parts("obs-loss", "uniform", "refit-no-bias"),
+    Parts("magnitude-l2", "uniform", "refit-no-bias"),
     Parts("obs-loss", "global", "none"),
     Parts("obs-loss", "uniform", "none"),
     Parts("magnitude-l2", "AL-AM", "none"),

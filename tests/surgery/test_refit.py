@@ -30,6 +30,7 @@ from secateur.surgery import (
     sequential_repair,
 )
 from secateur.surgery.observe import Consumer, residual_multiplier
+from secateur.surgery.refit import least_squares_without_bias
 from secateur.surgery.replay import anatomy
 from secateur.surgery.streams import Streams
 
@@ -87,6 +88,21 @@ def test_the_refit_is_the_minimum_that_its_equation_names(damping: float) -> Non
     fit = refit(normal_of(inputs, residual), damping)
     assert torch.allclose(fit.change.T, expected[:7], atol=1e-8)
     assert torch.allclose(fit.added, expected[7], atol=1e-8)
+
+
+@pytest.mark.parametrize("damping", DAMPINGS[:-1])
+def test_the_refit_without_a_bias_has_no_constant_column(damping: float) -> None:
+    inputs, _, residual = cut()
+    ridge = torch.diag((damping * inputs.square().sum(dim=0)).sqrt())
+    goal = torch.cat([residual, torch.zeros(7, 5)])
+    expected = torch.linalg.lstsq(torch.cat([inputs, ridge]), goal).solution
+    normal = normal_of(inputs, residual)
+    fit = least_squares_without_bias(normal, None, damping, "here")
+    assert torch.allclose(fit.change.T, expected, atol=1e-8)
+    assert not fit.added.any()
+    error = normal.error(fit.change)
+    assert error == pytest.approx((residual - inputs @ expected).square().sum().item(), rel=1e-6)
+    assert refit(normal, damping).change.sub(fit.change).abs().max() > 1e-3
 
 
 def test_a_strong_ridge_moves_nothing_but_the_bias_and_that_is_flaps() -> None:

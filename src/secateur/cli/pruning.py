@@ -22,6 +22,7 @@ from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import EFFORTS, METHODS
 from ..paths import expanded
+from ..profiles import PROFILES
 from ..search import SCALES, SEARCHES
 from ..structure import GRANULARITIES
 from ..surgery import REPAIRS, TARGETS
@@ -62,6 +63,7 @@ _OF_RUNS = (
         "Searches (--search)": SEARCHES,
         "Scales (--scale)": SCALES,
         "Repairs (--repair)": REPAIRS,
+        "Profiles (--profile)": PROFILES,
         "Targets of refit and mask-tuning (--target)": TARGETS,
         "Units (--granularity)": GRANULARITIES,
         "Recoveries (--recover)": _RECOVERIES,

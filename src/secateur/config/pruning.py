@@ -10,6 +10,7 @@ from ..errors import SecateurError
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import BEST, EFFORTS, METHODS, use
+from ..profiles import PROFILES
 from ..search import SCALES, SEARCHES
 from ..surgery import REPAIRS, TARGETS
 from .budgeting import Latency, Memory, Parameters, one_budget
@@ -43,8 +44,8 @@ PRUNE_GROUPS = {
         " target damping search_minutes search_rounds",
     ),
     "What may go": (
-        "layers granularity align stock",
-        "parameters memory speedup latency at_context at_batch of attention_layers mlp_layers"
+        "layers granularity align profile",
+        "stock parameters memory speedup latency at_context at_batch of attention_layers mlp_layers"
         " attention_ratio attention_units",
     ),
     "Texts": (
@@ -52,8 +53,8 @@ PRUNE_GROUPS = {
         "length field bos evaluate_tokens prompts seed",
     ),
     "Machine": (
-        "device dtype store",
-        "batch fresh hidden_gib device_gib resident merge_adapter dequantise text_only format"
+        "device dtype",
+        "store batch fresh hidden_gib device_gib resident merge_adapter dequantise text_only format"
         " push_to_hub private track",
     ),
 }
@@ -72,6 +73,7 @@ class PruneConfig(Reading):
         "target": TARGETS,
         "search": SEARCHES,
         "repair": REPAIRS,
+        "profile": PROFILES,
         "dtype": dict.fromkeys(("auto", "float32", "bfloat16", "float16")),
     }
 
@@ -177,6 +179,7 @@ class PruneConfig(Reading):
         ),
     ] = None
     stock: Annotated[bool, Field(description="Plans alone that the stock class holds")] = False
+    profile: Annotated[str, Field(description="Profile of the engine that is to run it")] = "free"
     calibration: Annotated[str | None, Field(description="Calibration text")] = None
     samples: Annotated[int, Field(ge=1, description="Calibration windows")] = 128
     length: Annotated[int | None, Field(ge=2, description="Tokens in a calibration window")] = None

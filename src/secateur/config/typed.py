@@ -49,6 +49,7 @@ class PruneSettings(TypedDict, total=False):
     granularity: str | None
     align: int | None
     stock: bool
+    profile: str
     calibration: Any
     samples: int
     length: int | None

@@ -87,7 +87,7 @@ def keep_to_stock(
         return config
     config = _even(structure, config)
     plan = _trial(structure, config, 0)
-    _check_repair(opened, structure, config, plan, "--repair mask-tuning or --repair none")
+    _check_repair(opened, structure, config, plan, "--repair refit-no-bias or --repair none")
     attention = [axis for axis in structure.axes if axis.kind == "attention"]
     if not attention:
         return config

@@ -19,6 +19,7 @@ from ..structure import Axis, Structure
 from .budgeting import budget_of
 from .checks import idle_settings, reading_notes, selected
 from .choice import limits_of
+from .profiled import profiled
 from .scoring import fine_axes
 from .stock import keep_to_stock
 
@@ -82,9 +83,11 @@ class Subject:
         """The same model under other settings, on the same device.
 
         Raises:
-            SecateurError: --stock, and no plan of the kind that is asked for goes with it.
+            SecateurError: --stock or --profile, and no plan of the kind that is asked for goes with
+                it.
         """
         config = config.model_copy(update={"device": self.config.device})
+        config = profiled(self.opened, config)
         plain = replace(self, config=config, asks=None)
         other = replace(plain, asks=cache(lambda: plain.budget))
         if not config.stock:

@@ -16,7 +16,7 @@ after HyWIA (2403.10799); the ridge toward the kept weights is this project's.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -123,6 +123,17 @@ def refit_on_held_out(
     return Fit(*still, math.inf, 1.0)
 
 
+def without_bias(normal: Normal) -> Normal:
+    """The same tokens for a fit that has no constant column: nothing is about a mean.
+
+    dW^T = (Z^T Z + lambda D)^-1 Z^T R
+    """
+    nothing = torch.zeros_like(normal.mean), torch.zeros_like(normal.left)
+    return replace(
+        normal, mean=nothing[0], left=nothing[1], spread=normal.inputs, shared=normal.cross
+    )
+
+
 @repair("refit", paper="https://arxiv.org/abs/2403.10799", biased=True)
 def least_squares(
     normal: Normal, held_out: Normal | None, damping: float | None, where: str
@@ -131,3 +142,12 @@ def least_squares(
     if held_out is not None:
         return refit_on_held_out(normal, held_out, where=where)
     return refit(normal, DAMPING if damping is None else damping, where=where)
+
+
+@repair("refit-no-bias", paper="https://arxiv.org/abs/2403.10799")
+def least_squares_without_bias(
+    normal: Normal, held_out: Normal | None, damping: float | None, where: str
+) -> Fit:
+    """Refit the kept weights alone, for classes that have no place for a bias."""
+    plain = None if held_out is None else without_bias(held_out)
+    return least_squares(without_bias(normal), plain, damping, where)

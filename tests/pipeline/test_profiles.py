@@ -1,0 +1,85 @@
+"""What is pruned under a profile, its engine holds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secateur
+from secateur.errors import SecateurError
+from secateur.profiles import PROFILES
+
+QUICK: dict[str, Any] = {"samples": 8, "length": 16, "evaluate": "none", "prompts": 0}
+WIDE = {"intermediate_size": 160}
+
+
+def widths(folder: Path) -> list[int]:
+    layers = secateur.load(folder).model.layers
+    return [layer.mlp.down_proj.in_features for layer in layers]
+
+
+@pytest.mark.parametrize("variant", ["llama-gqa", "mistral-mha", "qwen3-gqa", "gemma3"])
+@pytest.mark.parametrize("profile", ["uniform", "gguf", "vllm"])
+@pytest.mark.parametrize("method", ["best", "flap"])
+def test_the_engine_of_the_profile_holds_the_result(
+    variant: str,
+    profile: str,
+    method: str,
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+) -> None:
+    layers = {"num_hidden_layers": 6} if variant == "gemma3" else {}
+    folder, small = tiny_folder(variant, **WIDE, **layers), tmp_path / "small"
+    # the classes of all but llama have no place for FLAP's biases
+    repair = {"repair": "refit-no-bias", "search": "uniform"} if method == "flap" else {}
+    result = secateur.prune(
+        folder, out=small, ratio=0.4, profile=profile, calibration=str(text_file),
+        effort="fast", method=method, **QUICK, **repair,
+    )  # fmt: skip
+    target = {"gguf": "gguf"}.get(profile, "uniform")
+    secateur.export_model(small, to=target, out=tmp_path / "out", no_tokenizer=True)
+    stock = result.numbers["form"]["stock"]
+    assert stock or (profile == "gguf" and variant in ("llama-gqa", "mistral-mha"))
+    assert all(width % PROFILES[profile].row == 0 for width in widths(small))
+    assert result.numbers["removed_share"] > 0.3
+
+
+def test_a_plan_made_under_a_profile_says_so_and_is_repeated(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    folder = tiny_folder("qwen3-gqa", **WIDE)
+    common = {"calibration": str(text_file), "effort": "fast", **QUICK}
+    secateur.prune(folder, out=tmp_path / "a", profile="gguf", ratio=0.4, **common)
+    again = secateur.prune(
+        **secateur.config.read_toml(tmp_path / "a" / "run.toml"), out=tmp_path / "b"
+    )
+    plans = [json.loads((tmp_path / name / "plan.json").read_text())["keep"] for name in "ab"]
+    assert plans[0] == plans[1]
+    assert again.config.profile == "gguf"
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings", "says"),
+    [
+        ("bloom", {"profile": "gguf"}, "knows no layers of the family 'bloom'"),
+        ("llama-gqa", {"profile": "gguf", "align": 8}, "Type --align 32"),
+        ("llama-gqa", {"profile": "vllm", "align": 96}, "Type --align 128"),
+        ("llama-gqa", {"profile": "onnx"}, "Unknown profile 'onnx'"),
+        ("llama-gqa", {"profile": "uniform", "layers": "1"}, "every layer must lose the same"),
+    ],
+)
+def test_what_does_not_go_with_a_profile_is_refused(
+    variant: str,
+    settings: dict[str, Any],
+    says: str,
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+) -> None:
+    with pytest.raises(SecateurError, match=says):
+        secateur.prune(
+            tiny_folder(variant), calibration=str(text_file), method="magnitude", **QUICK,
+            **settings,
+        )  # fmt: skip
