@@ -38,6 +38,7 @@ COMMANDS = {
         "compare",
         "report",
         "evaluate",
+        "export",
         "inspect",
         "convert",
         "discover",

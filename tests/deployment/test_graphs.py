@@ -9,6 +9,8 @@ import torch
 
 import secateur
 from conftest import logits
+from documentation import ROOT, blocks
+from secateur.data.sources import embedded_folder
 
 pytestmark = pytest.mark.deploy
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -102,3 +104,19 @@ def test_openvino_is_torch(small: Callable[[str], Path], tmp_path: Path) -> None
     given = [TOKENS, torch.ones_like(TOKENS), *past]
     found = model([one.numpy() for one in given])[0]
     assert (torch.tensor(found) - logits(secateur.load(folder), TOKENS)).abs().max() < 1e-4
+
+
+def test_the_python_of_the_page_writes_what_torch_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = (one for one in blocks(ROOT / "docs/deploy.md", "python") if "onnxruntime" in one)
+    secateur.export_model(embedded_folder(), to="onnx", out=tmp_path / "onnx")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(code, "a page", "exec"), found)
+    ids = torch.tensor(found["ids"])
+    model = secateur.load(embedded_folder()).float().eval()
+    wanted = model.generate(
+        ids[:, :-20], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert torch.equal(ids, wanted)

@@ -56,7 +56,7 @@ def test_a_plan_made_under_a_profile_says_so_and_is_repeated(
     again = secateur.prune(
         **secateur.config.read_toml(tmp_path / "a" / "run.toml"), out=tmp_path / "b"
     )
-    plans = [json.loads((tmp_path / name / "plan.json").read_text())["keep"] for name in "ab"]
+    plans = [json.loads((tmp_path / name / "plan.json").read_text())["axes"] for name in "ab"]
     assert plans[0] == plans[1]
     assert again.config.profile == "gguf"
 

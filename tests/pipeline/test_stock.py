@@ -154,7 +154,7 @@ def test_a_class_that_takes_no_fewer_heads_gives_what_its_mlps_can(tiny_folder: 
         (
             "mistral-gqa",
             {"method": "flap", "repair": "bias"},
-            r"no place for the biases[^\n]*\n.*mask-tuning",
+            r"no place for the biases[^\n]*\n.*refit-no-bias",
         ),
         (
             "mistral-gqa",

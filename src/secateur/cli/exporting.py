@@ -36,7 +36,7 @@ that would have avoided it. MODEL is a folder or a name on the hub.
 """,
 )
 @click.argument("model")
-@click.option("--to", required=True, metavar="TARGET", help="Which of the targets below")
+@click.option("--to", required=True, metavar="TARGET", help="Export target: one of those below")
 @OUT
 @click.option("--type", default=None, metavar="NAME", help="Number format of the weights")
 @click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer out")
