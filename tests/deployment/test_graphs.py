@@ -117,6 +117,7 @@ def test_the_python_of_the_page_writes_what_torch_writes(
     ids = torch.tensor(found["ids"])
     model = secateur.load(embedded_folder()).float().eval()
     wanted = model.generate(
-        ids[:, :-20], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+        ids[:, :-20], max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0,
+        attention_mask=torch.ones_like(ids[:, :-20]),
+    )  # fmt: skip
     assert torch.equal(ids, wanted)
