@@ -315,3 +315,39 @@ def test_the_rotary_embedding_is_told_or_refused(
         written(tiny_folder(rope_parameters=odd), tmp_path / "b")
     fields, _ = read(written(tiny_folder("mistral-gqa"), tmp_path / "c"))
     assert fields["llama.context_length"] == 8  # the window
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(4, "q4_1"), (5, "q5_1")])
+def test_few_bits_are_written_as_they_are(
+    bits: int, kind: str, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    """Codes, scales and zeros of a groupwise recovery are blocks of llama.cpp, to the bit."""
+    dense, small = tiny_folder(**BROAD), tmp_path / "small"
+    common: dict[str, Any] = {"length": 16, "evaluate": "none", "prompts": 0}
+    secateur.prune(
+        dense, out=tmp_path / "cut", method="magnitude", ratio=0.2, align=1, samples=4,
+        calibration=str(text_file), **common,
+    )  # fmt: skip
+    secateur.recover(
+        tmp_path / "cut", out=small, recipe="groupwise", bits=bits, group=64, data=str(text_file),
+        samples=8, steps=1, **common,
+    )  # fmt: skip
+    file = written(small, tmp_path / "out", type=None)
+    assert file.name.endswith(f"-{kind}.gguf")
+    opened = secateur.open_model(small)
+    names = {"mlp.up_proj": "ffn_up", "self_attn.q_proj": "attn_q", "self_attn.v_proj": "attn_v"}
+    tensors = {one.name: one for one in gguf.GGUFReader(file).tensors}
+    seen = 0
+    for ours, theirs in names.items():
+        for layer in range(3):
+            stored = opened.codes[f"model.layers.{layer}.{ours}.weight"]()
+            found = tensors[f"blk.{layer}.{theirs}.weight"]
+            assert found.tensor_type.name == kind.upper()
+            back = torch.tensor(gguf.quants.dequantize(found.data, found.tensor_type))
+            if theirs == "attn_q":
+                back = uninterleaved(back, 16)
+            assert torch.equal(back, stored.weight(torch.float32))
+            seen += 1
+    assert seen == 9
+    assert tensors["token_embd.weight"].tensor_type.name == "F16"
+    assert written(small, tmp_path / "again", type="f32").name.endswith("-f32.gguf")

@@ -113,6 +113,23 @@ def unpacked_view(view: View, settings: Mapping[str, Any], dtype: torch.dtype) -
     return only(together(view, made_of), (codes.get(n, n) for n in view.specs if n not in gone))
 
 
+def packed_linears(view: View, settings: Mapping[str, Any]) -> dict[str, Callable[[], Packed]]:
+    """The packed linears of a checkpoint as they are stored, by the names of their weights."""
+    bits, group = int(settings["bits"]), int(settings["group"])
+
+    def reader(name: str, width: int) -> Callable[[], Packed]:
+        stored = _parts(name)
+        return lambda: Packed(
+            **{part: view.tensor(whole) for part, whole in stored.items()},
+            bits=bits,
+            group=group,
+            width=width,
+        )
+
+    modules = {f"{path}.weight": int(width) for path, width in settings["modules"].items()}
+    return {name: reader(name, width) for name, width in modules.items()}
+
+
 def _parts(name: str) -> dict[str, str]:
     """The names of the parts of a packed linear, by part; `name` is that of its weight."""
     return {part: f"{name.removesuffix('weight')}{part}" for part in PARTS}

@@ -13,11 +13,12 @@ import transformers
 from torch import Tensor
 
 from ..gguf_types import ROW
+from ..models import OpenModel
 from ..progress import note, track
 from .gguf_architectures import Architecture, Sizes, chosen, layer_sizes
 from .gguf_fields import context_length, rotary, sharper, write_sizes, write_vocabulary
 from .gguf_quantise import K_KINDS, check_quantiser, quantised
-from .gguf_tensors import Entry, arrays, declared, entries, filled_sizes, formatted
+from .gguf_tensors import Entry, arrays, declared, entries, exact_kind, filled_sizes, formatted
 from .gguf_tokens import Vocabulary, vocabulary
 from .targets import Asked, Written, target
 
@@ -35,7 +36,18 @@ PLAIN = {
 _NAMED = 3
 
 
-@target("gguf", engines="llama.cpp, Ollama, LM Studio", kinds=(*PLAIN, *K_KINDS), needs=("gguf",))
+def _default(opened: OpenModel) -> str:
+    """The format of few bits that the weights are in, if llama.cpp has it; or 16 bits."""
+    return exact_kind(opened.codes) or "f16"
+
+
+@target(
+    "gguf",
+    engines="llama.cpp, Ollama, LM Studio",
+    kinds=(*PLAIN, *K_KINDS),
+    needs=("gguf",),
+    default=_default,
+)
 def gguf(folder: Path, asked: Asked) -> Written:
     """Write NAME-KIND.gguf, and a Modelfile beside it."""
     check_quantiser(asked.kind)
@@ -94,10 +106,12 @@ def _write(file: Path, asked: Asked, layout: _Layout, kind: str) -> None:
 
     opened, config = asked.opened, asked.opened.config
     one = layout.one
+    codes = opened.codes if kind == exact_kind(opened.codes) else {}
     architecture = next(a for a, name in library.MODEL_ARCH_NAMES.items() if name == one.name)
     names = library.get_tensor_name_map(architecture, len(layout.sizes))
     found = entries(
         opened.weights,
+        codes,
         one,
         layout.sizes,
         head_dim=layout.head_dim,
@@ -109,7 +123,7 @@ def _write(file: Path, asked: Asked, layout: _Layout, kind: str) -> None:
     if layout.factors is not None:
         factors = layout.factors
         found.append(Entry("rope_freqs.weight", tuple(factors.shape), lambda: factors))
-    found, odd = formatted(found, PLAIN[kind][0])
+    found, odd = formatted(found, PLAIN[kind][0], "F16" if codes else "Q8_0")
     if odd:
         note(
             f"{len(odd)} tensors ({', '.join(odd[:_NAMED])} ...) have 16 bits: their rows are no"

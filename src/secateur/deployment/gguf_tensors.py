@@ -18,23 +18,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import View
+from ..checkpoint import Packed, View, unpacked
 from ..gguf_types import BLOCKS, ROW, stored_bytes, stored_type
 from .gguf_architectures import DOWN, GATE, UP, Architecture, K, O, Q, Sizes, V
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
+# In these, codes are written as they are.
+_OF_CODES = ("Q4_1", "Q5_1")
 _ENDS = ("token_embd.weight", "output.weight")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of the file: its name there, its shape, how it is made (fp32), its format."""
+    """A tensor of the file: its name there, its shape, how it is made (fp32), its format.
+
+    One that is stored in few bits has its `codes`; `rows` brings their rows in llama.cpp's order.
+    """
 
     name: str
     shape: tuple[int, ...]
     make: Callable[[], Tensor]
     kind: str = "F32"
+    codes: Callable[[], Packed] | None = None
+    rows: Callable[[Tensor], Tensor] | None = None
 
     @property
     def bytes(self) -> int:
@@ -55,6 +62,7 @@ def filled_sizes(sizes: Sequence[Sizes]) -> list[Sizes]:
 
 def entries(
     weights: View,
+    codes: Mapping[str, Callable[[], Packed]],
     one: Architecture,
     sizes: Sequence[Sizes],
     *,
@@ -70,7 +78,7 @@ def entries(
     llama.cpp's, which divides by the root of a head's width.
     """
     found = {
-        name: Entry(named(name), tuple(spec.shape), _reader(weights, name))
+        name: Entry(named(name), tuple(spec.shape), _reader(weights, name), codes=codes.get(name))
         for name, spec in weights.specs.items()
         if not (tied and name == "lm_head.weight")
     }
@@ -106,7 +114,11 @@ def _arranged(name: str, entry: Entry, one: Architecture, head_dim: int, sharper
     """With rows in llama.cpp's order, and norms as it has them."""
     match = _LAYER.fullmatch(name)
     if one.interleaved and match and match[2] in (Q, K):
-        return replace(entry, make=lambda: interleaved(entry.make(), head_dim))
+        return replace(
+            entry,
+            make=lambda: interleaved(entry.make(), head_dim),
+            rows=lambda rows: interleaved(rows, head_dim),
+        )
     if name.endswith("norm.weight"):
         times = sharper if name.endswith("self_attn.q_norm.weight") else 1.0
         return replace(entry, make=lambda: (entry.make() + one.shift) * times)
@@ -119,18 +131,20 @@ def interleaved(rows: Tensor, head_dim: int) -> Tensor:
     return halves.transpose(1, 2).flatten(0, 2)
 
 
-def formatted(found: Sequence[Entry], kind: str) -> tuple[list[Entry], list[str]]:
+def formatted(
+    found: Sequence[Entry], kind: str, ends: str = "Q8_0"
+) -> tuple[list[Entry], list[str]]:
     """The entries in the format `kind` (of `BLOCKS`), and the names of those that it does not fit.
 
-    Norms and biases stay in fp32. Embedding and head have 8 bits where others have fewer; rows
-    that blocks do not divide have 16.
+    Norms and biases stay in fp32. Embedding and head are `ends` where others have fewer bits;
+    rows that blocks do not divide have 16.
     """
     chosen, odd = [], []
     for entry in found:
         if len(entry.shape) == 1:
             chosen.append(entry)
             continue
-        asked = "Q8_0" if entry.is_end and BLOCKS[kind][0] > 1 else kind
+        asked = ends if entry.is_end and BLOCKS[kind][0] > 1 else kind
         fits = stored_type(asked, entry.shape[-1])
         if fits is None:
             odd.append(entry.name)
@@ -143,9 +157,46 @@ def arrays(found: Sequence[Entry]) -> Iterator[Any]:
     from gguf import GGMLQuantizationType, quants
 
     for entry in found:
+        if entry.codes is not None and entry.kind in _OF_CODES:
+            yield blocks_of(entry.codes(), entry.rows)
+            continue
         value = entry.make().contiguous().numpy()
         kind = GGMLQuantizationType[entry.kind]
         yield quants.quantize(value, kind)
+
+
+def blocks_of(one: Packed, rows: Callable[[Tensor], Tensor] | None) -> Any:
+    """Codes of 4 or 5 bits as blocks of Q4_1 or Q5_1, uint8 [out, bytes]: the same, to the bit.
+
+    A block has 32 codes q of w = d q + m: d and m in fp16; of five bits the highest, one a code;
+    then bytes with the lower four of code i and of code i + 16.
+    """
+    codes = unpacked(one.codes, one.bits, one.width)
+    scales, zeros = one.scales, one.zeros
+    if rows is not None:
+        codes, scales, zeros = rows(codes), rows(scales), rows(zeros)
+    codes = codes.unflatten(1, (-1, ROW))
+    each = one.group // ROW if one.group < one.width else codes.shape[1]
+    parts = [
+        part.repeat_interleave(each, dim=1)[:, : codes.shape[1], None]
+        .contiguous()
+        .view(torch.uint8)
+        for part in (scales, zeros)
+    ]
+    if one.bits == 5:
+        places = 2 ** torch.arange(8, dtype=torch.uint8)
+        parts.append(((codes >> 4).unflatten(2, (4, 8)) * places).sum(dim=3, dtype=torch.uint8))
+    low = codes & 15
+    parts.append(low[..., : ROW // 2] | (low[..., ROW // 2 :] << 4))
+    return torch.cat(parts, dim=2).flatten(1).numpy()
+
+
+def exact_kind(codes: Mapping[str, Callable[[], Packed]]) -> str | None:
+    """The format that holds what is stored in few bits to the bit; None: there is none."""
+    first = next((make() for make in codes.values()), None)
+    if first is None or (first.group % ROW and first.group < first.width):
+        return None
+    return {4: "q4_1", 5: "q5_1"}.get(first.bits)
 
 
 def declared(found: Sequence[Entry], writer: Any) -> None:

@@ -52,13 +52,17 @@ class Written:
 
 @dataclass(frozen=True)
 class Target:
-    """A function that writes; `kinds` are the number formats it takes, the first by default."""
+    """A function that writes; `kinds` are the number formats it takes.
+
+    `default` is the one of a model for which none was asked: the first, unless it says otherwise.
+    """
 
     name: str
     write: Callable[[Path, Asked], Written]
     engines: str
     kinds: tuple[str, ...]
     needs: tuple[str, ...]
+    default: Callable[[OpenModel], str]
 
     @property
     def summary(self) -> str:
@@ -84,9 +88,17 @@ TARGETS: dict[str, Target] = {}
 
 
 def target(
-    name: str, *, engines: str, kinds: tuple[str, ...] = ("auto",), needs: tuple[str, ...] = ()
+    name: str,
+    *,
+    engines: str,
+    kinds: tuple[str, ...] = ("auto",),
+    needs: tuple[str, ...] = (),
+    default: Callable[[OpenModel], str] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as what writes for `engines`."""
-    return entered(
-        "target", name, TARGETS, lambda function, _: Target(name, function, engines, kinds, needs)
-    )
+    first = default or (lambda opened: kinds[0])
+
+    def made(function: Callable[[Path, Asked], Written], _: tuple[str, ...]) -> Target:
+        return Target(name, function, engines, kinds, needs, first)
+
+    return entered("target", name, TARGETS, made)

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..arguments import is_panic
-from ..checkpoint import View, weight_files
+from ..checkpoint import Packed, View, weight_files
 from ..device_memory import Room
 from ..errors import SecateurError
 from ..structure import Structure
@@ -43,7 +43,8 @@ class OpenModel:
     `raw_config` is config.json as it stands, `config` transformers' reading of it. `folder` is
     None for a live module. The layout of the family is `declared`, or else it was traced.
     A checkpoint that an `adapter` reads as another family's has that one's config and names; one
-    whose linears are `packed` in few bits is read as the floating-point one that it stands for.
+    whose linears are packed in few bits is read as the floating-point one that it stands for, and
+    `codes` has them as they are stored, by the names of their weights.
     `made` says what else was done to the weights while they were read. A decoder inside a
     multimodal model has that one `around` it. `read` are other places that something came from.
     """
@@ -56,11 +57,16 @@ class OpenModel:
     family: Family
     declared: bool = True
     adapter: Adapter | None = None
-    packed: bool = False
+    codes: Mapping[str, Callable[[], Packed]] = field(default_factory=dict)
     made: str = ""
     around: Outer | None = None
     read: tuple[Path, ...] = ()
     own_tokenizer: Callable[[], Any] | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether linears are packed in few bits."""
+        return bool(self.codes)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Opening a model: a folder, a hub name or a live module become config, weights and layout."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from os import PathLike, fspath
@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 from ..arguments import a_flag, a_model, a_word, optional, public
-from ..checkpoint import View, folder_view, module_view, read_config, renamed, unpacked_view
+from ..checkpoint import (
+    Packed,
+    View,
+    folder_view,
+    module_view,
+    packed_linears,
+    read_config,
+    renamed,
+    unpacked_view,
+)
 from ..errors import SecateurError
 from .adapters import ADAPTERS, Adapter
 from .configs import adapted_config, check_causal, check_decoder, described, unpacked_config
@@ -135,14 +144,16 @@ def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
         weights = dequantised(weights, scheme, raw, source, wanted=dequantise)
         raw = without_quantisation(raw)
         config = type(config).from_dict(copy.deepcopy(raw))
-    packed = bool(raw.get("packed"))
-    if packed:
+    codes: Mapping[str, Callable[[], Packed]] = {}
+    if raw.get("packed"):
         dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-        weights = unpacked_view(weights, raw["packed"], dtype)
+        plain = unpacked_view(weights, raw["packed"], dtype)
+        codes = packed_linears(weights, raw["packed"])
+        weights = plain
         raw, config = unpacked_config(raw, config)
     opened = _opened(source, folder, raw, config, weights)
     made = "" if scheme is None else f"dequantised from {scheme.name}"
-    return replace(opened, packed=packed, made=made)
+    return replace(opened, codes=codes, made=made)
 
 
 def _opened_inside(

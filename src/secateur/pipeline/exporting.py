@@ -81,13 +81,15 @@ def export_model(
     """
     out = path_of(out)
     wanted = choose("target", to, TARGETS)
-    kind = choose("type", type or wanted.kinds[0], {name: name for name in wanted.kinds})
+    if type is not None:
+        choose("type", type, {name: name for name in wanted.kinds})
     wanted.check()
     with telling(progress) as told:
         opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
         for message in opened.notes:
             note(message)
         words = None if no_tokenizer else tokenizer or opened.tokenizer
+        kind = type or wanted.default(opened)
         asked = Asked(opened, words, kind)
         with output_folder(out, force, opened) as folder:
             assert folder is not None, "there is a path"
