@@ -1,6 +1,6 @@
 """Tokens per second in llama.cpp of pruned models beside the dense one, at equal number formats.
 
-    python benchmarks/llama_cpp.py DENSE SMALL [SMALL ...] --types f16 q8_0 q4_0 --out a.json
+    python benchmarks/engine_speed.py DENSE SMALL [SMALL ...] --types f16 q8_0 q4_0 --out a.json
 
 Every model is exported to GGUF; then all read a prompt and write in turns, round after round, the
 first of which counts for nothing. The share of the parameter ratio is
@@ -105,8 +105,10 @@ def main() -> None:
                     }
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    about = {"machine": platform.machine(), "threads": arguments.threads, "rounds": arguments.rounds,
-             "llama_cpp": llama_cpp.__version__, "prompt": PROMPT, "writes": WRITES}  # fmt: skip
+    about = {
+        "machine": platform.machine(), "threads": arguments.threads, "rounds": arguments.rounds,
+        "llama_cpp": llama_cpp.__version__, "prompt": PROMPT, "writes": WRITES,
+    }  # fmt: skip
     arguments.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 
