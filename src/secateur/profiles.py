@@ -19,8 +19,9 @@ class Profile:
     target: str = ""
 
 
+FREE = "free"
 PROFILES = {
-    "free": Profile("Every layer its own widths: transformers, ONNX, llama.cpp for a Llama's kin."),
+    FREE: Profile("Every layer its own widths: transformers, ONNX, llama.cpp for a Llama's kin."),
     "uniform": Profile(
         "One width for all layers, a stock checkpoint: what any engine takes.", True
     ),

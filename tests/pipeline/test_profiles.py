@@ -83,3 +83,26 @@ def test_what_does_not_go_with_a_profile_is_refused(
             tiny_folder(variant), calibration=str(text_file), method="magnitude", **QUICK,
             **settings,
         )  # fmt: skip
+
+
+@pytest.mark.contest
+def test_what_a_profile_costs_is_told(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    """Beside the ways that keep to it stands the plan without one; it is never the one taken."""
+    folder = tiny_folder("llama-gqa", **WIDE)
+    common = {**QUICK, "calibration": str(text_file), "ratio": 0.4, "effort": "good"}
+    result = secateur.prune(folder, out=tmp_path / "small", profile="uniform", **common)
+    told = [note for note in result.notes if note.startswith("--profile uniform: KL to the dense")]
+    assert len(told) == 1
+    rows = result.numbers["contest"]
+    (free,) = (row for row in rows if row["profile"] == "free")
+    few = [row["divergence"] for row in rows if row["windows"] == free["windows"] and row != free]
+    assert f"{min(few):.3f}" in told[0]
+    assert f"{free['divergence']:.3f}" in told[0]
+    assert result.config.profile == "uniform"
+    assert result.numbers["form"]["stock"]
+    page = json.loads((tmp_path / "small" / "report.json").read_text())
+    assert {way["profile"] for way in page["contest"]} == {"free", "uniform"}
+    plain = secateur.prune(folder, out=tmp_path / "free", **common)
+    assert {row["profile"] for row in plain.numbers["contest"]} == {"free"}

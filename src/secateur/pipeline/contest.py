@@ -8,6 +8,7 @@ asked. All are tried on some of the windows first; the two best of them are then
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..errors import SecateurError
 from ..evaluation import divergences
 from ..methods import BEST, EFFORTS, FALLBACKS, Parts
 from ..models import StreamedModel
+from ..profiles import FREE
 from ..progress import note, timed
 from ..search import SEARCHES
 from ..structure import Axis, Plan
@@ -68,7 +70,17 @@ def ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
     """
     found = _ways_of(subject, config)
     check_rounds(config, [way.config for way in found])
-    return found
+    return [*found, *_unbound(subject, config, found)]
+
+
+def _unbound(subject: Subject, config: PruneConfig, found: Sequence[Subject]) -> list[Subject]:
+    """The first way under no profile, where there is a contest: what the profile costs."""
+    if len(found) < 2 or config.profile == FREE:
+        return []
+    free = config.model_copy(update={"profile": FREE})
+    with suppress(SecateurError):
+        return [_way(subject, free, EFFORTS[config.effort].tried[0], found)]
+    return []
 
 
 def _ways_of(subject: Subject, config: PruneConfig) -> list[Subject]:
@@ -148,11 +160,25 @@ def best_of(
     if len(plans) == 1 or tokens is None or asking is None:
         return plans[0]
     rows: list[dict[str, Any]] = []
+    bound = plans[0].subject.config.profile
     if len(plans) > _LEFT:
         some = tokens[: max(1, round(len(tokens) * _FIRST))]
-        plans = [plan for _, plan in _nearest(_tried(plans, some, asking, seen, rows))[:_LEFT]]
+        tried = _nearest(_tried(plans, some, asking, seen, rows))
+        _tell_price(tried, bound, len(some))
+        own = _nearest(one for one in tried if one[1].subject.config.profile == bound)
+        plans = [plan for _, plan in own[:_LEFT]]
     (_, best), *_ = _nearest(_tried(plans, tokens, asking, seen, rows))
     return replace(best, contest=tuple(rows))
+
+
+def _tell_price(tried: Sequence[tuple[float, Chosen]], bound: str, windows: int) -> None:
+    """What the profile costs in divergence, beside the plan without one."""
+    by = {one.subject.config.profile: divergence for divergence, one in reversed(tried)}
+    if bound != FREE and {bound, FREE} <= by.keys():
+        note(
+            f"--profile {bound}: KL to the dense model {by[bound]:.3f} nats a token, without a"
+            f" profile {by[FREE]:.3f} (each fitted on {windows} windows)"
+        )
 
 
 def _all_planned(
@@ -244,6 +270,7 @@ def _tried(
                     "importance": own.importance_name or own.fusion_name,
                     "search": own.search_name,
                     "repair": own.repair_name,
+                    "profile": own.profile,
                     "windows": len(tokens),
                     "divergence": divergence,
                 }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from .facts import lost_most, text
 from .kinds import kind_name
 from .parts import Cell, Section, Table, cell
-from .plots import contest_plot, cut_plot, kinds_of
+from .plots import contest_plot, cut_plot, kinds_of, searched
 from .value import Perplexity, Report
 
 
@@ -71,8 +71,8 @@ def contest(report: Report) -> Section:
         + ("; all were tried on a few windows, the best two again on all." if twice else ".")
     )
     rows = [
-        [cell(w.importance), cell(w.search), cell(w.repair), cell(w.windows, f"{w.windows:,}"),
-         cell(w.divergence, f"{w.divergence:.4f}")]
+        [cell(w.importance), cell(searched(w, known)), cell(w.repair),
+         cell(w.windows, f"{w.windows:,}"), cell(w.divergence, f"{w.divergence:.4f}")]
         for w in known if w.divergence is not None
     ]  # fmt: skip
     most = max((w.windows for w in known), default=0)

@@ -81,11 +81,17 @@ def cut_plot(cuts: Sequence[Cut], sentence: str) -> Plot:
     )
 
 
+def searched(way: Way, ways: Iterable[Way]) -> str:
+    """The search of a way, and its profile, where not all of `ways` have the same."""
+    several = len({one.profile for one in ways}) > 1
+    return f"{way.search}, profile {way.profile}" if several else way.search
+
+
 def contest_plot(ways: Sequence[Way], sentence: str) -> Plot:
     """Divergence from the dense model of what was tried."""
     rows: list[dict[str, Any]] = [
         {
-            "way": f"{one.importance}, {one.search}",
+            "way": f"{one.importance}, {searched(one, ways)}",
             "repair": one.repair,
             "KL": one.divergence,
             "nothing": 0,

@@ -64,11 +64,15 @@ class Method(Part):
 
 
 class Way(Part):
-    """One that the method `best` tried: KL(dense || pruned) a token, repaired on `windows`."""
+    """One that the method `best` tried: KL(dense || pruned) a token, repaired on `windows`.
+
+    Where a profile binds the others, one is tried under the profile `free`, for comparison.
+    """
 
     importance: str
     search: str
     repair: str
+    profile: str = "free"
     windows: int
     divergence: Number
 
