@@ -4,7 +4,7 @@
 
 A row, what one output of a linear reads, is cut into blocks that share a scale; a type whose block
 does not divide the row is replaced by one of blocks of 32, or by 16 bits. Without a replacement
-llama-quantize breaks off.
+llama-quantize breaks off, or writes 16 bits, by its version.
 
 Sizes are those of `gguf.GGML_QUANT_SIZES` (gguf 0.19). What falls back to what is as in
 `tensor_type_fallback` of ggml-org/llama.cpp, src/llama-quant.cpp at 007dbbf.
@@ -20,11 +20,13 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "Q5_0": (32, 22),
     "Q5_1": (32, 24),
     "Q8_0": (32, 34),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
 }
-FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 # Rows of all quantised types and of k-quants are multiples of these.
 ROW, K_ROW = 32, 256

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class Profile:
     """`stock`: one width for all layers, as the family's own class has it. `row`: MLP widths are
-    multiples of it. `target` is that of `secateur.deployment` which has to hold the result.
+    multiples of it. `gguf`: what llama.cpp holds of the family.
     """
 
     summary: str
     stock: bool = False
     row: int = 1
-    target: str = ""
+    gguf: bool = False
 
 
 FREE = "free"
@@ -26,7 +26,7 @@ PROFILES = {
         "One width for all layers, a stock checkpoint: what any engine takes.", True
     ),
     "gguf": Profile(
-        "What llama.cpp holds, in rows of 32 for its quantised types.", False, 32, "gguf"
+        "What llama.cpp holds, MLPs in rows of 32 for its quantised types.", False, 32, True
     ),
     "vllm": Profile("A stock checkpoint with MLP widths of 64, for vLLM and SGLang.", True, 64),
 }

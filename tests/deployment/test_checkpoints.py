@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
-from conftest import logits
+from conftest import logits, tiny_tokenizer
 
 TOKENS = torch.randint(3, 128, (1, 12), generator=torch.Generator().manual_seed(0))
 
@@ -64,8 +64,26 @@ def test_a_package_that_is_missing_is_named(
     assert_refused: Callable[..., str],
 ) -> None:
     monkeypatch.setattr(
-        "secateur.deployment.targets.find_spec", lambda name: None if name == package else True
+        "secateur.deployment.destinations.find_spec", lambda name: None if name == package else True
     )
     target = {"gguf": "gguf", "onnxscript": "onnx"}[package]
-    says = [f"needs the package {package}", r"secateur\[deploy\]"]
+    extra = {"gguf": "gguf", "onnxscript": "deploy"}[package]
+    says = [f"needs the package {package}", rf"secateur\[{extra}\]"]
     assert_refused("export", tiny_folder(), "--to", target, "--out", tmp_path / "out", says=says)
+
+
+def test_the_tokenizer_is_left_out_or_replaced(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny_folder()
+    secateur.export_model(folder, to="safetensors", out=tmp_path / "none", no_tokenizer=True)
+    assert not list((tmp_path / "none").glob("tokenizer*"))
+    own = tiny_tokenizer()
+    own.add_tokens(["<mine>"])
+    secateur.export_model(folder, to="uniform", out=tmp_path / "mine", tokenizer=own)
+    assert "<mine>" in AutoTokenizer.from_pretrained(tmp_path / "mine").get_vocab()
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    secateur.export_model(folder, to="safetensors", out=tmp_path / "bare")
+    with pytest.raises(secateur.SecateurError, match="--no-tokenizer"):
+        secateur.export_model(folder, to="gguf", out=tmp_path / "gguf")

@@ -5,39 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from gguf_files import logits, read, uninterleaved, written
+from transformers import AutoModelForCausalLM
 
 import secateur
-from conftest import tiny_model, tiny_tokenizer
-from secateur.cli.main import run
+from conftest import tiny_model
 from secateur.deployment.gguf_tensors import interleaved
-from secateur.deployment.gguf_tokens import BYTE, CONTROL, UNUSED, USER_DEFINED, vocabulary
 from secateur.errors import SecateurError
-from secateur.gguf_types import BLOCKS
-
-# Rows of 64 and of 56.
-BROAD = {
-    "hidden_size": 64, "intermediate_size": 56, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16,
-}  # fmt: skip
-TOKENS = torch.randint(3, 128, (2, 12), generator=torch.Generator().manual_seed(0))
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model.eval()(TOKENS).logits.float()
-    return found
-
-
-def written(folder: Path, out: Path, **options: Any) -> Path:
-    """The file that a folder is exported to."""
-    how: dict[str, Any] = {"type": "f32", "no_tokenizer": True, **options}
-    done = secateur.export_model(folder, to="gguf", out=out, **how)
-    return out / done.file
 
 
 @pytest.mark.parametrize(
@@ -57,24 +33,6 @@ def test_transformers_reads_the_same_model_back(
     whole = AutoModelForCausalLM.from_pretrained(folder)
     assert (logits(back) - logits(whole)).abs().max() < 1e-4
     assert [one.name for one in file.parent.iterdir() if one.suffix == ".gguf"] == [file.name]
-
-
-def read(file: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    reader = gguf.GGUFReader(file)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {one.name: torch.tensor(one.data) for one in reader.tensors}
-    return fields, tensors
-
-
-def uninterleaved(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Row by row, by the equation."""
-    back = torch.empty_like(rows)
-    half = head_dim // 2
-    for head in range(len(rows) // head_dim):
-        for side in range(2):
-            for i in range(half):
-                back[head * head_dim + side * half + i] = rows[head * head_dim + 2 * i + side]
-    return back
 
 
 def test_rows_of_halves_lie_beside_one_another() -> None:
@@ -169,7 +127,7 @@ def test_names_that_do_not_exist_are_refused(
     tiny_folder: Callable[..., Path], tmp_path: Path, assert_refused: Callable[..., str]
 ) -> None:
     folder, out = tiny_folder(), tmp_path / "out"
-    says = ["Unknown target 'ggu'", "'gguf'"]
+    says = ["Unknown destination 'ggu'", "'gguf'"]
     assert_refused("export", folder, "--to", "ggu", "--out", out, says=says)
     says = ["Unknown type 'q9'", "q8_0"]
     assert_refused("export", folder, "--to", "gguf", "--type", "q9", "--out", out, says=says)
@@ -177,30 +135,6 @@ def test_names_that_do_not_exist_are_refused(
     says = ["--no-tokenizer"]  # the tiny tokenizer is of words
     assert_refused("export", folder, "--to", "gguf", "--out", out, says=says)
     assert not out.exists()
-
-
-def test_blocks_are_those_of_the_package() -> None:
-    for name, sizes in BLOCKS.items():
-        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == sizes
-
-
-@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q4_0"])
-def test_number_formats_lose_what_they_must(
-    kind: str, tiny_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Rows of 64 are quantised, rows of 56 are not, and embeddings never have fewer than 8 bits."""
-    folder = tiny_folder(**BROAD)
-    file = written(folder, tmp_path / "out", type=kind)
-    kinds = {one.name: one.tensor_type.name for one in gguf.GGUFReader(file).tensors}
-    wanted = kind.upper()
-    assert kinds["blk.0.ffn_up.weight"] == wanted
-    assert kinds["blk.0.ffn_down.weight"] == ("F16" if kind.startswith("q") else wanted)
-    assert kinds["token_embd.weight"] == ("Q8_0" if kind.startswith("q") else wanted)
-    assert kinds["blk.0.attn_norm.weight"] == "F32"
-    back = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
-    whole = logits(AutoModelForCausalLM.from_pretrained(folder))
-    error = (logits(back) - whole).norm() / whole.norm()
-    assert error < {"f16": 1e-3, "bf16": 1e-2, "q8_0": 0.03, "q4_0": 0.3}[kind]
 
 
 def test_attention_of_another_sharpness_is_in_the_norms_of_q(
@@ -211,21 +145,40 @@ def test_attention_of_another_sharpness_is_in_the_norms_of_q(
     own = secateur.load(folder).model.layers[1].self_attn
     assert torch.allclose(tensors["blk.1.attn_q_norm.weight"], (own.q_norm.weight + 1) / 2)
     assert torch.allclose(tensors["blk.1.attn_k_norm.weight"], own.k_norm.weight + 1)
-    large = tiny_folder("gemma3", query_pre_attn_scalar=40, head_dim=10, num_hidden_layers=62)
-    with pytest.raises(SecateurError, match="--attention-ratio 0"):
-        written(large, tmp_path / "large")
+    large = tiny_folder("gemma3", query_pre_attn_scalar=32, head_dim=10, num_hidden_layers=62)
+    _, tensors = read(written(large, tmp_path / "large"))  # llama.cpp divides by width by heads: 8
+    own = secateur.load(large).model.layers[1].self_attn
+    assert torch.allclose(tensors["blk.1.attn_q_norm.weight"], (own.q_norm.weight + 1) / 2)
 
 
-def test_odd_rows_are_told(
-    tiny_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_windows_and_caps_of_gemma3_are_in_the_file(
+    tiny_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = tiny_folder(**BROAD)
-    command = ["export", str(folder), "--to", "gguf", "--type", "q8_0", "--no-tokenizer"]
-    assert run([*command, "--json", "--out", str(tmp_path / "out")]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["facts"]["architecture"] == "llama"
-    assert any("--align 32" in note for note in said["notes"])
-    assert (tmp_path / "out" / "Modelfile").read_text().startswith(f"FROM ./{said['file']}\n")
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    folder = tiny_folder("gemma3", layer_types=kinds, final_logit_softcapping=30.0)
+    fields, _ = read(written(folder, tmp_path / "out"))
+    assert fields["gemma3.attention.sliding_window_pattern"] == [False, True, True]
+    assert fields["gemma3.attention.sliding_window"] == 8
+    assert fields["gemma3.final_logit_softcapping"] == 30.0
+
+
+def test_a_stream_that_was_cut_has_its_width(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {
+        "granularity": "hidden", "method": "magnitude", "search": "AL-AM", "repair": "none",
+        "ratio": 0.2, "align": 1, "calibration": str(text_file), "samples": 4, "length": 16,
+        "evaluate": "none", "prompts": 0,
+    }  # fmt: skip
+    secateur.prune(tiny_folder(), out=tmp_path / "small", **how)
+    fields, tensors = read(written(tmp_path / "small", tmp_path / "out"))
+    width = secateur.load(tmp_path / "small").model.embed_tokens.weight.shape[1]
+    assert width < 48
+    (length,) = (v for name, v in fields.items() if name.endswith("embedding_length"))
+    assert length == width == tensors["token_embd.weight"].shape[1]
+    secateur.prune(tiny_folder("gemma3"), out=tmp_path / "gemma", **how)
+    with pytest.raises(SecateurError, match="scales embeddings"):
+        written(tmp_path / "gemma", tmp_path / "out", force=True)
 
 
 def test_a_folder_that_was_exported_is_ours_to_replace(
@@ -239,61 +192,6 @@ def test_a_folder_that_was_exported_is_ours_to_replace(
     (out / "mine.txt").write_text("not ours")
     with pytest.raises(SecateurError, match=r"mine\.txt"):
         written(folder, out, force=True)
-
-
-def byte_level(cuts: Any, **own: Any) -> PreTrainedTokenizerFast:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"</s>": 0, **{letter: n + 1 for n, letter in enumerate(letters)}}
-    vocab |= {"he": len(vocab), "hel": len(vocab) + 1}
-    backend = Tokenizer(models.BPE(vocab, [("h", "e"), ("he", "l")], **own))
-    backend.pre_tokenizer = cuts
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-
-
-def test_the_rule_that_cuts_text_has_a_name() -> None:
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    numbers = pre_tokenizers.Digits(individual_digits=True)
-    words = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    split = pre_tokenizers.Split(Regex(words), "isolated")
-    found = vocabulary(byte_level(level), 300)
-    assert (found.model, found.rule, found.merges) == ("gpt2", "gpt-2", ("h e", "he l"))
-    assert found.kinds[0] == CONTROL
-    assert found.kinds[299] == UNUSED
-    assert len(set(found.tokens)) == 300
-    both = pre_tokenizers.Sequence([numbers, level])
-    assert vocabulary(byte_level(both), 300).rule == "smollm"
-    both = pre_tokenizers.Sequence([split, bare])
-    assert vocabulary(byte_level(both), 300).rule == "qwen2"
-    for odd in (numbers, pre_tokenizers.Sequence([level, level]), split):
-        with pytest.raises(SecateurError, match="--no-tokenizer"):
-            vocabulary(byte_level(odd), 300)
-    with pytest.raises(SecateurError, match="--no-tokenizer"):
-        vocabulary(byte_level(level, ignore_merges=True), 300)
-    with pytest.raises(SecateurError, match="byte-pair"):
-        vocabulary(tiny_tokenizer(), 128)
-
-
-def test_scores_merge_in_the_order_of_ranks() -> None:
-    vocab = {"<unk>": 0, "\u2581": 1, "a": 2, "b": 3, "ab": 4, "\u2581ab": 5, "<0x41>": 6}
-    merges = [("a", "b"), ("\u2581", "ab")]
-    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
-    steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    backend.normalizer = normalizers.Sequence(steps)
-    backend.add_tokens(["<more>"])
-    found = vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"), 9)
-    assert found.model == "llama"
-    assert found.space_before
-    assert found.scores[4] > found.scores[5] > found.scores[2]
-    assert found.kinds[6] == BYTE
-    assert found.kinds[7] == USER_DEFINED
-    backend.normalizer = normalizers.Lowercase()
-    with pytest.raises(SecateurError, match="Lowercase"):
-        vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"), 9)
 
 
 def test_the_rotary_embedding_is_told_or_refused(
@@ -310,44 +208,17 @@ def test_the_rotary_embedding_is_told_or_refused(
     (name,) = (name for name in plain if name.endswith("rotary_emb.inv_freq"))
     assert torch.allclose(tensors["rope_freqs.weight"], plain[name] / buffers[name], rtol=1e-5)
     assert fields["llama.rope.freq_base"] == 10000.0
+    linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    fields, _ = read(written(tiny_folder(rope_parameters=linear), tmp_path / "linear"))
+    assert fields["llama.rope.scaling.type"] == "linear"
+    assert fields["llama.rope.scaling.factor"] == 4.0
+    # qwen2's own has no factors, and deci has
+    fields, _ = read(written(tiny_folder("qwen2-gqa", rope_parameters=scaled), tmp_path / "qwen2"))
+    assert fields["general.architecture"] == "deci"
+    with pytest.raises(SecateurError, match="'llama3'"):
+        written(tiny_folder("qwen3-gqa", rope_parameters=scaled), tmp_path / "qwen3")
     odd = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
     with pytest.raises(SecateurError, match="'yarn'"):
         written(tiny_folder(rope_parameters=odd), tmp_path / "b")
     fields, _ = read(written(tiny_folder("mistral-gqa"), tmp_path / "c"))
     assert fields["llama.context_length"] == 8  # the window
-
-
-@pytest.mark.parametrize(("bits", "kind"), [(4, "q4_1"), (5, "q5_1")])
-def test_few_bits_are_written_as_they_are(
-    bits: int, kind: str, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
-) -> None:
-    """Codes, scales and zeros of a groupwise recovery are blocks of llama.cpp, to the bit."""
-    dense, small = tiny_folder(**BROAD), tmp_path / "small"
-    common: dict[str, Any] = {"length": 16, "evaluate": "none", "prompts": 0}
-    secateur.prune(
-        dense, out=tmp_path / "cut", method="magnitude", ratio=0.2, align=1, samples=4,
-        calibration=str(text_file), **common,
-    )  # fmt: skip
-    secateur.recover(
-        tmp_path / "cut", out=small, recipe="groupwise", bits=bits, group=64, data=str(text_file),
-        samples=8, steps=1, **common,
-    )  # fmt: skip
-    file = written(small, tmp_path / "out", type=None)
-    assert file.name.endswith(f"-{kind}.gguf")
-    opened = secateur.open_model(small)
-    names = {"mlp.up_proj": "ffn_up", "self_attn.q_proj": "attn_q", "self_attn.v_proj": "attn_v"}
-    tensors = {one.name: one for one in gguf.GGUFReader(file).tensors}
-    seen = 0
-    for ours, theirs in names.items():
-        for layer in range(3):
-            stored = opened.codes[f"model.layers.{layer}.{ours}.weight"]()
-            found = tensors[f"blk.{layer}.{theirs}.weight"]
-            assert found.tensor_type.name == kind.upper()
-            back = torch.tensor(gguf.quants.dequantize(found.data, found.tensor_type))
-            if theirs == "attn_q":
-                back = uninterleaved(back, 16)
-            assert torch.equal(back, stored.weight(torch.float32))
-            seen += 1
-    assert seen == 9
-    assert tensors["token_embd.weight"].tensor_type.name == "F16"
-    assert written(small, tmp_path / "again", type="f32").name.endswith("-f32.gguf")

@@ -156,7 +156,7 @@ def test_trained_models_that_were_cut(name: str, ratio: float, way: str, tmp_pat
     )  # fmt: skip
     ids = AutoTokenizer.from_pretrained(small)(TEXT)["input_ids"]
     check_equal(small, exported(small, tmp_path / "out"), ids)
-    for kind in ("q8_0", "q4_0", "q4_k_m"):
+    for kind in ("q8_0", "q4_0", "q4_k_m", "q2_k", "q6_k"):
         file = exported(small, tmp_path / "out", kind, force=True)
         with engine(file) as found:
             found.eval(ids)

@@ -15,7 +15,7 @@ import pytest
 from documentation import PAGES, README, ROOT, commands, type_at
 from secateur.cli.main import cli
 from secateur.data.sources import embedded_folder
-from secateur.deployment import TARGETS
+from secateur.deployment import DESTINATIONS
 
 WITH_COMMANDS = [page for page in (README, *PAGES) if commands(page)]
 # What pages name and a machine without a network, a GPU or an hour has something smaller for.
@@ -92,7 +92,7 @@ def test_the_commands_of_a_page_run_on_the_embedded_model(
 
 def has_packages(command: list[str]) -> bool:
     """Whether what a target needs is installed: engines are not, unless they are tested."""
-    needs = TARGETS[command[command.index("--to") + 1]].needs
+    needs = DESTINATIONS[command[command.index("--to") + 1]].needs
     return all(find_spec(name) is not None for name in needs)
 
 

@@ -1,5 +1,6 @@
 """What is written layer by layer is what transformers writes with all weights in memory."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,3 +50,24 @@ def test_a_text_ends_where_the_tokenizer_or_the_config_says() -> None:
     for own, found in ((None, {2}), (7, {2, 7}), ([7, 9], {2, 7, 9})):
         assert end_tokens(by(eos_token_id=own), tokenizer) == found
     assert end_tokens(by(), by(eos_token_id=None)) == set()
+
+
+@pytest.mark.parametrize(("limit", "times"), [(2**30, 1), (0, 3)])
+def test_weights_that_stay_are_read_once(limit: int, times: int) -> None:
+    opened = open_model(tiny_model())
+    read: list[str] = []
+
+    def noted(name: str) -> torch.Tensor:
+        read.append(name)
+        return opened.weights.tensor(name)
+
+    source = replace(opened, weights=replace(opened.weights, read=noted)).streamed(device="cpu")
+    continuations(source, PROMPTS, new_tokens=1, context=64)  # a fingerprint reads them, too
+    read.clear()
+    with source.supply.staying(limit):
+        continuations(source, PROMPTS, new_tokens=3, context=64)
+    counts = {name: read.count(name) for name in read if ".layers." in name}
+    assert set(counts.values()) == {times}
+    read.clear()
+    continuations(source, PROMPTS, new_tokens=2, context=64)
+    assert {read.count(name) for name in counts} == {2}  # nothing stayed behind

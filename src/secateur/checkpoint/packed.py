@@ -10,6 +10,7 @@ travels alone, and so it unpacks by code of its own.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,8 +101,7 @@ def unpacked_view(view: View, settings: Mapping[str, Any], dtype: torch.dtype) -
         _check(view, parts[name], bits, group, width)
 
     def made(name: str, read: Callable[[str], Tensor]) -> Tensor:
-        stored = {part: read(whole) for part, whole in parts[name].items()}
-        return Packed(**stored, bits=bits, group=group, width=widths[name]).weight(dtype)
+        return _stored(name, read, bits, group, widths[name]).weight(dtype)
 
     codes = {parts[name]["codes"]: name for name in widths}
     specs = {
@@ -116,18 +116,17 @@ def unpacked_view(view: View, settings: Mapping[str, Any], dtype: torch.dtype) -
 def packed_linears(view: View, settings: Mapping[str, Any]) -> dict[str, Callable[[], Packed]]:
     """The packed linears of a checkpoint as they are stored, by the names of their weights."""
     bits, group = int(settings["bits"]), int(settings["group"])
-
-    def reader(name: str, width: int) -> Callable[[], Packed]:
-        stored = _parts(name)
-        return lambda: Packed(
-            **{part: view.tensor(whole) for part, whole in stored.items()},
-            bits=bits,
-            group=group,
-            width=width,
-        )
-
     modules = {f"{path}.weight": int(width) for path, width in settings["modules"].items()}
-    return {name: reader(name, width) for name, width in modules.items()}
+    return {
+        name: partial(_stored, name, view.tensor, bits, group, width)
+        for name, width in modules.items()
+    }
+
+
+def _stored(name: str, read: Callable[[str], Tensor], bits: int, group: int, width: int) -> Packed:
+    """The packed linear whose weight has a name."""
+    stored = {part: read(whole) for part, whole in _parts(name).items()}
+    return Packed(**stored, bits=bits, group=group, width=width)
 
 
 def _parts(name: str) -> dict[str, str]:

@@ -12,12 +12,12 @@ from .screen import Screen, print_json, say, table
 
 
 class _Export(Command):
-    """Lists the targets, which take a second to import, when they are asked for."""
+    """Lists the destinations, which take a second to import, when they are asked for."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from ..deployment import TARGETS
+        from ..deployment import DESTINATIONS
 
-        self._lists = {"Targets": TARGETS}
+        self._lists = {"Destinations (--to)": DESTINATIONS}
         super().format_options(ctx, formatter)
 
 
@@ -31,12 +31,12 @@ Example:
   secateur export small/ --to gguf --out gguf/
   secateur export small/ --to gguf --type q8_0 --out gguf/
 
-What a target cannot hold is refused, with the layers that stand in the way and the option of prune
+What an engine cannot hold is refused, with the layers that stand in the way and the option of prune
 that would have avoided it. MODEL is a folder or a name on the hub.
 """,
 )
 @click.argument("model")
-@click.option("--to", required=True, metavar="TARGET", help="Export target: one of those below")
+@click.option("--to", required=True, metavar="NAME", help="Destination: one of those below")
 @OUT
 @click.option("--type", default=None, metavar="NAME", help="Number format of the weights")
 @click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer out")

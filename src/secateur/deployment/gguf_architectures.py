@@ -1,4 +1,4 @@
-"""Which architecture of llama.cpp holds a model, and what stands in the way if none does.
+"""Which architecture of llama.cpp holds a model's layers, and what stands in the way if none does.
 
 A family has one of its own, which has one width for all layers. `deci` (made for models found by
 architecture search) has a width for each layer and a place for every bias, and computes what a
@@ -11,7 +11,10 @@ has it.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import transformers
+
 from ..errors import SecateurError
+from ..models import OpenModel
 
 Q, K, V, O = (f"self_attn.{name}_proj" for name in "qkvo")  # noqa: E741
 GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
@@ -25,7 +28,9 @@ class Architecture:
 
     `interleaved`: the two halves of a head's rotary pairs lie beside one another. `square`: all
     heads together are as wide as the stream. `biases` are the linears with a place for one.
-    Norms are stored with `shift` added.
+    Norms are stored with `shift` added. `varied`: every layer has its own widths. `factors`: the
+    frequencies of the rotary embedding may be divided by some. `windows`: some layers look back
+    over a window alone; the embedding is scaled by the root of the stream's width.
     """
 
     name: str
@@ -34,19 +39,29 @@ class Architecture:
     biases: frozenset[str] = _INNER
     shift: float = 0.0
     varied: bool = False
+    factors: bool = False
+    windows: bool = False
     activation: str = "silu"
 
 
-DECI = Architecture("deci", interleaved=True, biases=_EVERY, varied=True)
+_LLAMA = Architecture("llama", interleaved=True, biases=_EVERY, factors=True)
+DECI = Architecture("deci", interleaved=True, biases=_EVERY, varied=True, factors=True)
 
 # By transformers' model_type: the family's own, then those that hold what it does not.
 ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
-    "llama": (Architecture("llama", interleaved=True, biases=_EVERY), DECI),
-    "mistral": (Architecture("llama", interleaved=True, biases=_EVERY), DECI),
+    "llama": (_LLAMA, DECI),
+    "mistral": (_LLAMA, DECI),
     "qwen2": (Architecture("qwen2", square=True), DECI),
     "qwen3": (Architecture("qwen3"),),
-    "gemma3_text": (Architecture("gemma3", shift=1.0, activation="gelu_pytorch_tanh"),),
+    "gemma3_text": (
+        Architecture("gemma3", shift=1.0, windows=True, activation="gelu_pytorch_tanh"),
+    ),
 }
+
+
+def family_of(opened: OpenModel) -> str:
+    """Transformers' model_type of the family, also of a checkpoint of our own."""
+    return str(getattr(transformers, opened.family.config).model_type)
 
 
 @dataclass(frozen=True)
@@ -70,34 +85,26 @@ def layer_sizes(shapes: Mapping[str, Sequence[int]], layers: int, head_dim: int)
     ]
 
 
-def chosen(
-    family: str,
+def first_that_holds(
+    architectures: Sequence[Architecture],
     sizes: Sequence[Sizes],
     biases: frozenset[str],
     width: int,
     head_dim: int,
-    activation: str,
 ) -> Architecture:
-    """The first of the family's that holds such layers; `biases` are the linears that have one.
+    """The first one that holds such layers; `biases` are the linears that have one.
 
     Raises:
         SecateurError: none does; the message names the layers, and the option that avoids it.
     """
-    known = ARCHITECTURES.get(family)
-    if known is None:
-        raise SecateurError(
-            f"--to gguf knows no layers of the family {family!r}.\nIt knows:"
-            f" {', '.join(ARCHITECTURES)}. A folder of the stock class (secateur inspect DIR says"
-            " so) goes through llama.cpp's own converter."
-        )
     why = ""
-    for one in known:
-        why = _misfit(one, sizes, biases, width, head_dim, activation)
+    for one in architectures:
+        why = _misfit(one, sizes, biases, width, head_dim)
         if not why:
             return one
     raise SecateurError(
-        f"llama.cpp's {known[-1].name} {why}.\nPrune with --profile gguf, which keeps to what it"
-        " holds."
+        f"llama.cpp's {architectures[-1].name} {why}.\nPrune with --profile gguf, which keeps to"
+        " what it holds."
     )
 
 
@@ -107,11 +114,10 @@ def _misfit(
     biases: frozenset[str],
     width: int,
     head_dim: int,
-    activation: str,
 ) -> str:
     """Why an architecture does not hold such layers; empty if it does."""
-    if activation != one.activation:
-        return f"computes {one.activation} in its MLPs, and this model {activation}"
+    if any(own.kv_heads and own.heads % own.kv_heads for own in sizes):
+        return "has as many query heads in every KV group of a layer, and they differ"
     if not one.varied:
         for layer, own in enumerate(sizes):
             if own != sizes[0]:

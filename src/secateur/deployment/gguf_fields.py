@@ -10,21 +10,23 @@ from ..errors import SecateurError
 from .gguf_architectures import Architecture, Sizes
 from .gguf_tokens import Vocabulary
 
-# llama.cpp gives gemma3 a global layer after so many others.
-_PERIOD = 6
-# By this number it knows the 27B, whose attention it scales otherwise.
+# By this number of layers llama.cpp knows gemma3's 27B, whose scores it divides by the root of
+# width by heads.
 _ODD_LAYERS = 62
+# What transformers calls layers that look back over a window alone.
+_LOCAL = "sliding_attention"
 
 
 def context_length(config: Any) -> int:
     """Tokens that the file may be used with: where llama.cpp computes what the model does.
 
-    Its llama and qwen2 look back without end; a model whose windows slide does not.
+    Its llama, qwen2 and deci look back without end; a model whose windows slide does not. Those of
+    gemma3 are in the file.
     """
     length = int(config.max_position_embeddings)
-    if config.model_type.endswith("gemma3_text"):
+    if _LOCAL in config.rope_parameters:
         return length
-    slides = any(kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ())
+    slides = any(kind == _LOCAL for kind in getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     uses = getattr(config, "use_sliding_window", True)
     if not window or not uses or (getattr(config, "layer_types", None) and not slides):
@@ -40,8 +42,11 @@ def rotary(config: Any, head_dim: int) -> tuple[dict[str, Any], Tensor | None]:
     """
     found = dict(config.rope_parameters)
     fields: dict[str, Any] = {}
-    if "full_attention" in found:
-        fields["base_swa"] = float(found["sliding_attention"]["rope_theta"])
+    if _LOCAL in found:
+        local = found[_LOCAL]
+        if local.get("rope_type", "default") != "default":
+            raise _no_rotary(f"{local['rope_type']} in windows that slide")
+        fields["base_swa"] = float(local["rope_theta"])
         found = dict(found["full_attention"])
     fields["base"] = float(found["rope_theta"])
     kind = found.get("rope_type", "default")
@@ -52,31 +57,24 @@ def rotary(config: Any, head_dim: int) -> tuple[dict[str, Any], Tensor | None]:
     elif kind == "llama3":
         return fields, _factors(config, head_dim, fields["base"])
     elif kind != "default":
-        raise SecateurError(
-            f"--to gguf writes no rotary embedding of the kind {kind!r}.\nIt knows: default,"
-            " linear, llama3."
-        )
+        raise _no_rotary(kind)
     return fields, None
 
 
-def sharper(config: Any, head_dim: int) -> float:
-    """How much sharper attention is than with scores divided by the root of a head's width.
+def _no_rotary(kind: str) -> SecateurError:
+    return SecateurError(
+        f"--to gguf writes no rotary embedding of the kind {kind!r}.\nIt knows: default, linear,"
+        " llama3."
+    )
 
-    Raises:
-        SecateurError: llama.cpp divides by something of its own in a model of so many layers.
-    """
+
+def sharper(config: Any, head_dim: int) -> float:
+    """How much sharper attention is than with the root that llama.cpp divides scores by."""
     divisor = getattr(config, "query_pre_attn_scalar", None)
     if divisor is None:
         return 1.0
     if config.num_hidden_layers == _ODD_LAYERS:
-        own = config.hidden_size / config.num_attention_heads
-        if own != divisor:
-            raise SecateurError(
-                f"llama.cpp divides the scores of a gemma3 of {_ODD_LAYERS} layers by the root of"
-                f" {own:g} (width by heads), and this one by that of {divisor:g}.\nPrune with"
-                " --attention-ratio 0, which leaves the heads."
-            )
-        return 1.0
+        return float((config.hidden_size // config.num_attention_heads / divisor) ** 0.5)
     return float((head_dim / divisor) ** 0.5)
 
 
@@ -94,20 +92,17 @@ def write_sizes(
     config: Any,
     one: Architecture,
     sizes: Sequence[Sizes],
+    width: int,
     head_dim: int,
     rope: Mapping[str, Any],
 ) -> None:
-    """Everything that the layers are built by; `sizes` are those in the file.
-
-    Raises:
-        SecateurError: windows slide in other layers than llama.cpp's.
-    """
+    """Everything that the layers are built by; `sizes` and `width` are those in the file."""
     import gguf
 
     heads, kv_heads, widths = zip(*((s.heads, s.kv_heads, s.width) for s in sizes), strict=True)
     writer.add_block_count(len(sizes))
     writer.add_context_length(context_length(config))
-    writer.add_embedding_length(int(config.hidden_size))
+    writer.add_embedding_length(width)
     writer.add_vocab_size(int(config.vocab_size))
     writer.add_head_count(_shared(heads, one))
     writer.add_head_count_kv(_shared(kv_heads, one))
@@ -121,19 +116,11 @@ def write_sizes(
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["linear"])
     if "base_swa" in rope:
-        _write_windows(writer, config, rope)
-
-
-def _write_windows(writer: Any, config: Any, rope: Mapping[str, Any]) -> None:
-    slides = [kind == "sliding_attention" for kind in config.layer_types]
-    if slides != [(layer + 1) % _PERIOD != 0 for layer in range(len(slides))]:
-        raise SecateurError(
-            "llama.cpp's gemma3 looks back without end in every sixth layer, and this model in"
-            " others: whole layers are gone.\nPrune with --granularity kv_group,channel, which"
-            " leaves every layer."
-        )
-    writer.add_sliding_window(int(config.sliding_window))
-    writer.add_rope_freq_base_swa(rope["base_swa"])
+        writer.add_sliding_window(int(config.sliding_window))
+        writer.add_sliding_window_pattern([kind == _LOCAL for kind in config.layer_types])
+        writer.add_rope_freq_base_swa(rope["base_swa"])
+    if cap := getattr(config, "final_logit_softcapping", None):
+        writer.add_final_logit_softcapping(float(cap))
 
 
 def _shared(values: Sequence[int], one: Architecture) -> int | list[int]:

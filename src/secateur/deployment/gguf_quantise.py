@@ -5,18 +5,28 @@ or 16 bits (`gguf_types`).
 """
 
 import ctypes
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..errors import SecateurError
 
-# By the name that is typed, llama.cpp's.
+
+class Mixture(NamedTuple):
+    """llama.cpp's name of a mixture of formats, and the one that most rows have."""
+
+    name: str
+    base: str
+
+
+# By the name that is typed.
 K_KINDS = {
-    "q6_k": "MOSTLY_Q6_K",
-    "q5_k_m": "MOSTLY_Q5_K_M",
-    "q4_k_m": "MOSTLY_Q4_K_M",
-    "q3_k_m": "MOSTLY_Q3_K_M",
-    "q2_k": "MOSTLY_Q2_K",
+    "q6_k": Mixture("MOSTLY_Q6_K", "Q6_K"),
+    "q5_k_m": Mixture("MOSTLY_Q5_K_M", "Q5_K"),
+    "q4_k_m": Mixture("MOSTLY_Q4_K_M", "Q4_K"),
+    "q3_k_m": Mixture("MOSTLY_Q3_K_M", "Q3_K"),
+    "q2_k": Mixture("MOSTLY_Q2_K", "Q2_K"),
 }
 
 
@@ -41,10 +51,9 @@ def quantised(whole: Path, file: Path, kind: str) -> None:
     """
     import llama_cpp
 
-    silent = llama_cpp.llama_log_callback(_nothing)
-    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    llama_cpp.llama_log_set(_silent(), ctypes.c_void_p(0))
     how = llama_cpp.llama_model_quantize_default_params()
-    how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{K_KINDS[kind]}")
+    how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{K_KINDS[kind].name}")
     failed = llama_cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how)
     if failed:
         raise SecateurError(
@@ -52,5 +61,9 @@ def quantised(whole: Path, file: Path, kind: str) -> None:
         )
 
 
-def _nothing(level: int, text: bytes, data: object) -> None:
-    """What llama.cpp says on the way is dropped."""
+@cache
+def _silent() -> Any:
+    """What llama.cpp says is dropped; kept for ever, as llama.cpp calls it for ever."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)

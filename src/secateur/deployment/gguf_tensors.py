@@ -10,6 +10,7 @@ to the bit, and llama.cpp is wrong or refuses where there are heads and no chann
 first layer.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ class Entry:
     def bytes(self) -> int:
         """What it takes."""
         *rows, row = self.shape
-        return stored_bytes(self.kind, row, int(torch.tensor(rows).prod()) if rows else 1)
+        return stored_bytes(self.kind, row, math.prod(rows))
 
     @property
     def is_end(self) -> bool:
@@ -131,25 +132,18 @@ def interleaved(rows: Tensor, head_dim: int) -> Tensor:
     return halves.transpose(1, 2).flatten(0, 2)
 
 
-def formatted(
-    found: Sequence[Entry], kind: str, ends: str = "Q8_0"
-) -> tuple[list[Entry], list[str]]:
-    """The entries in the format `kind` (of `BLOCKS`), and the names of those that it does not fit.
+def formatted(found: Sequence[Entry], kind: str, ends: str = "Q8_0") -> list[Entry]:
+    """The entries in the format `kind` (of `BLOCKS`).
 
     Norms and biases stay in fp32. Embedding and head are `ends` where others have fewer bits;
     rows that blocks do not divide have 16.
     """
-    chosen, odd = [], []
+    chosen = []
     for entry in found:
-        if len(entry.shape) == 1:
-            chosen.append(entry)
-            continue
         asked = ends if entry.is_end and BLOCKS[kind][0] > 1 else kind
-        fits = stored_type(asked, entry.shape[-1])
-        if fits is None:
-            odd.append(entry.name)
-        chosen.append(replace(entry, kind=fits or "F16"))
-    return chosen, odd
+        whole = "F32" if len(entry.shape) == 1 else stored_type(asked, entry.shape[-1])
+        chosen.append(replace(entry, kind=whole or "F16"))
+    return chosen
 
 
 def arrays(found: Sequence[Entry]) -> Iterator[Any]:
@@ -193,10 +187,13 @@ def blocks_of(one: Packed, rows: Callable[[Tensor], Tensor] | None) -> Any:
 
 def exact_kind(codes: Mapping[str, Callable[[], Packed]]) -> str | None:
     """The format that holds what is stored in few bits to the bit; None: there is none."""
-    first = next((make() for make in codes.values()), None)
-    if first is None or (first.group % ROW and first.group < first.width):
-        return None
-    return {4: "q4_1", 5: "q5_1"}.get(first.bits)
+    bits: set[int] = set()
+    for make in codes.values():
+        one = make()
+        if one.group % ROW and one.group < one.width:
+            return None
+        bits.add(one.bits)
+    return {4: "q4_1", 5: "q5_1"}.get(bits.pop()) if len(bits) == 1 else None
 
 
 def declared(found: Sequence[Entry], writer: Any) -> None:

@@ -61,7 +61,7 @@ def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     kinds, tokens = _tokens(raw, rows)
     ends = tokenizer("a")["input_ids"]
     own: dict[str, Any] = {
-        "special": _special(tokenizer),
+        "special": _special(tokenizer, rows),
         "begins": bool(ends) and ends[0] == tokenizer.bos_token_id,
         "ends": bool(ends) and ends[-1] == tokenizer.eos_token_id,
         "template": tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
@@ -78,6 +78,9 @@ def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
         return Vocabulary(
             "llama", tuple(tokens), tuple(kinds), scores=scores, space_before=space, **own
         )
+    for step in _flat(raw.get("normalizer"), "normalizers"):
+        if step["type"] != "NFC":  # of text that is in that form, as nearly all is, nothing changes
+            raise _unnamed(f"it does {step['type']} to text")
     rule = _rule(raw["pre_tokenizer"], ignore=bool(model.get("ignore_merges")))
     return Vocabulary("gpt2", tuple(tokens), tuple(kinds), rule=rule, merges=tuple(merges), **own)
 
@@ -111,10 +114,10 @@ def _tokens(raw: Mapping[str, Any], rows: int) -> tuple[list[int], list[str]]:
     return kinds, tokens
 
 
-def _special(tokenizer: Any) -> dict[str, int]:
+def _special(tokenizer: Any, rows: int) -> dict[str, int]:
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     found = {long: getattr(tokenizer, f"{short}_token_id") for short, long in names.items()}
-    return {name: number for name, number in found.items() if number is not None}
+    return {name: number for name, number in found.items() if number is not None and number < rows}
 
 
 def _scores(tokens: list[str], merges: list[str]) -> tuple[float, ...]:
@@ -131,18 +134,22 @@ def _space_before(raw: Mapping[str, Any]) -> bool:
     Raises:
         SecateurError: something else is done to the text.
     """
-    before = False
+    before = replaced = False
     for step in _flat(raw.get("normalizer"), "normalizers"):
         replaces = step["type"] == "Replace" and step["pattern"] == {"String": " "}
         if step["type"] == "Prepend" and step["prepend"] == _SPACE:
             before = True
-        elif not (replaces and step["content"] == _SPACE):
+        elif replaces and step["content"] == _SPACE:
+            replaced = True
+        else:
             raise _unnamed(f"it does {step['type']} to text")
     for step in _flat(raw.get("pre_tokenizer"), "pretokenizers"):
-        if step["type"] == "Metaspace":
-            before = before or step.get("prepend_scheme") in ("always", "first")
+        if step["type"] == "Metaspace" and step.get("prepend_scheme") in ("always", "never"):
+            before, replaced = before or step["prepend_scheme"] == "always", True
         elif step["type"] != "Split" or step["pattern"] != {"String": " "}:
             raise _unnamed(f"it does {step['type']} to text")
+    if not replaced:
+        raise _unnamed("it leaves spaces as they are")
     return before
 
 

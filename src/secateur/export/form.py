@@ -19,7 +19,7 @@ from torch import nn
 from .. import modeling_secateur
 from ..checkpoint import TensorSpec, View, zero_filled
 from ..modeling_secateur import OWN_KEYS, PREFIX
-from ..models import Family, auto_classes, empty_model, reverted
+from ..models import Family, OpenModel, auto_classes, empty_model, reverted
 from ..models.fitted import expected
 from ..structure import Axis, Blocks, Plan, Structure
 from .kinds import Attributes, carried, plain_values, size_attributes
@@ -115,6 +115,15 @@ def pruned_form(
         sizes = pruned.setdefault(path, {})
         sizes["attributes"] = {**values, **sizes.get("attributes", {})}
     return replace(_own(family, base, widths, pruned, weights), why=stock)
+
+
+def whole_form(opened: OpenModel) -> Form:
+    """The form of a model of which nothing is cut, in floating point."""
+    structure = opened.structures
+    nothing = Plan({}, structure.architecture, structure.weights)
+    return pruned_form(
+        opened.family, opened.raw_config, opened.config, structure, nothing, opened.weights
+    )
 
 
 def _no_stock(family: Family, width: Mapping[str, int], stays: Attributes) -> str:

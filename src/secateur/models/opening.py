@@ -147,9 +147,8 @@ def _from_folder(folder: Path, source: str, *, dequantise: bool) -> OpenModel:
     codes: Mapping[str, Callable[[], Packed]] = {}
     if raw.get("packed"):
         dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-        plain = unpacked_view(weights, raw["packed"], dtype)
-        codes = packed_linears(weights, raw["packed"])
-        weights = plain
+        stored, weights = weights, unpacked_view(weights, raw["packed"], dtype)
+        codes = packed_linears(stored, raw["packed"])
         raw, config = unpacked_config(raw, config)
     opened = _opened(source, folder, raw, config, weights)
     made = "" if scheme is None else f"dequantised from {scheme.name}"
@@ -209,7 +208,8 @@ def _with_adapter(place: Path, source: str, *, dequantise: bool) -> OpenModel:
     read = tuple(path for path in (place, *base.read) if path != base.folder)
     merged = merged_view(base.weights, base.skeleton, place)
     made = f"{base.made}, merged with its adapter".lstrip(", ")
-    return replace(base, source=source, weights=merged, made=made, read=read, own_tokenizer=own)
+    base = replace(base, weights=merged, codes={}, made=made)  # few bits hold the base alone
+    return replace(base, source=source, read=read, own_tokenizer=own)
 
 
 def open_config(model: str | PathLike[str]) -> OpenModel:

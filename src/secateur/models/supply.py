@@ -4,7 +4,8 @@ On a GPU the next layer is read by a thread into pinned memory and copied on a s
 while the layer before it runs. Where all weights are to stay (`resident`), each is read once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Supply:
         size: int,
     ) -> None:
         self._weights, self._dtype, self._room = weights, dtype, room
-        self.keeps = keeps
+        self.keeps, self.size = keeps, size
         self._kept: dict[str, nn.Parameter] = {}
         self._ready: dict[str, Tensor] = {}
         on_gpu = room.device.type == "cuda"
@@ -85,6 +86,18 @@ class Supply:
         if self.ahead is not None:
             self.ahead.leave_off()
         self._ready = {}
+
+    @contextmanager
+    def staying(self, limit: int) -> Iterator[None]:
+        """While it is entered what is read stays, if all of it takes no more than `limit` bytes."""
+        if self.keeps or self.size > limit:
+            yield
+            return
+        self.keeps = True
+        try:
+            yield
+        finally:
+            self.let_go()
 
     def let_go(self) -> None:
         """Nothing stays: what was read is read again when it is asked for."""

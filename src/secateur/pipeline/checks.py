@@ -342,6 +342,10 @@ def _check_score_of_hidden(structure: Structure, config: PruneConfig) -> None:
             )
 
 
+# What mends the residual stream.
+_REFITS = ("refit", "refit-no-bias")
+
+
 def _check_repair_of_coarse(structure: Structure, config: PruneConfig) -> None:
     """What whole layers and blocks leave is mended by a refit to the residual stream alone."""
     coarse = [axis for axis in structure.axes if axis.of or axis.layer < 0]
@@ -349,7 +353,7 @@ def _check_repair_of_coarse(structure: Structure, config: PruneConfig) -> None:
     if not coarse or repair == "none":
         return
     whole = all(axis.granularity in WHOLE for axis in coarse)
-    if whole and repair == "refit" and config.target == "residual":
+    if whole and repair in _REFITS and config.target == "residual":
         return
     if whole:
         raise SecateurError(

@@ -34,8 +34,8 @@ def samples(
 ) -> tuple[Sample, ...]:
     """Prompts, and what the model that was opened and the one made of it (`sources`) write.
 
-    Greedily; nothing where that would be work, or there is no tokenizer. `limit` bytes of hidden
-    states may be in memory; what was written is kept in `store`.
+    Greedily; nothing where that would be work, or there is no tokenizer. `limit` bytes may be
+    in memory, of hidden states or of all weights; what was written is kept in `store`.
     """
     elements = sum(spec.elements for spec in opened.weights.specs.values())
     count = min(prompts, len(PROMPTS), int(_WORK // max(2 * _NEW * elements, 1)))
@@ -53,16 +53,17 @@ def samples(
     try:
         with timed("samples of text"):
             for source in sources:
-                found = continuations(
-                    source,
-                    ids,
-                    new_tokens=_NEW,
-                    ends=end_tokens(opened.config, tokenizer),
-                    context=opened.context,
-                    limit=limit,
-                    store=store,
-                    stage="samples",
-                )
+                with source.supply.staying(limit):  # every token is a walk over all layers
+                    found = continuations(
+                        source,
+                        ids,
+                        new_tokens=_NEW,
+                        ends=end_tokens(opened.config, tokenizer),
+                        context=opened.context,
+                        limit=limit,
+                        store=store,
+                        stage="samples",
+                    )
                 written.append(list(map(partial(_text, tokenizer), ids, found)))
     except Exception as error:  # whatever it is, the rest of the report is worth more
         note(f"no text was written for the report: {type(error).__name__}")

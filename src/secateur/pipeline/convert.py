@@ -20,10 +20,9 @@ from ..arguments import (
 )
 from ..checkpoint import companions_beside
 from ..errors import SecateurError
-from ..export import Form, conversion_card, licence_files, pruned_form, with_around
+from ..export import Form, conversion_card, licence_files, whole_form, with_around
 from ..models import OpenModel, open_model
 from ..progress import Progress, note, telling
-from ..structure import Plan
 from .checks import output_folder, path_of
 from .publishing import write_folder
 from .pushing import pushing
@@ -128,8 +127,4 @@ def _form(opened: OpenModel) -> Form:
     """The model with the floating-point weights that were read."""
     if opened.adapter is not None:
         return Form(opened.raw_config, opened.weights, True)
-    structure = opened.structures
-    plan = Plan({}, structure.architecture, structure.weights)
-    return pruned_form(
-        opened.family, opened.raw_config, opened.config, structure, plan, opened.weights
-    )
+    return whole_form(opened)

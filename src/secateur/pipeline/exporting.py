@@ -20,12 +20,15 @@ from ..arguments import (
     public,
 )
 from ..checkpoint import EXPORT
-from ..deployment import TARGETS, Asked, Target, Written
+from ..config import Reading
+from ..deployment import DESTINATIONS, Asked, Destination, Written
+from ..errors import SecateurError
 from ..export import copy_companions, licence_files
-from ..models import open_model
+from ..models import OpenModel, open_model
 from ..progress import Progress, note, telling
 from ..registry import choose
-from .checks import output_folder, path_of, tokenizer_class, tokenizer_to_write
+from ..shown import one_line as shown
+from .checks import output_folder, path_of, reading_notes, tokenizer_class, tokenizer_to_write
 
 
 @dataclass(frozen=True)
@@ -68,38 +71,58 @@ def export_model(
     dequantise: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write `model` into the folder `out` for the engines of the target `to`.
+    """Write `model` into the folder `out` for the engines of the destination `to`.
 
     `model` is a checkpoint folder, pruned or not, or a name on the hub; `to` a name of
-    `secateur.deployment.TARGETS`, `type` one of its number formats (default: its first).
-    `tokenizer` replaces the model's own; with `no_tokenizer` none is written. Tensors are read and
-    written one by one.
+    `secateur.deployment.DESTINATIONS`, `type` one of its number formats (default: the one that the
+    weights are in, where it has that, or its first). `tokenizer` replaces the model's own; with
+    `no_tokenizer` none is written. Graphs are made of the whole model in fp32; all else reads and
+    writes tensor by tensor.
 
     Raises:
-        SecateurError: bad input, a package is missing, or the target cannot hold the model; the
-            message says which layers stand in the way. Nothing was written.
+        SecateurError: bad input, a package is missing, or the engine cannot hold the model; the
+            message says what stands in the way. Nothing was written.
     """
     out = path_of(out)
-    wanted = choose("target", to, TARGETS)
+    wanted = choose("destination", to, DESTINATIONS)
     if type is not None:
         choose("type", type, {name: name for name in wanted.kinds})
     wanted.check()
     with telling(progress) as told:
         opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
-        for message in opened.notes:
+        reading = Reading(merge_adapter=merge_adapter, dequantise=dequantise)
+        for message in (*opened.notes, *reading_notes(opened, reading)):
             note(message)
-        words = None if no_tokenizer else tokenizer or opened.tokenizer
+        words = None if no_tokenizer else _words(wanted, opened, tokenizer)
         kind = type or wanted.default(opened)
         asked = Asked(opened, words, kind)
         with output_folder(out, force, opened) as folder:
             assert folder is not None, "there is a path"
             written = wanted.write(folder, asked)
-            _bring(folder, asked, written)
+            _bring(folder, asked, written, no_tokenizer=no_tokenizer)
             write_export(folder, asked, wanted, written)
-    return Exported(out, to, kind, written.file, written.command, written.facts, tuple(told.notes))
+    run = written.run.format(path=shown(str(out / written.file)), folder=shown(str(out)))
+    return Exported(out, to, kind, written.file, run, written.facts, tuple(told.notes))
 
 
-def _bring(folder: Path, asked: Asked, written: Written) -> None:
+def _words(wanted: Destination, opened: OpenModel, given: Any) -> Any:
+    """The tokenizer that goes into the file, or that was given; None: the folder's files do.
+
+    Raises:
+        SecateurError: the file wants one, and there is none.
+    """
+    if given is not None or not wanted.words:
+        return given
+    try:
+        return opened.tokenizer
+    except SecateurError as error:
+        raise SecateurError(
+            f"{opened.source} has no tokenizer that loads.\nAdd its files to the folder, or write"
+            " the model without one: --no-tokenizer"
+        ) from error
+
+
+def _bring(folder: Path, asked: Asked, written: Written, *, no_tokenizer: bool) -> None:
     """What belongs to the model besides its weights: its licence and, if asked for, tokenizer."""
     opened, form = asked.opened, written.form
     if written.bare:
@@ -110,14 +133,14 @@ def _bring(folder: Path, asked: Asked, written: Written) -> None:
     copy_companions(
         folder,
         opened.companions,
-        tokenizer=tokenizer_to_write(opened, asked.tokenizer),
+        tokenizer=None if no_tokenizer else tokenizer_to_write(opened, asked.tokenizer),
         model=None,
-        adapted=opened.writes_tokenizer,
-        read_as=None if form is None else tokenizer_class(opened, form),
+        adapted=no_tokenizer or asked.tokenizer is not None or opened.writes_tokenizer,
+        read_as=None if form is None or no_tokenizer else tokenizer_class(opened, form),
     )
 
 
-def write_export(folder: Path, asked: Asked, wanted: Target, written: Written) -> None:
+def write_export(folder: Path, asked: Asked, wanted: Destination, written: Written) -> None:
     """Write export.toml, by which the folder is known as ours."""
     record = {
         "settings": {"model": asked.opened.name, "to": wanted.name, "type": asked.kind},

@@ -16,11 +16,15 @@ from ..config import PruneConfig
 from ..errors import SecateurError
 from ..export import Form, pruned_form
 from ..models import OpenModel
+from ..profiles import FREE
 from ..progress import note
 from ..search import SEARCHES, Limits
 from ..structure import Axis, Member, Plan, Structure
 from ..surgery import REPAIRS, WHOLE, pruned_view, with_consumers
 from .choice import limits_of, share_of
+
+# A repair that gives no biases.
+UNBIASED = "refit-no-bias"
 
 
 def form_of(opened: OpenModel, structure: Structure, plan: Plan, repair: str = "none") -> Form:
@@ -87,6 +91,7 @@ def keep_to_stock(
         return config
     config = _even(structure, config)
     plan = _trial(structure, config, 0)
+    config = _with_repair(opened, structure, config, plan)
     _check_repair(opened, structure, config, plan, "--repair refit-no-bias or --repair none")
     attention = [axis for axis in structure.axes if axis.kind == "attention"]
     if not attention:
@@ -160,6 +165,22 @@ def _last_gone(structure: Structure) -> Plan:
     """A plan of the kind by which the last layer goes."""
     layers = [axis for axis in structure.axes if axis.granularity == "layer"]
     return Plan({layers[-1].name: ()}, structure.architecture, structure.weights)
+
+
+def _with_repair(
+    opened: OpenModel, structure: Structure, config: PruneConfig, plan: Plan
+) -> PruneConfig:
+    """Under a profile, with a repair that the class has a place for, where none was named."""
+    own = config.repair_name
+    if config.profile == FREE or config.repair is not None or not REPAIRS[own].biased:
+        return config
+    if form_of(opened, structure, plan, own).stock or not form_of(opened, structure, plan).stock:
+        return config
+    note(
+        f"--profile {config.profile}: the repair is {UNBIASED}, not {own}: {opened.family.model}"
+        " has no place for biases"
+    )
+    return config.model_copy(update={"repair": UNBIASED})
 
 
 def _check_repair(

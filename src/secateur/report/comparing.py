@@ -9,7 +9,7 @@ from .plots import blend_plot, layers_in, lines_plot, share_removed
 from .plotting import Plot, colour, layer, magnitude, number, spec, told
 from .value import Report, Row
 
-_FAIR, _TIED = 0.9, 1.02
+_FAIR, _TIED, _EVEN = 0.9, 1.02, 0.99
 _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
 
@@ -51,7 +51,7 @@ def near_ties(rows: Sequence[Row]) -> list[Row]:
     most = _TIED * best.perplexity[0].after
     return [
         row for row in rows
-        if row is not best and row.removed >= best.removed
+        if row is not best and row.removed >= _EVEN * best.removed
         and row.perplexity and row.perplexity[0].after is not None
         and row.perplexity[0].after <= most
     ]  # fmt: skip

@@ -177,7 +177,8 @@ def _won(report: Report, ratio: float) -> Fact:
         return Fact(f"Best at {ratio:.0%}?", "Not measured", "name a text", NAME_TEXT)
     one = best.perplexity[0]
     near = near_ties([row for row in report.rows if row.ratio == ratio])
-    tied = f"; {_listed([label(row) for row in near])} is as good, to 2%" if near else ""
+    verb = "is" if len(near) == 1 else "are"
+    tied = f"; {_listed([label(row) for row in near])} {verb} as good, to 2%" if near else ""
     return Fact(
         f"Best at {ratio:.0%}?",
         label(best),

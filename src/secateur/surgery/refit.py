@@ -128,9 +128,15 @@ def without_bias(normal: Normal) -> Normal:
 
     dW^T = (Z^T Z + lambda D)^-1 Z^T R
     """
-    nothing = torch.zeros_like(normal.mean), torch.zeros_like(normal.left)
+    # the mean's own rounding is in Z^T Z, twice, where a power of one has at most one of mean^2
+    rounding = 4 * torch.finfo(normal.spread.dtype).eps
     return replace(
-        normal, mean=nothing[0], left=nothing[1], spread=normal.inputs, shared=normal.cross
+        normal,
+        mean=torch.zeros_like(normal.mean),
+        left=torch.zeros_like(normal.left),
+        spread=normal.inputs,
+        shared=normal.cross,
+        noise=normal.noise + rounding * len(normal.mean),
     )
 
 

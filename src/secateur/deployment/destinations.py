@@ -1,9 +1,9 @@
-"""The registry of targets: by the name of an engine's format, what writes a model in it.
+"""The registry of destinations: by the name of an engine's format, what writes a model in it.
 
-    @target("gguf", of="llama.cpp, Ollama, LM Studio", needs=("gguf",))
-    def gguf(folder, model): ...
+    @destination("gguf", engines="llama.cpp, Ollama, LM Studio", needs=("gguf",))
+    def gguf(folder, asked): ...
 
-A target gets a temporary folder, which appears whole or not at all, and says what it wrote.
+It gets a temporary folder, which appears whole or not at all, and says what it wrote.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,12 +17,15 @@ from ..export import Form
 from ..models import OpenModel
 from ..registry import Function, entered
 
+# The characters of a model's name that a file's name takes over.
+_PLAIN = frozenset("-_.")
+
 
 @dataclass(frozen=True)
 class Asked:
     """What is to be written: the model, its tokenizer (None: without), the number format.
 
-    `kind` is one of the target's own, in small letters.
+    `kind` is one of the destination's own, in small letters.
     """
 
     opened: OpenModel
@@ -32,29 +35,32 @@ class Asked:
     @property
     def stem(self) -> str:
         """What files are named by."""
-        return f"{self.opened.name.rpartition('/')[2]}-{self.kind}"
+        name = self.opened.name.rpartition("/")[2]
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in _PLAIN) else "-" for c in name)
+        return f"{safe.strip('-.') or 'model'}-{self.kind}"
 
 
 @dataclass(frozen=True)
 class Written:
-    """The file to hand to the engine, what to type there, and what is worth knowing of it.
+    """The file to hand to the engine, what runs it, and what is worth knowing of it.
 
-    A checkpoint has its `form`; `bare` says that the file has all that the engine reads, and no
-    tokenizer is wanted beside it.
+    In `run` stands {path} for the file, where it will be. A checkpoint has its `form`; `bare` says
+    that the file has all that the engine reads, and no tokenizer is wanted beside it.
     """
 
     file: str
-    command: str
+    run: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     form: Form | None = None
     bare: bool = False
 
 
 @dataclass(frozen=True)
-class Target:
-    """A function that writes; `kinds` are the number formats it takes.
+class Destination:
+    """A function that writes; `kinds` are the number formats it takes, `extra` what installs them.
 
-    `default` is the one of a model for which none was asked: the first, unless it says otherwise.
+    `default` is the format of a model for which none was asked: the first, unless it says
+    otherwise. `words` says that the tokenizer goes into the file.
     """
 
     name: str
@@ -62,7 +68,9 @@ class Target:
     engines: str
     kinds: tuple[str, ...]
     needs: tuple[str, ...]
+    extra: str
     default: Callable[[OpenModel], str]
+    words: bool = False
 
     @property
     def summary(self) -> str:
@@ -80,25 +88,27 @@ class Target:
         if missing:
             raise SecateurError(
                 f"--to {self.name} needs the package {missing[0]}, which is not installed.\n"
-                'Type: pip install "secateur[deploy]"'
+                f'Type: pip install "secateur[{self.extra}]"'
             )
 
 
-TARGETS: dict[str, Target] = {}
+DESTINATIONS: dict[str, Destination] = {}
 
 
-def target(
+def destination(
     name: str,
     *,
     engines: str,
     kinds: tuple[str, ...] = ("auto",),
     needs: tuple[str, ...] = (),
+    extra: str = "deploy",
     default: Callable[[OpenModel], str] | None = None,
+    words: bool = False,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as what writes for `engines`."""
     first = default or (lambda opened: kinds[0])
 
-    def made(function: Callable[[Path, Asked], Written], _: tuple[str, ...]) -> Target:
-        return Target(name, function, engines, kinds, needs, first)
+    def made(function: Callable[[Path, Asked], Written], _: tuple[str, ...]) -> Destination:
+        return Destination(name, function, engines, kinds, needs, extra, first, words)
 
-    return entered("target", name, TARGETS, made)
+    return entered("destination", name, DESTINATIONS, made)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import SecateurError
 from ..progress import note, track
-from .targets import Asked, Written, target
+from .destinations import Asked, Written, destination
 
 # A graph with more bytes of weights has them in a file of their own: protobuf ends at 2 GB.
 _INSIDE = 2**30
@@ -59,7 +59,7 @@ class Step(nn.Module):
         )
 
 
-@target(
+@destination(
     "onnx", engines="ONNX Runtime and what reads ONNX", needs=("onnx", "onnxscript"), kinds=("f32",)
 )
 def onnx(folder: Path, asked: Asked) -> Written:
@@ -70,14 +70,14 @@ def onnx(folder: Path, asked: Asked) -> Written:
     """
     for _ in track(range(1), "exporting", 1, "graph"):
         program = exported(asked)
-    weights = sum(spec.bytes for spec in asked.opened.weights.specs.values())
+    weights = 4 * sum(spec.elements for spec in asked.opened.weights.specs.values())
     program.save(folder / "model.onnx", external_data=weights > _INSIDE)
     size = sum(file.stat().st_size for file in folder.iterdir())
     facts = {"layers with a cache": len(program.model.graph.outputs) // 2, "bytes": size}
-    return Written("model.onnx", 'onnxruntime.InferenceSession("model.onnx")', facts)
+    return Written("model.onnx", 'onnxruntime.InferenceSession("{path}")', facts)
 
 
-@target(
+@destination(
     "openvino",
     engines="OpenVINO",
     needs=("onnx", "onnxscript", "openvino"),
@@ -99,7 +99,7 @@ def openvino(folder: Path, asked: Asked) -> Written:
     for file in folder.glob("model.onnx*"):
         file.unlink()
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return Written("model.xml", 'openvino.compile_model("model.xml")', {"bytes": size})
+    return Written("model.xml", 'openvino.compile_model("{path}")', {"bytes": size})
 
 
 def exported(asked: Asked) -> Any:

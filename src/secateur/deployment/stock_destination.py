@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SecateurError
-from ..export import Form, pruned_form, write_model
-from ..structure import Plan
-from .targets import Asked, Written, target
+from ..export import Form, whole_form, write_model
+from .destinations import Asked, Written, destination
 
 
-@target(
+@destination(
     "uniform",
     engines="stock transformers, vLLM, SGLang, TensorRT-LLM, MLC, MLX: one width for all layers",
 )
@@ -19,33 +18,25 @@ def uniform(folder: Path, asked: Asked) -> Written:
     Raises:
         SecateurError: the class does not hold the model.
     """
-    form = form_of(asked)
+    form = whole_form(asked.opened)
     if not form.stock:
         raise SecateurError(
             f"{asked.opened.source} is no checkpoint of the stock class: {form.why}.\nPrune with"
             " --profile uniform, which keeps to one."
         )
     size = write_model(folder, form)
-    return Written("config.json", "vllm serve DIR", _facts(form, size), form)
+    return Written("config.json", "vllm serve {folder}", _facts(form, size), form)
 
 
-@target("safetensors", engines="transformers, with `trust_remote_code=True` where layers differ")
+@destination(
+    "safetensors", engines="transformers, with `trust_remote_code=True` where layers differ"
+)
 def safetensors(folder: Path, asked: Asked) -> Written:
     """Write config.json, safetensors, and the modelling file where one is needed."""
-    form = form_of(asked)
+    form = whole_form(asked.opened)
     size = write_model(folder, form)
     return Written("config.json", "", _facts(form, size), form)
 
 
 def _facts(form: Form, size: int) -> dict[str, Any]:
     return {"class": form.architecture, "stock": form.stock, "bytes": size}
-
-
-def form_of(asked: Asked) -> Form:
-    """The whole of a model, in floating point."""
-    opened = asked.opened
-    structure = opened.structures
-    nothing = Plan({}, structure.architecture, structure.weights)
-    return pruned_form(
-        opened.family, opened.raw_config, opened.config, structure, nothing, opened.weights
-    )
