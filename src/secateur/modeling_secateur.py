@@ -379,7 +379,8 @@ def _stock_classes(name: str) -> tuple[Any, Any] | None:
 def _model_class(name: str, stock_config: Any, stock: Any) -> type:
     config_class = getattr(sys.modules[__name__], PREFIX + stock_config.__name__)
 
-    def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    # vLLM asks isinstance of what stands in this signature, so that `Any` may not
+    def init(self: object, config: object, *args: Any, **kwargs: Any) -> None:
         experts = any(getattr(config, name, None) for name in _EXPERTS)
         if experts and _VERSION < (5, 8):  # their config, and before 5.0 their tensors, differ
             raise ValueError(RUNS_ON)

@@ -8,13 +8,14 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from gguf_files import BROAD, logits, uninterleaved, written
+from gguf_files import BROAD, logits, read, uninterleaved, written
 from transformers import AutoModelForCausalLM
 
 import secateur
 from secateur.checkpoint import Packed
 from secateur.cli.main import run
 from secateur.deployment.gguf_tensors import exact_kind
+from secateur.errors import SecateurError
 from secateur.gguf_types import BLOCKS
 
 
@@ -135,3 +136,56 @@ def test_odd_rows_are_told(
     assert said["facts"]["architecture"] == "llama"
     assert any("--align 32" in note for note in said["notes"])
     assert (tmp_path / "out" / "Modelfile").read_text().startswith(f"FROM ./{said['file']}\n")
+
+
+def test_numbers_that_16_bits_do_not_hold_are_refused(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = secateur.load(tiny_folder())
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = 1e5
+    model.save_pretrained(tmp_path / "large")
+    for kind in ("f16", "q8_0"):
+        with pytest.raises(SecateurError, match=r"blk\.1\.ffn_down\.weight has .*\n.*--type bf16"):
+            written(tmp_path / "large", tmp_path / "out", type=kind)
+        assert not (tmp_path / "out").exists()
+    written(tmp_path / "large", tmp_path / "out", type="bf16")
+
+
+def test_a_disk_that_fills_up_is_told_as_such(
+    tiny_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_refused: Callable[..., str],
+) -> None:
+    def full(self: Any, *args: Any) -> None:
+        raise OSError("11008 requested and 10192 written")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    command = ["export", tiny_folder(), "--to", "gguf", "--no-tokenizer", "--out", tmp_path / "out"]
+    assert_refused(*command, says=["No space left"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_few_bits_of_a_bf16_folder_are_what_they_stand_for(
+    few_bits: Callable[[int, int], Path], tmp_path: Path
+) -> None:
+    """The view rounds them to the dtype of the checkpoint, and the file does not."""
+    small = few_bits(4, 32)
+    config = json.loads((small / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (small / "config.json").write_text(json.dumps(config))
+    _, tensors = read(written(small, tmp_path / "out", type="f32"))
+    opened = secateur.open_model(small)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(tensors["blk.1.ffn_up.weight"], opened.codes[name]().weight(torch.float32))
+    assert not torch.equal(tensors["blk.1.ffn_up.weight"], opened.weights.tensor(name).float())
+
+
+def test_a_file_has_a_name_that_a_modelfile_can_say(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    odd = tmp_path / 'a\nb "c" \u00e9'
+    tiny_folder().rename(odd)
+    file = written(odd, tmp_path / "out", type=None)
+    assert file.name == "a-b--c-f16.gguf"
+    assert (tmp_path / "out" / "Modelfile").read_text().splitlines()[0] == f"FROM ./{file.name}"

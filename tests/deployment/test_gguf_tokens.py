@@ -3,12 +3,21 @@
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny_tokenizer
 from secateur.deployment.gguf_tokens import BYTE, CONTROL, UNUSED, USER_DEFINED, vocabulary
 from secateur.errors import SecateurError
+from secateur.progress import telling
 
 
 def byte_level(cuts: Any, **own: Any) -> PreTrainedTokenizerFast:
@@ -72,3 +81,29 @@ def test_scores_merge_in_the_order_of_ranks() -> None:
     backend.normalizer = normalizers.Lowercase()
     with pytest.raises(SecateurError, match="Lowercase"):
         vocabulary(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>"), 9)
+
+
+def test_what_stands_around_a_text_is_that_which_begins_and_ends_one() -> None:
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = byte_level(level)
+    found = vocabulary(tokenizer, 300)
+    assert (found.begins, found.ends) == (False, False)
+    post = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    tokenizer.backend_tokenizer.post_processor = post
+    found = vocabulary(tokenizer, 300)
+    assert (found.begins, found.ends) == (False, True)
+    post = processors.TemplateProcessing(single="hel $A", special_tokens=[("hel", 258)])
+    tokenizer.backend_tokenizer.post_processor = post
+    with pytest.raises(SecateurError, match="other tokens around"):
+        vocabulary(tokenizer, 300)
+
+
+def test_one_chat_template_is_written_and_what_is_left_out_is_told() -> None:
+    tokenizer = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    assert vocabulary(tokenizer, 300).template is None
+    tokenizer.chat_template = {"default": "{{ one }}", "tool_use": "{{ two }}"}
+    tokenizer.add_tokens(["<far>"])
+    with telling(None) as told:
+        assert vocabulary(tokenizer, 259).template == "{{ one }}"
+    assert any("several chat templates" in one for one in told.notes)
+    assert any(one.startswith("1 added tokens are left out") for one in told.notes)

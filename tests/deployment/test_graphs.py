@@ -121,3 +121,20 @@ def test_the_python_of_the_page_writes_what_torch_writes(
         attention_mask=torch.ones_like(ids[:, :-20]),
     )  # fmt: skip
     assert torch.equal(ids, wanted)
+
+
+def test_what_torch_cannot_export_is_refused_in_two_lines(
+    tiny_folder: Callable[..., Path],
+    tmp_path: Path,
+    assert_refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def breaks(*args: Any, **options: Any) -> None:
+        print("a whole graph\n" * 100)
+        raise RuntimeError("\x1b[96mThis is step 1/3\x1b[0m")
+
+    monkeypatch.setattr(torch.onnx, "export", breaks)
+    command = ["export", tiny_folder(), "--to", "onnx", "--no-tokenizer", "--out", tmp_path / "out"]
+    said = assert_refused(*command, says=["a LlamaForCausalLM", "Run it in transformers"])
+    assert "whole graph" not in said
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """The pruned sizes are the base model's: AutoModel, classifiers, PEFT, and who reads the config."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -190,3 +191,12 @@ def test_few_bits_are_in_the_base_model_and_peft_says_that_it_cannot_adapt_them(
         assert linear.in_features == inputs["model.layers.0.mlp.down_proj"]
     with pytest.raises(ValueError, match=r"PackedLinear.* is not supported"):
         peft.get_peft_model(small, peft.LoraConfig(task_type="CAUSAL_LM"))
+
+
+def test_no_parameter_that_vllm_asks_about_is_any(pruned: Any) -> None:
+    """It asks isinstance of what stands in the signature, beginning with `self`."""
+    folder = pruned()
+    for auto in (transformers.AutoModel, transformers.AutoModelForCausalLM):
+        model = auto.from_pretrained(folder)
+        first = list(inspect.signature(type(model).__init__).parameters.values())[:2]
+        assert all(isinstance(model.config, one.annotation) for one in first)

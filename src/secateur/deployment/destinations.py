@@ -19,6 +19,7 @@ from ..registry import Function, entered
 
 # The characters of a model's name that a file's name takes over.
 _PLAIN = frozenset("-_.")
+_LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Asked:
         """What files are named by."""
         name = self.opened.name.rpartition("/")[2]
         safe = "".join(c if c.isascii() and (c.isalnum() or c in _PLAIN) else "-" for c in name)
-        return f"{safe.strip('-.') or 'model'}-{self.kind}"
+        return f"{safe.strip('-.')[:_LONGEST] or 'model'}-{self.kind}"
 
 
 @dataclass(frozen=True)

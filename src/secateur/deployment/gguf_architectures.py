@@ -103,8 +103,8 @@ def first_that_holds(
         if not why:
             return one
     raise SecateurError(
-        f"llama.cpp's {architectures[-1].name} {why}.\nPrune with --profile gguf, which keeps to"
-        " what it holds."
+        f"llama.cpp's {architectures[-1].name} {why}.\nPrune the dense model with --profile gguf,"
+        " which keeps to what it holds of it."
     )
 
 

@@ -4,8 +4,11 @@ The package `gguf` writes it and knows the names. What is ours is which architec
 model (`gguf_layout`), and its tensors as llama.cpp wants them (`gguf_tensors`).
 """
 
+import errno
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,40 +80,51 @@ def _write(file: Path, asked: Asked, layout: Layout, kind: str) -> list[Entry]:
     import gguf as library
 
     opened, config, one = asked.opened, asked.opened.config, layout.one
-    # the file that k-quants are made of has numbers, no codes
-    codes = opened.codes if kind == exact_kind(opened.codes) else {}
+    as_codes = kind == exact_kind(opened.codes)
     found = entries(
         opened.weights,
-        codes,
+        opened.codes,
         one,
         layout.sizes,
         head_dim=layout.head_dim,
         width=layout.width,
         tied=bool(config.tie_word_embeddings),
         sharper=sharper(config, layout.head_dim),
+        as_codes=as_codes,
         named=_namer(one.name, len(layout.sizes)),
     )
     if layout.factors is not None:
         factors = layout.factors
         found.append(Entry("rope_freqs.weight", tuple(factors.shape), lambda: factors))
-    found = formatted(found, PLAIN[kind][0], "F16" if codes else "Q8_0")
+    found = formatted(found, PLAIN[kind][0], "F16" if as_codes else "Q8_0")
     _check_space(file.parent, found)
-    writer = library.GGUFWriter(file, one.name)
-    writer.add_name(opened.name)
-    writer.add_file_type(library.LlamaFileType[PLAIN[kind][1]])
-    writer.add_quantization_version(library.GGML_QUANT_VERSION)
-    write_sizes(
-        writer, config, one, filled_sizes(layout.sizes), layout.width, layout.head_dim, layout.rope
-    )
-    write_vocabulary(writer, layout.vocabulary)
-    declared(found, writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for array in track(arrays(found), "writing", len(found), "tensor"):
-        writer.write_tensor_data(array)
-    writer.close()
+    with closing(library.GGUFWriter(file, one.name)) as writer, _room_for(file):
+        writer.add_name(opened.name)
+        writer.add_file_type(library.LlamaFileType[PLAIN[kind][1]])
+        writer.add_quantization_version(library.GGML_QUANT_VERSION)
+        write_sizes(
+            writer, config, one, filled_sizes(layout.sizes), layout.width, layout.head_dim,
+            layout.rope,
+        )  # fmt: skip
+        write_vocabulary(writer, layout.vocabulary)
+        declared(found, writer)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for array in track(arrays(found), "writing", len(found), "tensor"):
+            writer.write_tensor_data(array)
     return found
+
+
+@contextmanager
+def _room_for(file: Path) -> Iterator[None]:
+    """Numpy does not say that the disk is full; that is what it means."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
 
 
 def _namer(architecture: str, layers: int) -> Any:

@@ -48,6 +48,8 @@ def rotary(config: Any, head_dim: int) -> tuple[dict[str, Any], Tensor | None]:
             raise _no_rotary(f"{local['rope_type']} in windows that slide")
         fields["base_swa"] = float(local["rope_theta"])
         found = dict(found["full_attention"])
+        if found.get("rope_type") == "llama3":
+            raise _no_rotary("llama3 beside windows that slide")
     fields["base"] = float(found["rope_theta"])
     kind = found.get("rope_type", "default")
     if float(found.get("partial_rotary_factor", 1.0)) != 1.0:

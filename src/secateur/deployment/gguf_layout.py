@@ -20,6 +20,9 @@ from .gguf_architectures import (
 from .gguf_fields import context_length, rotary
 from .gguf_tokens import Vocabulary, vocabulary
 
+# Other names of activations.
+_SAME = {"swish": "silu"}
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -57,7 +60,7 @@ def held_by(opened: OpenModel) -> list[Architecture]:
     why = ""
     found = []
     for one in known:
-        if activation != one.activation:
+        if _SAME.get(activation, activation) != one.activation:
             why = f"computes {one.activation} in its MLPs, and this model {activation}"
         elif factors is not None and not one.factors:
             why = "has no rotary embedding of the kind 'llama3'"

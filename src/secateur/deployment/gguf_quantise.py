@@ -5,6 +5,9 @@ or 16 bits (`gguf_types`).
 """
 
 import ctypes
+import errno
+import os
+import shutil
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +58,8 @@ def quantised(whole: Path, file: Path, kind: str) -> None:
     how = llama_cpp.llama_model_quantize_default_params()
     how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{K_KINDS[kind].name}")
     failed = llama_cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how)
+    if failed and shutil.disk_usage(file.parent).free < whole.stat().st_size / 2:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
     if failed:
         raise SecateurError(
             f"llama.cpp could not quantise the model to {kind}.\nChoose another: --type q8_0"

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import Packed, View, unpacked
+from ..errors import SecateurError
 from ..gguf_types import BLOCKS, ROW, stored_bytes, stored_type
 from .gguf_architectures import DOWN, GATE, UP, Architecture, K, O, Q, Sizes, V
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
+# What holds numbers of any size.
+_WIDE = ("F32", "BF16")
 # In these, codes are written as they are.
 _OF_CODES = ("Q4_1", "Q5_1")
 _ENDS = ("token_embd.weight", "output.weight")
@@ -71,15 +74,24 @@ def entries(
     width: int,
     tied: bool,
     sharper: float,
+    as_codes: bool,
     named: Callable[[str], str],
 ) -> list[Entry]:
     """All tensors in fp32; `sizes` are those of the model, `named` gives llama.cpp's names.
 
+    Linears in few bits (`codes`) are made of these, and written as they are if `as_codes`.
+
     Norms of q are multiplied by `sharper`: by that the model's attention is sharper than
     llama.cpp's, which divides by the root of a head's width.
     """
+
+    def exact(name: str) -> Callable[[], Packed] | None:
+        return codes.get(name) if as_codes else None
+
     found = {
-        name: Entry(named(name), tuple(spec.shape), _reader(weights, name), codes=codes.get(name))
+        name: Entry(
+            named(name), tuple(spec.shape), _reader(weights, codes, name), codes=exact(name)
+        )
         for name, spec in weights.specs.items()
         if not (tied and name == "lm_head.weight")
     }
@@ -93,7 +105,11 @@ def entries(
     return [_arranged(name, entry, one, head_dim, sharper) for name, entry in found.items()]
 
 
-def _reader(weights: View, name: str) -> Callable[[], Tensor]:
+def _reader(
+    weights: View, codes: Mapping[str, Callable[[], Packed]], name: str
+) -> Callable[[], Tensor]:
+    if name in codes:  # the view rounds them to the dtype of the checkpoint
+        return lambda: codes[name]().weight(torch.float32)
     return lambda: weights.tensor(name).detach().cpu().float()
 
 
@@ -147,16 +163,24 @@ def formatted(found: Sequence[Entry], kind: str, ends: str = "Q8_0") -> list[Ent
 
 
 def arrays(found: Sequence[Entry]) -> Iterator[Any]:
-    """The bytes of each, in turn, as numpy arrays."""
+    """The bytes of each, in turn, as numpy arrays.
+
+    Raises:
+        SecateurError: a number is too large for its format.
+    """
     from gguf import GGMLQuantizationType, quants
 
     for entry in found:
         if entry.codes is not None and entry.kind in _OF_CODES:
             yield blocks_of(entry.codes(), entry.rows)
             continue
-        value = entry.make().contiguous().numpy()
-        kind = GGMLQuantizationType[entry.kind]
-        yield quants.quantize(value, kind)
+        value = entry.make().contiguous()
+        if entry.kind not in _WIDE and value.abs().max() > torch.finfo(torch.float16).max:
+            raise SecateurError(
+                f"{entry.name} has numbers above {torch.finfo(torch.float16).max:,.0f}, which is"
+                f" where 16 bits of {entry.kind} end.\nType --type bf16, or f32."
+            )
+        yield quants.quantize(value.numpy(), GGMLQuantizationType[entry.kind])
 
 
 def blocks_of(one: Packed, rows: Callable[[Tensor], Tensor] | None) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SecateurError
+from ..progress import note
 
 # Kinds of tokens.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -59,13 +60,15 @@ def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     model = raw["model"]
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     kinds, tokens = _tokens(raw, rows)
-    ends = tokenizer("a")["input_ids"]
+    begins, ends = _around(tokenizer)
     own: dict[str, Any] = {
         "special": _special(tokenizer, rows),
-        "begins": bool(ends) and ends[0] == tokenizer.bos_token_id,
-        "ends": bool(ends) and ends[-1] == tokenizer.eos_token_id,
-        "template": tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+        "begins": begins,
+        "ends": ends,
+        "template": _template(tokenizer),
     }
+    if beyond := sum(added["id"] >= rows for added in raw["added_tokens"]):
+        note(f"{beyond} added tokens are left out: the model has embeddings for {rows:,} tokens")
     if model.get("byte_fallback"):
         unknown = model["vocab"].get(model.get("unk_token"))
         for number, token in enumerate(tokens):
@@ -85,11 +88,39 @@ def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     return Vocabulary("gpt2", tuple(tokens), tuple(kinds), rule=rule, merges=tuple(merges), **own)
 
 
+def _around(tokenizer: Any) -> tuple[bool, bool]:
+    """Whether a text gets the token that begins one, and the one that ends one.
+
+    Raises:
+        SecateurError: it gets others.
+    """
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    begin, end = [tokenizer.bos_token_id], [tokenizer.eos_token_id]
+    for begins in (False, True):
+        for ends in (False, True):
+            if [*begin * begins, *bare, *end * ends] == whole:
+                return begins, ends
+    raise _unnamed("it puts other tokens around a text than those that begin and end one")
+
+
+def _template(tokenizer: Any) -> str | None:
+    """The chat template; of several, the one by the name `default`."""
+    found = tokenizer.chat_template
+    if isinstance(found, Mapping):
+        note("of several chat templates, the file has the one by the name default")
+        found = found.get("default")
+    return found if isinstance(found, str) else None
+
+
 def _raw(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     raw: dict[str, Any] = {} if backend is None else json.loads(backend.to_str())
-    if raw.get("model", {}).get("type") != "BPE":
+    model = raw.get("model", {})
+    if model.get("type") != "BPE":
         raise _unnamed("it is none of byte-pair encoding")
+    if model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
+        raise _unnamed("it marks the parts of words")
     return raw
 
 

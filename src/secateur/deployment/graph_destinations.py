@@ -9,10 +9,11 @@ Every length may be anything, nothing before among them. KV heads are those of e
 graph has no other count. Names are those that ONNX Runtime GenAI and Optimum use.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,9 @@ def exported(asked: Asked) -> Any:
                 output_names=["logits", *(f"present.{name}" for name in kept)],
             )
     except Exception as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SecateurError(
-            f"torch's exporter cannot make a graph of {asked.opened.source}: {why[:200]}\n"
-            "Run it in transformers, or export it to gguf."
+            f"torch's exporter cannot make a graph of {asked.opened.source}, a"
+            f" {asked.opened.family.model} ({type(error).__name__}).\nRun it in transformers."
         ) from error
     note("the graph was made by torch's exporter, for every length of batch, text and cache")
     return program
@@ -166,7 +166,8 @@ def _quiet() -> Iterator[None]:
     before = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        nowhere = io.StringIO()  # a graph that failed is printed whole
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:
