@@ -70,6 +70,8 @@ def contest(report: Report) -> Section:
         " nearest to the dense model. Further left is better"
         + ("; all were tried on a few windows, the best two again on all." if twice else ".")
     )
+    if len({way.profile for way in known}) > 1:
+        sentence += " What is free is bound by no profile, and not for taking."
     rows = [
         [cell(w.importance), cell(searched(w, known)), cell(w.repair),
          cell(w.windows, f"{w.windows:,}"), cell(w.divergence, f"{w.divergence:.4f}")]

@@ -82,9 +82,9 @@ def cut_plot(cuts: Sequence[Cut], sentence: str) -> Plot:
 
 
 def searched(way: Way, ways: Iterable[Way]) -> str:
-    """The search of a way, and its profile, where not all of `ways` have the same."""
+    """The search of a way; of the one that no profile binds, as those beside it are, that too."""
     several = len({one.profile for one in ways}) > 1
-    return f"{way.search}, profile {way.profile}" if several else way.search
+    return f"{way.search} (free)" if several and way.profile == "free" else way.search
 
 
 def contest_plot(ways: Sequence[Way], sentence: str) -> Plot:
