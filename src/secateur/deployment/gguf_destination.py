@@ -18,7 +18,7 @@ from ..models import OpenModel
 from ..progress import note, track
 from ..units import size_text
 from .destinations import Asked, Written, destination
-from .gguf_fields import sharper, write_sizes, write_vocabulary
+from .gguf_fields import write_sizes, write_vocabulary
 from .gguf_layout import Layout, layout_of
 from .gguf_quantise import K_KINDS, check_quantiser, quantised
 from .gguf_tensors import Entry, arrays, declared, entries, exact_kind, filled_sizes, formatted
@@ -84,12 +84,7 @@ def _write(file: Path, asked: Asked, layout: Layout, kind: str) -> list[Entry]:
     found = entries(
         opened.weights,
         opened.codes,
-        one,
-        layout.sizes,
-        head_dim=layout.head_dim,
-        width=layout.width,
-        tied=bool(config.tie_word_embeddings),
-        sharper=sharper(config, layout.head_dim),
+        layout,
         as_codes=as_codes,
         named=_namer(one.name, len(layout.sizes)),
     )

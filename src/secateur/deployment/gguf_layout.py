@@ -17,7 +17,7 @@ from .gguf_architectures import (
     first_that_holds,
     layer_sizes,
 )
-from .gguf_fields import context_length, rotary
+from .gguf_fields import context_length, rotary, sharper
 from .gguf_tokens import Vocabulary, vocabulary
 
 # Other names of activations.
@@ -28,13 +28,17 @@ _SAME = {"swish": "silu"}
 class Layout:
     """The architecture, the sizes of each layer, the rotary embedding and the tokens.
 
-    `width` is that of the residual stream, as it is by now.
+    `width` is that of the residual stream, as it is by now; `tied` says that the head is the
+    embedding. Norms of q are multiplied by `sharper`: by that attention is sharper than with the
+    root that llama.cpp divides scores by.
     """
 
     one: Architecture
     sizes: Sequence[Sizes]
     width: int
     head_dim: int
+    tied: bool
+    sharper: float
     rope: dict[str, Any]
     factors: Tensor | None
     vocabulary: Vocabulary | None
@@ -106,4 +110,14 @@ def layout_of(opened: OpenModel, tokenizer: Any) -> Layout:
             " that slide"
         )
     words = None if tokenizer is None else vocabulary(tokenizer, rows)
-    return Layout(one, sizes, width, head_dim, rope, factors, words)
+    return Layout(
+        one,
+        sizes,
+        width,
+        head_dim,
+        bool(config.tie_word_embeddings),
+        sharper(config, head_dim),
+        rope,
+        factors,
+        words,
+    )

@@ -22,7 +22,8 @@ from torch import Tensor
 from ..checkpoint import Packed, View, unpacked
 from ..errors import SecateurError
 from ..gguf_types import BLOCKS, ROW, stored_bytes, stored_type
-from .gguf_architectures import DOWN, GATE, UP, Architecture, K, O, Q, Sizes, V
+from .gguf_architectures import DOWN, GATE, UP, K, O, Q, Sizes, V
+from .gguf_layout import Layout
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -67,22 +68,14 @@ def filled_sizes(sizes: Sequence[Sizes]) -> list[Sizes]:
 def entries(
     weights: View,
     codes: Mapping[str, Callable[[], Packed]],
-    one: Architecture,
-    sizes: Sequence[Sizes],
+    layout: Layout,
     *,
-    head_dim: int,
-    width: int,
-    tied: bool,
-    sharper: float,
     as_codes: bool,
     named: Callable[[str], str],
 ) -> list[Entry]:
-    """All tensors in fp32; `sizes` are those of the model, `named` gives llama.cpp's names.
+    """All tensors in fp32; `named` gives llama.cpp's names.
 
     Linears in few bits (`codes`) are made of these, and written as they are if `as_codes`.
-
-    Norms of q are multiplied by `sharper`: by that the model's attention is sharper than
-    llama.cpp's, which divides by the root of a head's width.
     """
 
     def exact(name: str) -> Callable[[], Packed] | None:
@@ -93,16 +86,17 @@ def entries(
             named(name), tuple(spec.shape), _reader(weights, codes, name), codes=exact(name)
         )
         for name, spec in weights.specs.items()
-        if not (tied and name == "lm_head.weight")
+        if not (layout.tied and name == "lm_head.weight")
     }
-    for layer, own in enumerate(sizes):
-        for name, shape in _missing(own, width, head_dim).items():
+    width = layout.width
+    for layer, own in enumerate(layout.sizes):
+        for name, shape in _missing(own, width, layout.head_dim).items():
             full = f"model.layers.{layer}.{name}.weight"
             found[full] = Entry(named(full), shape, _filled(shape, 0.0))
         for name in _NORMS:
             full = f"model.layers.{layer}.{name}.weight"
             found.setdefault(full, Entry(named(full), (width,), _filled((width,), 1.0)))
-    return [_arranged(name, entry, one, head_dim, sharper) for name, entry in found.items()]
+    return [_arranged(name, entry, layout) for name, entry in found.items()]
 
 
 def _reader(
@@ -127,8 +121,9 @@ def _missing(own: Sizes, width: int, head_dim: int) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def _arranged(name: str, entry: Entry, one: Architecture, head_dim: int, sharper: float) -> Entry:
+def _arranged(name: str, entry: Entry, layout: Layout) -> Entry:
     """With rows in llama.cpp's order, and norms as it has them."""
+    one, head_dim = layout.one, layout.head_dim
     match = _LAYER.fullmatch(name)
     if one.interleaved and match and match[2] in (Q, K):
         return replace(
@@ -137,7 +132,7 @@ def _arranged(name: str, entry: Entry, one: Architecture, head_dim: int, sharper
             rows=lambda rows: interleaved(rows, head_dim),
         )
     if name.endswith("norm.weight"):
-        times = sharper if name.endswith("self_attn.q_norm.weight") else 1.0
+        times = layout.sharper if name.endswith("self_attn.q_norm.weight") else 1.0
         return replace(entry, make=lambda: (entry.make() + one.shift) * times)
     return entry
 
