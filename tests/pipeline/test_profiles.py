@@ -108,3 +108,56 @@ def test_what_a_profile_costs_is_told(
     assert {way["profile"] for way in page["contest"]} == {"free", "uniform"}
     plain = secateur.prune(folder, out=tmp_path / "free", **common)
     assert {row["profile"] for row in plain.numbers["contest"]} == {"free"}
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"method": "flap", "attention_ratio": 0.4, "search": "AL-MM"},
+        {"method": "flap"},
+        {"method": "magnitude", "search": "uniform", "profile": "uniform"},
+        {"method": "magnitude", "granularity": "kv_group,query_head,channel", "search": "AL-AM"},
+    ],
+)
+def test_devices_share_out_what_is_left(
+    devices: int,
+    how: dict[str, Any],
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+) -> None:
+    sizes: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 4}
+    folder = tiny_folder("llama-gqa", **WIDE | {"intermediate_size": 144}, **sizes)
+    given = {"calibration": str(text_file), "tensor_parallel": devices, "align": 4, **QUICK}
+    secateur.prune(folder, out=tmp_path / "small", ratio=0.4, **given, **how)
+    layers = secateur.load(tmp_path / "small").model.layers
+    heads = [layer.self_attn.q_proj.out_features // 4 for layer in layers]
+    groups = [layer.self_attn.k_proj.out_features // 4 for layer in layers]
+    assert min(groups) < 6
+    assert all(count % devices == 0 for count in (*heads, *groups, *widths(tmp_path / "small")))
+    facts = secateur.inspect(tmp_path / "small")
+    assert devices in facts["facts"]["tensor-parallel sizes"]
+
+
+def test_fewer_groups_than_devices_are_left_alone(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    folder = tiny_folder("llama-mqa", **WIDE)
+    given = {"calibration": str(text_file), "tensor_parallel": 2, **QUICK}
+    granular = {"granularity": "kv_group,query_head,channel", "search": "AL-AM"}
+    secateur.prune(folder, out=tmp_path / "a", method="magnitude", ratio=0.4, **given, **granular)
+    layers = secateur.load(tmp_path / "a").model.layers
+    head_dim = layers[0].self_attn.head_dim
+    heads = [layer.self_attn.q_proj.out_features // head_dim for layer in layers]
+    assert min(heads) < 6
+    assert all(count % 2 == 0 for count in heads)
+
+
+def test_what_devices_cannot_share_out_is_refused(
+    tiny_folder: Callable[..., Path], text_file: Path
+) -> None:
+    with pytest.raises(SecateurError, match="layer 0 has 3 KV heads"):
+        secateur.prune(
+            tiny_folder("llama-gqa"), calibration=str(text_file), tensor_parallel=2, **QUICK
+        )

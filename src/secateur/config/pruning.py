@@ -45,8 +45,8 @@ PRUNE_GROUPS = {
     ),
     "What may go": (
         "layers granularity align profile",
-        "stock parameters memory speedup latency at_context at_batch of attention_layers mlp_layers"
-        " attention_ratio attention_units",
+        "stock tensor_parallel parameters memory speedup latency at_context at_batch of"
+        " attention_layers mlp_layers attention_ratio attention_units",
     ),
     "Texts": (
         "samples evaluate evaluate_lengths",
@@ -180,6 +180,9 @@ class PruneConfig(Reading):
     ] = None
     stock: Annotated[bool, Field(description="Plans alone that the stock class holds")] = False
     profile: Annotated[str, Field(description="Profile of the engine that is to run it")] = "free"
+    tensor_parallel: Annotated[
+        int, Field(ge=1, description="Devices of a tensor parallelism that is to run it")
+    ] = 1
     calibration: Annotated[str | None, Field(description="Calibration text")] = None
     samples: Annotated[int, Field(ge=1, description="Calibration windows")] = 128
     length: Annotated[int | None, Field(ge=2, description="Tokens in a calibration window")] = None

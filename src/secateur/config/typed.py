@@ -50,6 +50,7 @@ class PruneSettings(TypedDict, total=False):
     align: int | None
     stock: bool
     profile: str
+    tensor_parallel: int
     calibration: Any
     samples: int
     length: int | None

@@ -8,16 +8,12 @@ What each holds is read from src/models/*.cpp of ggml-org/llama.cpp, as llama-cp
 has it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import transformers
-
 from ..errors import SecateurError
-from ..models import OpenModel
+from .layers import DOWN, GATE, UP, K, O, Q, Sizes, V
 
-Q, K, V, O = (f"self_attn.{name}_proj" for name in "qkvo")  # noqa: E741
-GATE, UP, DOWN = (f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 _INNER = frozenset((Q, K, V))
 _EVERY = frozenset((Q, K, V, O, GATE, UP, DOWN))
 
@@ -57,32 +53,6 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
         Architecture("gemma3", shift=1.0, windows=True, activation="gelu_pytorch_tanh"),
     ),
 }
-
-
-def family_of(opened: OpenModel) -> str:
-    """Transformers' model_type of the family, also of a checkpoint of our own."""
-    return str(getattr(transformers, opened.family.config).model_type)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Heads, KV heads and MLP channels of a layer; 0 where the block is gone."""
-
-    heads: int
-    kv_heads: int
-    width: int
-
-
-def layer_sizes(shapes: Mapping[str, Sequence[int]], layers: int, head_dim: int) -> list[Sizes]:
-    """Those of each layer, by the shapes of its linears' weights."""
-
-    def rows(layer: int, linear: str) -> int:
-        shape = shapes.get(f"model.layers.{layer}.{linear}.weight")
-        return 0 if shape is None else shape[0]
-
-    return [
-        Sizes(rows(n, Q) // head_dim, rows(n, K) // head_dim, rows(n, GATE)) for n in range(layers)
-    ]
 
 
 def first_that_holds(

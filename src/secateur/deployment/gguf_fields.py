@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..errors import SecateurError
-from .gguf_architectures import Architecture, Sizes
+from .gguf_architectures import Architecture
 from .gguf_tokens import Vocabulary
+from .layers import Sizes
 
 # By this number of layers llama.cpp knows gemma3's 27B, whose scores it divides by the root of
 # width by heads.

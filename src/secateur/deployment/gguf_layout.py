@@ -9,16 +9,10 @@ from torch import Tensor
 from ..errors import SecateurError
 from ..models import OpenModel
 from ..progress import note
-from .gguf_architectures import (
-    ARCHITECTURES,
-    Architecture,
-    Sizes,
-    family_of,
-    first_that_holds,
-    layer_sizes,
-)
+from .gguf_architectures import ARCHITECTURES, Architecture, first_that_holds
 from .gguf_fields import context_length, rotary, sharper
 from .gguf_tokens import Vocabulary, vocabulary
+from .layers import Sizes, family_of, layer_sizes
 
 # Other names of activations.
 _SAME = {"swish": "silu"}

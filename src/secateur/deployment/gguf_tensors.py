@@ -22,8 +22,8 @@ from torch import Tensor
 from ..checkpoint import Packed, View, unpacked
 from ..errors import SecateurError
 from ..gguf_types import BLOCKS, ROW, stored_bytes, stored_type
-from .gguf_architectures import DOWN, GATE, UP, K, O, Q, Sizes, V
 from .gguf_layout import Layout
+from .layers import DOWN, GATE, UP, K, O, Q, Sizes, V
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _NORMS = ("input_layernorm", "post_attention_layernorm")

@@ -112,7 +112,7 @@ def table_of(opened: OpenModel, structure: Structure, config: PruneConfig) -> Ta
             opened.structures,
             specs,
             cache,
-            grid=Limits(align=config.align).grid,
+            grid=Limits(align=config.align, parallel=config.tensor_parallel).grid,
             routed=routed_experts(opened.config),
             head=tuple(head.shape),
             timer=lambda work: seconds_of(work, device, dtype),

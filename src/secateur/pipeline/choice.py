@@ -173,6 +173,7 @@ def limits_of(structure: Structure, config: PruneConfig) -> Limits:
         config.align,
         layer_range(config.attention_layers, structure, "--attention-layers"),
         layer_range(config.mlp_layers, structure, "--mlp-layers"),
+        config.tensor_parallel,
     )
 
 

@@ -31,6 +31,7 @@ RECORDED = (
     "attention_units",
     "attention_ratio",
     "align",
+    "tensor_parallel",
     "stock",
     "seed",
     "importance",

@@ -1,4 +1,4 @@
-"""The settings that a profile asks for: `--profile`."""
+"""What engines ask for: the settings of a profile, and widths that devices share out."""
 
 from typing import Any
 
@@ -13,8 +13,10 @@ def profiled(opened: OpenModel, config: PruneConfig) -> PruneConfig:
     """The settings with those of their profile.
 
     Raises:
-        SecateurError: the engine does not compute such a model, or --align is none of its widths.
+        SecateurError: the engine does not compute such a model, --align is none of its widths, or
+            the dense model's are none that --tensor-parallel devices share out.
     """
+    _check_parallel(opened, config.tensor_parallel)
     profile = PROFILES[config.profile]
     update: dict[str, Any] = {}
     if profile.row > 1:
@@ -34,3 +36,25 @@ def _width(config: PruneConfig, profile: Profile) -> int:
             " leave it out."
         )
     return align
+
+
+def _check_parallel(opened: OpenModel, devices: int) -> None:
+    """Make sure that the devices can share out what a layer that loses nothing has.
+
+    KV heads that are fewer than the devices are copied, if their number divides the devices'.
+
+    Raises:
+        SecateurError: they cannot.
+    """
+    for axis in opened.structures.axes if devices > 1 else ():
+        count = axis.units // axis.groups
+        if axis.size == "K" and count % devices and devices % count:
+            what = f"{count} KV heads"
+        elif axis.size == "I" and count % devices:
+            what = f"{count} MLP channels"
+        else:
+            continue
+        raise SecateurError(
+            f"--tensor-parallel {devices}: layer {axis.layer} has {what}, and so many devices do"
+            " not share them out evenly.\nType a number that divides them."
+        )

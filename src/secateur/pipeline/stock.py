@@ -219,6 +219,8 @@ def _taken(
     limits = limits_of(structure, config)
     numbers = range(0, axis.units - limits.floor(axis) * axis.groups + 1, axis.groups)
     for number in sorted(numbers, key=lambda n: abs(n - wanted)):
+        if (axis.units - number) // axis.groups % limits.grid(axis):
+            continue
         if _leaves_enough(structure, limits, number, budget) and not _why(
             opened, structure, config, number
         ):

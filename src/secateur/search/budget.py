@@ -1,5 +1,6 @@
 """What may go: layer ranges, floors, alignment; and how much that is at most."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,20 +34,27 @@ class Limits:
     """Which layers may lose units (`None`: all), and the grid of MLP widths (`None`: by width).
 
     `attention_layers` and `mlp_layers` take the place of `layers` for units of that kind.
-    No layer loses its last attention unit, nor its last `align` MLP channels.
+    No layer loses its last attention unit, nor its last `align` MLP channels. So many devices as
+    `parallel` says get the same number of KV groups, query heads and MLP channels of each layer.
     """
 
     layers: tuple[int, ...] | None = None
     align: int | None = 1
     attention_layers: tuple[int, ...] | None = None
     mlp_layers: tuple[int, ...] | None = None
+    parallel: int = 1
 
     def grid(self, axis: Axis) -> int:
         """Widths that `axis` may have are multiples of this."""
+        if axis.size == "K":  # fewer groups than devices are copied, and none can go
+            return min(self.parallel, axis.units)
+        if axis.size == "r":
+            return max(self.parallel // axis.groups, 1)
         if axis.size not in ("I", "D"):
             return 1
         wide = axis.units // axis.groups >= ROW_GRID_FROM
         align = self.align or (ROW_GRID if wide else SMALL_GRID)
+        align = math.lcm(align, self.parallel) if axis.size == "I" else align
         return max(align, EXPERT_GRID) if axis.granularity == "expert_channel" else align
 
     def floor(self, axis: Axis) -> int:
