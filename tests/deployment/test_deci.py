@@ -72,12 +72,20 @@ def _norm(config: Any, held: dict[str, torch.Tensor], name: str) -> Any:
     return norm
 
 
-@pytest.mark.parametrize("variant", ["llama-gqa", "llama-tied", "llama-biased", "qwen2-gqa"])
+@pytest.mark.parametrize(
+    "variant", ["llama-gqa", "llama-tied", "llama-biased", "qwen2-gqa", "phi3"]
+)
 @pytest.mark.parametrize("repair", ["none", "refit"])
 def test_the_checkpoint_computes_what_the_folder_does(
-    variant: str, repair: str, pruned: Callable[..., Path], tmp_path: Path
+    variant: str, repair: str, tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
-    folder = pruned(variant, method="flap", repair=repair, granularity="channel")
+    whole = {"sliding_window": None} if variant == "phi3" else {}
+    folder = tmp_path / "small"
+    secateur.prune(
+        tiny_folder(variant, **whole), out=folder, method="flap", repair=repair, ratio=0.3,
+        granularity="channel", align=1, samples=6, length=16, calibration=str(text_file),
+        evaluate="none",
+    )  # fmt: skip
     done = secateur.export_model(folder, to="deci", out=tmp_path / "out")
     with torch.no_grad():
         found = deci_logits(done.out)

@@ -22,14 +22,14 @@ from secateur.gguf_types import BLOCKS
 @pytest.fixture
 def few_bits(
     tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
-) -> Callable[[int, int], Path]:
+) -> Callable[..., Path]:
     """A folder whose linears are in so many bits, so many columns a group."""
 
-    def make(bits: int, group: int) -> Path:
+    def make(bits: int, group: int, variant: str = "llama-gqa") -> Path:
         common: dict[str, Any] = {"length": 16, "evaluate": "none", "prompts": 0}
         secateur.prune(
-            tiny_folder(**BROAD), out=tmp_path / "cut", method="magnitude", ratio=0.2, align=1,
-            samples=4, calibration=str(text_file), **common,
+            tiny_folder(variant, **BROAD), out=tmp_path / "cut", method="magnitude", ratio=0.2,
+            align=1, samples=4, calibration=str(text_file), **common,
         )  # fmt: skip
         secateur.recover(
             tmp_path / "cut", out=tmp_path / "small", recipe="groupwise", bits=bits, group=group,
@@ -42,7 +42,7 @@ def few_bits(
 
 @pytest.mark.parametrize(("bits", "kind"), [(4, "q4_1"), (5, "q5_1")])
 def test_few_bits_are_written_as_they_are(
-    bits: int, kind: str, few_bits: Callable[[int, int], Path], tmp_path: Path
+    bits: int, kind: str, few_bits: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Codes, scales and zeros of a groupwise recovery are blocks of llama.cpp, to the bit."""
     small = few_bits(bits, 64)
@@ -67,8 +67,34 @@ def test_few_bits_are_written_as_they_are(
     assert written(small, tmp_path / "again", type="f32").name.endswith("-f32.gguf")
 
 
+def test_few_bits_of_stacked_linears_are_written_one_by_one(
+    few_bits: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Phi-3's q, k and v are one weight, and gate and up another."""
+    small = few_bits(4, 32, "phi3")
+    file = written(small, tmp_path / "out", type=None)
+    opened = secateur.open_model(small)
+    tensors = {one.name: one for one in gguf.GGUFReader(file).tensors}
+    for layer in range(3):
+        stacked = {
+            name: opened.codes[f"model.layers.{layer}.{name}.weight"]().weight(torch.float32)
+            for name in ("self_attn.qkv_proj", "mlp.gate_up_proj")
+        }
+        back = {}
+        for name in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"):
+            found = tensors[f"blk.{layer}.{name}.weight"]
+            assert found.tensor_type.name == "Q4_1"
+            back[name] = torch.tensor(gguf.quants.dequantize(found.data, found.tensor_type))
+            if name in ("attn_q", "attn_k"):
+                back[name] = uninterleaved(back[name], 16)
+        parts = [back[name] for name in ("attn_q", "attn_k", "attn_v")]
+        assert torch.equal(torch.cat(parts), stacked["self_attn.qkv_proj"])
+        parts = [back[name] for name in ("ffn_gate", "ffn_up")]
+        assert torch.equal(torch.cat(parts), stacked["mlp.gate_up_proj"])
+
+
 def test_an_adapter_over_few_bits_is_not_lost(
-    few_bits: Callable[[int, int], Path], tmp_path: Path
+    few_bits: Callable[..., Path], tmp_path: Path
 ) -> None:
     peft = pytest.importorskip("peft")
     small = few_bits(4, 32)
@@ -168,7 +194,7 @@ def test_a_disk_that_fills_up_is_told_as_such(
 
 
 def test_few_bits_of_a_bf16_folder_are_what_they_stand_for(
-    few_bits: Callable[[int, int], Path], tmp_path: Path
+    few_bits: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The view rounds them to the dtype of the checkpoint, and the file does not."""
     small = few_bits(4, 32)

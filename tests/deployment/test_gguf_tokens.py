@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from tokenizers import (
+    AddedToken,
     Regex,
     Tokenizer,
     decoders,
@@ -107,3 +108,15 @@ def test_one_chat_template_is_written_and_what_is_left_out_is_told() -> None:
         assert vocabulary(tokenizer, 259).template == "{{ one }}"
     assert any("several chat templates" in one for one in told.notes)
     assert any(one.startswith("1 added tokens are left out") for one in told.notes)
+
+
+def test_added_tokens_that_take_spaces_are_told() -> None:
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = byte_level(level)
+    with telling(None) as told:
+        vocabulary(tokenizer, 300)
+    assert not told.notes
+    tokenizer.add_tokens([AddedToken("<|user|>", rstrip=True, special=True)])
+    with telling(None) as told:
+        vocabulary(tokenizer, 300)
+    assert [note.startswith("1 added tokens take the spaces") for note in told.notes] == [True]

@@ -80,7 +80,7 @@ def check_equal(folder: Path, file: Path, ids: list[int], error: float = 1e-3) -
 
 @pytest.mark.parametrize(
     "variant",
-    ["llama-gqa", "llama-mqa", "llama-biased", "llama-tied", "mistral-mha", "qwen2-gqa"],
+    ["llama-gqa", "llama-mqa", "llama-biased", "llama-tied", "mistral-mha", "qwen2-gqa", "phi3"],
 )
 @pytest.mark.parametrize("way", ["dense", "bias", "refit", "blocks"])
 def test_random_models_of_several_widths(
@@ -90,7 +90,8 @@ def test_random_models_of_several_widths(
     text_file: Path,
     tmp_path: Path,
 ) -> None:
-    folder = tiny_folder(variant, max_position_embeddings=128)
+    whole = {"sliding_window": None} if variant == "phi3" else {}
+    folder = tiny_folder(variant, max_position_embeddings=128, **whole)
     if way != "dense":
         deep = {"granularity": "attention_block,mlp_block", "search": "AL-AM", "repair": "none"}
         how = deep if way == "blocks" else {"repair": way}

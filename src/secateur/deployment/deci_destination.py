@@ -8,6 +8,7 @@ vllm/model_executor/models/nemotron_nas.py, vLLM 0.32.
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from ..models import OpenModel
 from . import configuration_deci
 from .destinations import Asked, Written, destination
 from .layers import DOWN, GATE, UP, K, O, Q, Sizes, V, family_of, layer_sizes
+from .stacked import unstacked
 
 # Families whose layers compute what a Llama's do.
-_FAMILIES = ("llama", "mistral", "qwen2")
+_FAMILIES = ("llama", "mistral", "phi3", "qwen2")
 # What only the form that we write has, and what DeciLM says otherwise.
 _OWN = ("per_layer_config", "pruned_modules", "allow_global_per_layer_attribute_access")
 _LINEARS = {"attention_bias": (Q, K, V, O), "mlp_bias": (GATE, UP, DOWN)}
@@ -38,6 +40,7 @@ def deci(folder: Path, asked: Asked) -> Written:
     opened = asked.opened
     _check_family(opened)
     form = whole_form(opened)
+    form = replace(form, weights=unstacked(replace(opened, weights=form.weights)).weights)
     shapes = {name: spec.shape for name, spec in form.weights.specs.items()}
     head_dim = opened.family.head_dim(opened.config)
     sizes = layer_sizes(shapes, int(form.config["num_hidden_layers"]), head_dim)

@@ -47,6 +47,7 @@ DECI = Architecture("deci", interleaved=True, biases=_EVERY, varied=True, factor
 ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
     "llama": (_LLAMA, DECI),
     "mistral": (_LLAMA, DECI),
+    "phi3": (_LLAMA, DECI),  # with its linears one by one
     "qwen2": (Architecture("qwen2", square=True), DECI),
     "qwen3": (Architecture("qwen3"),),
     "gemma3_text": (

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .gguf_fields import write_sizes, write_vocabulary
 from .gguf_layout import Layout, layout_of
 from .gguf_quantise import K_KINDS, check_quantiser, quantised
 from .gguf_tensors import Entry, arrays, declared, entries, exact_kind, filled_sizes, formatted
+from .stacked import unstacked
 
 # By the name that is typed: the format of the rows, and llama.cpp's number of it.
 PLAIN = {
@@ -54,6 +56,7 @@ def _default(opened: OpenModel) -> str:
 def gguf(folder: Path, asked: Asked) -> Written:
     """Write NAME-KIND.gguf, and a Modelfile beside it."""
     check_quantiser(asked.kind)
+    asked = replace(asked, opened=unstacked(asked.opened))
     layout = layout_of(asked.opened, asked.tokenizer)
     file = folder / f"{asked.stem}.gguf"
     if asked.kind in K_KINDS:

@@ -69,6 +69,8 @@ def vocabulary(tokenizer: Any, rows: int) -> Vocabulary:
     }
     if beyond := sum(added["id"] >= rows for added in raw["added_tokens"]):
         note(f"{beyond} added tokens are left out: the model has embeddings for {rows:,} tokens")
+    if taking := sum(added["lstrip"] or added["rstrip"] for added in raw["added_tokens"]):
+        note(f"{taking} added tokens take the spaces beside them; in llama.cpp those stay")
     if model.get("byte_fallback"):
         unknown = model["vocab"].get(model.get("unk_token"))
         for number, token in enumerate(tokens):
