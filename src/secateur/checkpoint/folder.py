@@ -127,13 +127,14 @@ def _refuse(place: Place, force: bool, ended: bool = False) -> None:
             f"{path} exists, and is whole: a run that was killed had come to its end.\n"
             "Use it, or add --force to make it anew."
         )
-    if not force:
-        raise SecateurError(f"{path} exists. Choose another --out, or add --force to replace it.")
     if not written_by_us(path):
+        why = " will not replace it" if force else " would not replace it"
         raise SecateurError(
-            f"{path} is not a model folder that Secateur wrote, so --force will not replace it."
+            f"{path} exists and is not a model folder that Secateur wrote, so --force{why}."
             " Choose another --out."
         )
+    if not force:
+        raise SecateurError(f"{path} exists. Choose another --out, or add --force to replace it.")
     other = foreign(path, place.own if place.inside else ())
     if other is not None:
         raise SecateurError(
