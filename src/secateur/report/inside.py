@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .facts import text
-from .kinds import kind_name
+from .kinds import kind_name, scored_name
 from .outcome import perplexities
 from .parts import Section, Table, cell, percent, short
 from .plots import blend_plot, recovery_plot, repair_plots, scores_plots, spread_plot
@@ -25,7 +25,7 @@ def importance(report: Report) -> Section:
         "importance-by-layer", "Importance by layer", sentence, report.importance, "score of a unit"
     )
     rows = [
-        [cell("all" if s.layer is None else s.layer), cell(kind_name(s.kind)),
+        [cell("all" if s.layer is None else s.layer), cell(scored_name(s.kind)),
          *(cell(s.quantiles[n], short(s.quantiles[n])) for n in (1, 3, 5)),
          cell(sum(s.stay), f"{sum(s.stay):,}"), cell(sum(s.go), f"{sum(s.go):,}")]
         for s in report.importance
@@ -38,7 +38,7 @@ def importance(report: Report) -> Section:
     return Section(
         "importance",
         title,
-        "A score says how much a unit matters to the model: the larger, the rather it stays.",
+        "A score says how much a unit matters to the model; the units with the lowest go first.",
         [spread, *scores_plots(report.importance)],
         [table],
     )
@@ -88,7 +88,7 @@ def stability(report: Report) -> Section:
     rows = [
         [
             cell(s.layer),
-            cell(kind_name(s.kind)),
+            cell(scored_name(s.kind)),
             *(cell(s.quantiles[n], short(s.quantiles[n])) for n in (1, 3, 5)),
         ]
         for s in report.stability
@@ -108,7 +108,8 @@ def repair(report: Report) -> Section:
         return Section("repair", title, "No linear was fitted anew: --repair refit does.")
     sentence = (
         "The error that the cut left in each layer's output (open) and after the repair (filled),"
-        " on held-out windows: the longer the line, the more the repair brought back."
+        " on held-out windows: the longer the line, the more the repair brought back. What layers"
+        " below lost is a part of it, so that one that lost nothing itself has an error too."
     )
     rows = [
         [
@@ -162,7 +163,7 @@ def recovery(report: Report) -> Section:
         Table("Loss, nats a token", ("step", "training examples", "held-out examples"), checks)
     ]
     if done.perplexity:
-        columns = ("window, tokens", "predicted tokens", "before the training", "after it", "times")
+        columns = ("window, tokens", "before the training", "after it", "times", "predicted tokens")
         tables.insert(
             0,
             Table(

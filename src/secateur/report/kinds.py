@@ -12,8 +12,15 @@ KINDS = {
     "layer": "layers",
     "hidden": "channels of the residual stream",
 }
+# What has a score of its own: heads that share keys and values have one together.
+_SCORED = KINDS | {"kv_group": "KV groups"}
 
 
 def kind_name(granularity: str) -> str:
     """Several such units."""
     return KINDS.get(granularity, granularity)
+
+
+def scored_name(granularity: str) -> str:
+    """Several units that have one score each."""
+    return _SCORED.get(granularity, granularity)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .kinds import kind_name
+from .kinds import kind_name, scored_name
 from .plotting import Plot, Spec, beside, colour, layer, layers_axis, magnitude, number, spec, told
 from .value import Blend, Cut, Place, Recovery, Report, Scores, Stability, Way
 
@@ -94,7 +94,6 @@ def contest_plot(ways: Sequence[Way], sentence: str) -> Plot:
             "way": f"{one.importance}, {searched(one, ways)}",
             "repair": one.repair,
             "KL": one.divergence,
-            "nothing": 0,
             "fitted on": f"{one.windows:,} windows",
         }
         for one in ways
@@ -104,7 +103,7 @@ def contest_plot(ways: Sequence[Way], sentence: str) -> Plot:
     points = layer(
         rows,
         {"type": "point", "filled": True, "size": 110, "opacity": 1},
-        x=number("KL", "KL to dense, nats a token", zero=True),
+        x=magnitude("KL", "KL to dense, nats", [row["KL"] for row in rows]),
         y={
             "field": "way",
             "type": "nominal",
@@ -112,7 +111,10 @@ def contest_plot(ways: Sequence[Way], sentence: str) -> Plot:
             "sort": None,
             "axis": {"labelLimit": 150, "grid": True},
         },
-        color=colour("fitted on", list(dict.fromkeys(row["fitted on"] for row in rows))),
+        color={
+            **colour("fitted on", list(dict.fromkeys(row["fitted on"] for row in rows))),
+            "legend": {"columns": 1},
+        },
         tooltip=told(
             ("way", "score, search"), ("repair", "repair"), ("fitted on", "fitted on"),
             ("KL", "KL, nats a token", ".4f"),
@@ -142,7 +144,7 @@ def scores_plots(scores: Sequence[Scores]) -> list[Plot]:
             "rect",
             x=magnitude("from", "score of a unit", edges, domain=[edges[0], edges[-1]]),
             x2={"field": "to"},
-            y=number("low", f"number of {kind_name(kind)}"),
+            y=number("low", f"number of {scored_name(kind)}"),
             y2={"field": "high"},
             color=colour("what", [STAYS, GOES], ["var(--c1)", "var(--c2)"]),
             tooltip=told(
@@ -151,13 +153,13 @@ def scores_plots(scores: Sequence[Scores]) -> list[Plot]:
             ),
         )  # fmt: skip
         sentence = (
-            f"How many {kind_name(kind)} have which score, all layers together: to the right is"
+            f"How many {scored_name(kind)} have which score, all layers together: to the right is"
             " what matters most. Where both colours stand over one score, the score alone did not"
             " decide: what a unit costs did too, or how much its layer may lose."
         )
         name = f"importance-{kind.replace('_', '-')}"
         plots.append(
-            Plot(name, f"Importance of {kind_name(kind)}", sentence, spec([bars], height=220))
+            Plot(name, f"Importance of {scored_name(kind)}", sentence, spec([bars], height=220))
         )
     return plots
 
@@ -179,7 +181,7 @@ def spread_plot(
         low, quarter, median, upper, high = one.quantiles[1:6]
         rows.append(
             {
-                "layer": one.layer, "units": kind_name(one.kind),
+                "layer": one.layer, "units": scored_name(one.kind),
                 "place": one.layer + (left + right) / 2,
                 "low": low, "quarter": quarter, "median": median, "upper": upper, "high": high,
             }
@@ -187,7 +189,7 @@ def spread_plot(
     axis = magnitude("low", what, [row[end] for row in rows for end in ("low", "high")])
     shared: Spec = {
         "x": layers_axis("place", layers_in(places)),
-        "color": colour("units", [kind_name(kind) for kind in kinds]),
+        "color": colour("units", [scored_name(kind) for kind in kinds]),
         "tooltip": told(
             ("layer", "layer"), ("units", "units"), ("low", "5% are below", ".3g"),
             ("quarter", "25%", ".3g"), ("median", "median", ".3g"), ("upper", "75%", ".3g"),
