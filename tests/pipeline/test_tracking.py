@@ -104,6 +104,7 @@ def test_other_trackers_get_the_same(
     fake = Fake(kind)
     monkeypatch.setitem(sys.modules, kind, fake)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: True)
     track = tracking.track_of(kind, tmp_path / "logs")
     with telling(), tracking.curves(track, "lora-1", {"seed": 3, "data": None}):
         draw(1, loss=2.0, rate=0.5)
@@ -154,3 +155,14 @@ def test_what_cannot_be_tracked_is_refused_before_the_work(
         assert says in said
         assert said.count("\n") <= 2
     assert not list(tmp_path.iterdir())
+
+
+def test_mlflow_without_its_database_is_refused_where_no_server_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking, "find_spec", lambda name: name == "mlflow" or None)
+    with pytest.raises(secateur.SecateurError, match="Type: pip install mlflow"):
+        tracking.track_of("mlflow", tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert tracking.track_of("mlflow", tmp_path) is not None

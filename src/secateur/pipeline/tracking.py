@@ -73,7 +73,7 @@ def track_of(kind: str | None, logs: Path | None) -> Track | None:
     if kind is None:
         return None
     tracker = choose("tracker", kind, TRACKERS)
-    if find_spec(tracker.package) is None:
+    if find_spec(tracker.package) is None or _is_skinny(kind):
         raise SecateurError(
             f"--track {kind} needs the package {tracker.package}.\n"
             f"Type: pip install {tracker.package}"
@@ -81,6 +81,12 @@ def track_of(kind: str | None, logs: Path | None) -> Track | None:
     if logs is None:
         raise SecateurError("--track keeps its logs beside --out.\nAdd --out DIR")
     return Track(kind, logs.absolute())
+
+
+def _is_skinny(kind: str) -> bool:
+    """Whether it is mlflow-skinny, which writes to a server alone, and none was named."""
+    named = "MLFLOW_TRACKING_URI" in os.environ
+    return kind == "mlflow" and not named and find_spec("sqlalchemy") is None
 
 
 def logs_beside(out: Path | None) -> Path | None:
