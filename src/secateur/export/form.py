@@ -21,20 +21,14 @@ from ..checkpoint import TensorSpec, View, zero_filled
 from ..modeling_secateur import OWN_KEYS, PREFIX
 from ..models import Family, OpenModel, auto_classes, empty_model, reverted
 from ..models.fitted import expected
-from ..structure import Axis, Blocks, Plan, Structure
+from ..structure import Plan, Structure
 from .kinds import Attributes, carried, plain_values, size_attributes
 from .layers import renamed_axes, renumbered, without_layers
-from .skeleton import lenient_config, lenient_skeleton, skeleton
+from .modules import absent_modules, follow, keep_slopes, resized
+from .sizes import config_widths, hidden_width, kept_layers
+from .skeleton import lenient_skeleton, skeleton
 
 _BIAS_FLAGS = ("attention_bias", "mlp_bias")
-# By coupling and letter, the config attributes that may count it: the first that a config has.
-_WIDTHS: dict[str, dict[str, tuple[str, ...]]] = {
-    "mlp": {"I": ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")},
-    "experts": {
-        "I": ("moe_intermediate_size", "intermediate_size"),
-        "E": ("num_local_experts", "num_experts"),
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -93,11 +87,11 @@ def pruned_form(
         structure = renumbered(family, gone, structure)
         plan = replace(plan, keep=renamed_axes(gone, plan.keep))
     layers = kept_layers(family, structure, plan)
-    widths = {layer: _config_widths(family, base, sizes) for layer, sizes in layers.items()}
-    width = _hidden_width(structure, plan)
+    widths = {layer: config_widths(family, base, sizes) for layer, sizes in layers.items()}
+    width = hidden_width(structure, plan)
     stays = carried(family, earlier)
     absent = {path: dict(sizes) for path, sizes in earlier.items() if "absent" in sizes}
-    absent |= _absent(family, structure, plan)
+    absent |= absent_modules(family, structure, plan)
     why = "its weights are in few bits" if own else _no_stock(family, width, stays)
     if not why and absent:
         why = "whole attention or MLP blocks are gone, which the class has in every layer"
@@ -106,11 +100,11 @@ def pruned_form(
         return stock
     base, dense = _bounded(family, base, widths, weights)
     base_config: Any = dense.config
-    pruned = _resized(dense, weights.specs) | absent
+    pruned = resized(dense, weights.specs) | absent
     hidden = {"D": width.get("hidden_size", int(base_config.hidden_size))}
     for layer in range(base_config.num_hidden_layers):
-        _follow(family, dense, pruned, layer, layers.get(layer, {}), hidden)
-        _keep_slopes(family, pruned, earlier, structure, plan, layer)
+        follow(family, dense, pruned, layer, layers.get(layer, {}), hidden)
+        keep_slopes(family, pruned, earlier, structure, plan, layer)
     for path, values in stays.items():
         sizes = pruned.setdefault(path, {})
         sizes["attributes"] = {**values, **sizes.get("attributes", {})}
@@ -262,178 +256,6 @@ def _own(
         "pruned_modules": pruned_modules,
     }
     return Form(config, weights, stock=False)
-
-
-def _resized(dense: nn.Module, specs: Mapping[str, TensorSpec]) -> dict[str, dict[str, Any]]:
-    """The modules with a parameter whose shape differs from what the stock class builds."""
-    resized: dict[str, dict[str, Any]] = {}
-    for path, module in dense.named_modules():
-        shapes: dict[str, list[int]] = {}
-        for name, parameter in module._parameters.items():
-            spec = specs.get(f"{path}.{name}")
-            if spec is not None and (parameter is None or tuple(parameter.shape) != spec.shape):
-                shapes[name] = list(spec.shape)
-        if shapes:
-            resized[path] = {"shapes": shapes}
-            widths = _shape_attributes(module, shapes.get("weight"))
-            if widths:
-                resized[path]["attributes"] = widths
-    return resized
-
-
-def _shape_attributes(module: Any, shape: list[int] | None) -> dict[str, Any]:
-    """The attributes of a module that say its weight's shape, where they change."""
-    if shape is None:
-        return {}
-    if hasattr(module, "normalized_shape"):
-        return {"normalized_shape": shape}
-    for names in (
-        ("out_features", "in_features"),
-        ("nx", "nf"),
-        ("num_embeddings", "embedding_dim"),
-    ):
-        if hasattr(module, names[0]):
-            pairs = zip(names, shape, strict=True)
-            return {name: size for name, size in pairs if getattr(module, name) != size}
-    return {}
-
-
-def _hidden_width(structure: Structure, plan: Plan) -> dict[str, int]:
-    """The config's hidden_size, if the plan makes it smaller."""
-    for axis in structure.axes:
-        if axis.kind == "hidden" and plan.removed(axis):
-            return {"hidden_size": len(plan.kept(axis))}
-    return {}
-
-
-def _absent(family: Family, structure: Structure, plan: Plan) -> dict[str, dict[str, Any]]:
-    """The modules that the plan removes whole."""
-    gone = [axis for axis in structure.axes if axis.floor == 0 and plan.removed(axis)]
-    return {
-        _common([member.module for member in axis.members]): {"absent": family.blocks[axis.kind]}
-        for axis in gone
-        if axis.kind in family.blocks
-    }
-
-
-def _common(modules: list[str]) -> str:
-    """The module that all of these lie in."""
-    paths = [module.split(".") for module in modules]
-    shared = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
-    # A block of one linear is its parent's: nothing but the block lies in there.
-    return ".".join(shared[:-1] if len(set(modules)) == 1 else shared)
-
-
-def kept_layers(
-    family: Family, structure: Structure, plan: Plan
-) -> dict[int, dict[str, dict[str, int]]]:
-    """By layer and coupling, the values of the layout's letters that the kept units add up to."""
-    layers: dict[int, dict[str, dict[str, int]]] = {}
-    for axis in structure.axes:
-        if not axis.size or axis.layer < 0:
-            continue
-        sizes = layers.setdefault(axis.layer, {})
-        kept = plan.kept(axis)
-        name = axis.name.rpartition(".")[2]
-        if axis.size == "K":
-            sizes.setdefault("attention", {"K": len(kept), "r": axis.per_unit})
-            sizes["attention"]["K"] = len(kept)
-        elif axis.size == "r":
-            attention = sizes.setdefault("attention", {"K": axis.groups})
-            attention["r"] = _kept_heads(structure, plan, axis, attention["K"])
-        elif axis.size == "I":
-            sizes.setdefault(name, {})["I"] = len(kept) // axis.groups
-            sizes[name].setdefault("E", axis.groups)
-        elif axis.size == "E":
-            sizes.setdefault("experts", {})["E"] = len(kept)
-    return layers
-
-
-def _kept_heads(structure: Structure, plan: Plan, axis: Axis, groups: int) -> int:
-    """Query heads of a kept KV group, where groups and heads may both go."""
-    whole = structure.by_name.get(f"layers.{axis.layer}.attention")
-    kept_groups = set(plan.kept(whole)) if whole is not None else set(range(axis.groups))
-    per_group = axis.units // axis.groups
-    return sum(unit // per_group in kept_groups for unit in plan.kept(axis)) // max(groups, 1)
-
-
-def _config_widths(
-    family: Family, base: Mapping[str, Any], sizes: Mapping[str, Mapping[str, int]]
-) -> dict[str, int]:
-    """The config's own attributes for one layer's sizes."""
-    stock = getattr(transformers, family.config)
-    names = getattr(stock, "attribute_map", None) or {}
-    known = lenient_config(family, base).to_dict()
-    widths: dict[str, int] = {}
-    attention = sizes.get("attention", {})
-    if "r" in attention:
-        widths["num_attention_heads"] = attention["K"] * attention["r"]
-    if "K" in attention and isinstance(family.kv_heads, str):
-        widths[family.kv_heads] = attention["K"]
-    for coupling, candidates in _WIDTHS.items():
-        for letter, attributes in candidates.items():
-            size = sizes.get(coupling, {}).get(letter)
-            attribute = next((name for name in attributes if name in known), None)
-            if size is not None and attribute is not None:
-                widths[attribute] = size
-    return {names.get(name, name): size for name, size in widths.items()}
-
-
-def _follow(
-    family: Family,
-    dense: Any,
-    pruned: dict[str, dict[str, Any]],
-    layer: int,
-    sizes: Mapping[str, Mapping[str, int]],
-    hidden: Mapping[str, int],
-) -> None:
-    """Note the attributes of modules that no longer hold."""
-    for module, attribute, size in family.follow:
-        path = f"{family.layers}.{layer}.{module}"
-        values = {"d": family.head_dim(dense.config), **hidden}
-        for coupling in ("attention",) if size.letters & {"K", "r"} else ("mlp", "experts"):
-            values |= sizes.get(coupling, {})
-        try:
-            now: Any = dense.get_submodule(path)
-            for name in attribute.split("."):
-                now = getattr(now, name)
-        except AttributeError:
-            continue
-        if size.letters <= values.keys() and now != size.at(values):
-            attributes = pruned.setdefault(path, {}).setdefault("attributes", {})
-            attributes[attribute] = size.at(values)
-
-
-def _keep_slopes(
-    family: Family,
-    pruned: dict[str, dict[str, Any]],
-    earlier: Mapping[str, Any],
-    structure: Structure,
-    plan: Plan,
-    layer: int,
-) -> None:
-    """Note which of the original heads are left, for arguments with one row a head."""
-    for module, arguments in family.slopes:
-        path = f"{family.layers}.{layer}.{module}"
-        heads = earlier.get(path, {}).get("heads")
-        before: list[int] | None = heads["kept"] if heads else None
-        total = heads["of"] if heads else 0
-        # KV groups and query heads both count heads; a whole block does not
-        here = [a for a in structure.axes if a.layer == layer and a.size in ("K", "r")]
-        if here:
-            count = here[0].units * here[0].per_unit
-            before, total = before or list(range(count)), total or count
-            stays = set(range(count))
-            for axis in here:
-                blocks = Blocks(0, axis.per_unit, axis.per_unit)
-                stays &= set(blocks.indices(plan.kept_tensor(axis)).flatten().tolist())
-            before = [before[head] for head in sorted(stays)]
-        if before is not None and len(before) != total:
-            pruned.setdefault(path, {})["heads"] = {
-                "of": total,
-                "kept": before,
-                "arguments": list(arguments),
-            }
 
 
 def _bias_flags(base: Mapping[str, Any]) -> list[dict[str, bool]]:
