@@ -74,16 +74,15 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
 def benchmark(work: Path, repeats: int) -> dict[str, Any]:
     """Build once, prune by each method `repeats` times."""
     in_fresh_process("build", work, __file__)
-    reports = {
-        name: [in_fresh_process(name, work, __file__) for _ in range(repeats)] for name in METHODS
-    }
-    found = {name: measured(own, LIMIT) for name, own in reports.items()}
-    for name, own in found.items():
-        total = own["above imports"]["total"]
-        print(f"{name}: {own['peak'] / 1e9:.2f} GB, {total['seconds']['median']:.0f} s", flush=True)
+    found, about = {}, {}
+    for name in METHODS:
+        reports = [in_fresh_process(name, work, __file__) for _ in range(repeats)]
+        found[name], about = measured(reports, LIMIT), surroundings(reports)
+        seconds = found[name]["above imports"]["total"]["seconds"]["median"]
+        print(f"{name}: {found[name]['peak'] / 1e9:.2f} GB, {seconds:.0f} s", flush=True)
     worst = max(found.values(), key=lambda own: float(own["peak"]))
     return {
-        **surroundings(reports["flap"]),
+        **about,
         "model": vars(SHAPE) | {"bytes": SHAPE.bytes, "bytes of a layer": LAYER},
         "windows": WINDOWS,
         "tokens": TOKENS,
