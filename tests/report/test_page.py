@@ -19,7 +19,7 @@ from secateur.errors import SecateurError
 from secateur.models import open_model
 from secateur.pipeline import Comparison, redraw
 from secateur.pipeline.reporting import scores_of, stability_of
-from secateur.report import Report, Row, page, read_report
+from secateur.report import Average, Report, Row, page, read_report
 from secateur.report.comparing import winner
 from secateur.report.facts import facts, headline, lost_most
 from secateur.report.page import html
@@ -206,10 +206,9 @@ def test_layers_that_lost_alike_are_not_ranked() -> None:
 
 
 def test_who_removed_less_does_not_win_by_that() -> None:
-    def row(removed: float, after: float | None) -> Row:
-        return Row.model_validate(
-            {**ROW, "removed": removed, "perplexity": [{**PERPLEXITY[0], "after": after}]}
-        )
+    def row(removed: float, after: float | None) -> Average:
+        perplexity = [{**PERPLEXITY[0], "after": after}]
+        return Average((Row(**{**ROW, "removed": removed, "perplexity": perplexity}),))
 
     worse, less, more = row(0.2, 9.0), row(0.15, 2.1), row(0.2, 3.0)
     assert winner([worse, less, more]) is more
@@ -357,7 +356,8 @@ def test_a_run_outlives_its_report(
 
 def test_a_comparison_without_perplexity_still_has_a_page(tmp_path: Path, no_library: None) -> None:
     row = {
-        "method": "a", "repair": "none", "ratio": 0.2, "removed": 0.2, "parameters": 9,
+        "model": "m", "method": "a", "repair": "none", "ratio": 0.2, "removed": 0.2,
+        "parameters": 9,
         "stock": True, "seconds": 1.0, "bytes_each": 4, "perplexity": [], "seed": 0,
         "calibration": None, "evaluation": None,
     }  # fmt: skip

@@ -255,7 +255,7 @@ def compare_command(
     from ..checkpoint import new_folder
     from ..pipeline import Comparison, compare, keeping_passes
     from ..pipeline.tracking import logs_beside, track_of
-    from ..report import comparison_columns, comparison_row, write_comparison
+    from ..report import comparison_table, write_comparison
 
     quiet_transformers()
     logs = logs_beside(None if out is None else expanded(out, "--out"))
@@ -280,9 +280,9 @@ def compare_command(
         if as_json:
             print_json({"model": model, "rows": rows})
         else:  # whatever becomes of the files
-            table(f"{model} pruned", comparison_columns(rows), map(comparison_row, rows))
+            table(f"{model} pruned", *comparison_table(rows))
         if folder is not None:
-            write_comparison(folder, model, rows)
+            write_comparison(folder, rows)
             found.write_report(folder, rows)
     if out and not as_json:
         say(f"{out}")
