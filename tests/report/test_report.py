@@ -11,7 +11,7 @@ from secateur.report import cut_words
 from secateur.report.averages import averages, row_of
 from secateur.report.blends import blend_chart, blend_rows, blends_of
 from secateur.report.comparison import Trial, chart, trial_columns, trial_row
-from secateur.report.tables import _csv, comparison_table
+from secateur.report.tables import _csv, comparison_tables
 from secateur.structure import Plan
 
 DENSE = Trial("not pruned", 0.0, 0.0, {128: 10.0, 512: 9.0}, 5.0, 0.0)
@@ -64,7 +64,7 @@ def test_a_comparison_says_which_rows_are_stock() -> None:
         }
         for stock in (True, False)
     ]  # fmt: skip
-    columns, lines = comparison_table(rows)
+    ((_, columns, lines),) = comparison_tables(rows)
     assert [line[columns.index("form")] for line in lines] == ["stock", "custom"]
     table = _csv(averages(map(row_of, rows)))
     assert [line.rsplit(",", 1)[1] for line in table.splitlines()] == [

@@ -20,6 +20,7 @@ from .recovering import Recovery, recover
 from .reporting import redraw
 from .result import Result
 from .scoring import scores
+from .sweeping import Sweep, sweep
 
 __all__ = [
     "Bench",
@@ -31,6 +32,7 @@ __all__ = [
     "Exported",
     "Recovery",
     "Result",
+    "Sweep",
     "added_biases",
     "apply",
     "bench",
@@ -51,4 +53,5 @@ __all__ = [
     "recover",
     "redraw",
     "scores",
+    "sweep",
 ]

@@ -31,7 +31,7 @@ from .summary import (
     number_rows,
     plan_difference,
 )
-from .tables import comparison_table, write_comparison
+from .tables import comparison_tables, write_comparison
 from .value import (
     QUANTILES,
     Blend,

@@ -7,7 +7,7 @@ of the n runs that differ in nothing but their seed; of one run there is no devi
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .summary import form_word
@@ -31,8 +31,9 @@ class Spread:
         """Both for people: `14.21 ± 0.33`."""
         if self.mean is None:
             return "not finite"
-        behind = "" if self.deviation is None else f" ± {self.deviation:{shown}}"
-        return f"{self.mean:{shown}}{behind}"
+        if self.deviation is None:
+            return f"{self.mean:{shown}}"
+        return f"{self.mean:{shown}} ± {self.deviation or 0:{shown if self.deviation else ''}}"
 
     def to_json(self) -> dict[str, float | None]:
         """Both for programs."""
@@ -108,8 +109,10 @@ class Average:
         return spread(one.after for one in self._at(window))
 
     def at(self, window: int, *, before: bool = False) -> str:
-        """The same for people; nothing, if there is none."""
+        """The same for people; nothing, if there is none. Seeds may leave the dense model alone."""
         found = self.before(window) if before else self.after(window)
+        if before and found.deviation == 0:
+            found = replace(found, deviation=None)
         return found.text() if found.count else ""
 
     def _at(self, window: int) -> list[Perplexity]:

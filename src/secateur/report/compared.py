@@ -33,14 +33,15 @@ def quality_of_all(report: Report, *, static: bool) -> Section:
 
 
 def _lead(report: Report, models: dict[str, list[Average]]) -> str:
+    several = len(models) > 1
     dense = [
-        f"{f'{model}: ' if len(models) > 1 else ''}{_dense(own[0])}"
+        f"{model if several else 'The dense model'} has {_dense(own[0])}{' when dense' * several}"
         for model, own in models.items()
     ]
     over = several_seeds([one for own in models.values() for one in own])
     how = " Numbers are means over seeds, a standard deviation behind \N{PLUS-MINUS SIGN}." * over
     return (
-        f"{report.evaluated_on} The dense model has {'; '.join(dense)}.{how} Marked is, at each"
+        f"{report.evaluated_on} {'; '.join(dense)}.{how} Marked is, at each"
         " ratio, the method whose loss rose least for what it removed (log of perplexity over"
         " dense, by the square of the share). Weights are counted, not written; times leave out"
         " what all methods share."
@@ -121,17 +122,18 @@ def left_out(report: Report) -> list[Section]:
     """The runs that made no row, and why; no section, if all did."""
     if not report.left_out:
         return []
-    rows = [
-        [cell(one.model), cell(one.method), cell(one.repair), cell(one.ratio, f"{one.ratio:.0%}"),
-         cell(one.seed), cell("its process died" if one.died else "refused"), cell(one.why)]
-        for one in report.left_out
-    ]  # fmt: skip
-    columns = ("model", "method", "repair", "ratio", "seed", "what happened", "why")
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for one in report.left_out:
+        repair = "" if one.repair in ("", "none") else f" + {one.repair}"
+        run = f"{one.model}: {one.method}{repair} at {one.ratio:.0%}"
+        why = f"{'' if one.died else 'refused: '}{' '.join(one.why.split())}"
+        seeds.setdefault((run, why), []).append(str(one.seed))
+    rows = [[cell(f"{run}, seed {', '.join(own)}"), cell(why)] for (run, why), own in seeds.items()]
     lead = (
         "These are in no mean above. What was refused is bad input, and stays so until it is"
         " changed; what died is tried again when the same command is typed again."
     )
-    table = Table("Runs without a row", columns, rows, open=True)
+    table = Table("Runs without a row", ("run", "why"), rows, open=True)
     return [Section("left-out", "What was left out", lead, [], [table])]
 
 

@@ -187,13 +187,20 @@ def _victories(report: Report) -> list[Fact]:
 
 
 def _won_on(model: str, means: Sequence[Average]) -> Fact:
-    each = [_won(at(means, ratio), f"{ratio:.0%}") for ratio in ratios(means)]
-    if any(fact.command for fact in each):
+    """Who won on one of several models, at all ratios."""
+    best = [(ratio, winner(at(means, ratio))) for ratio in ratios(means)]
+    won = [(ratio, one) for ratio, one in best if one is not None]
+    if not won:
         return Fact(f"Best on {model}?", "Not measured", "name a text", NAME_TEXT)
-    answers = list(dict.fromkeys(fact.answer for fact in each))
-    answer = answers[0] if len(answers) == 1 else _by_ratio(means)
-    detail = ". ".join(f"At {fact.question} {fact.answer}, {fact.detail}" for fact in each)
-    return Fact(f"Best on {model}?", answer, detail)
+    names = list(dict.fromkeys(one.label for _, one in won))
+    first = won[0][1]
+    window = first.windows[0]
+    after = "; ".join(f"{one.at(window)} at {ratio:.0%}" for ratio, one in won)
+    return Fact(
+        f"Best on {model}?",
+        names[0] if len(names) == 1 else _by_ratio(means),
+        f"perplexity {first.at(window, before=True)}, then {after}; windows of {window:,}",
+    )
 
 
 def _won(means: Sequence[Average], question: str) -> Fact:

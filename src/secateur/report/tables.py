@@ -10,51 +10,47 @@ from typing import Any
 
 from .averages import Average, Record, averages, models_of, row_of, several_seeds
 
+# Title, headings, cells.
+Table = tuple[str, list[str], list[list[str]]]
+
 _VERSIONS = ("secateur", "torch", "transformers")
 
 
-def comparison_table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells for people, a line for each model, method, repair and ratio.
+def comparison_tables(records: Sequence[Record]) -> list[Table]:
+    """A table for people of each model, a line for each method, repair and ratio.
 
-    Of one model the dense perplexity stands beside each window, of several in lines of their own.
+    Where there are several seeds, numbers have their deviation behind them, and form and time are
+    in the files alone: a terminal has no room for all.
     """
     means = averages(map(row_of, records))
-    several, windows = len(models_of(means)) > 1, _windows(means)
-    heads = ["model", "method", "repair", "asked", "removed", "form"]
-    columns = [*heads, *(_heading(means, window) for window in windows), "time, s", "seeds"]
-    lines: list[list[str]] = []
-    for one in means:
-        if several and (not lines or lines[-1][0] != one.model):
-            lines.append(_dense_line(one, windows))
-        lines.append(_line(one, windows))
-    needed = {"model": several, "seeds": several_seeds(means)}
-    shown = [place for place, name in enumerate(columns) if needed.get(name, True)]
-    return [columns[n] for n in shown], [[line[n] for n in shown] for line in lines]
-
-
-def _heading(means: Sequence[Average], window: int) -> str:
-    dense = means[0].at(window, before=True) if len(models_of(means)) == 1 else ""
-    return f"perplexity at {window} (dense {dense})" if dense else f"perplexity at {window}"
-
-
-def _line(one: Average, windows: Sequence[int]) -> list[str]:
     return [
-        one.model,
-        one.first.method,
-        one.first.repair,
-        f"{one.first.ratio:.0%}",
-        f"{one.removed:.1%}",
-        one.form,
-        *(one.at(window) for window in windows),
-        f"{one.of(lambda run: run.seconds).mean or 0:.1f}",
-        str(len(one.runs)),
+        _table(model, [one for one in means if one.model == model]) for model in models_of(means)
     ]
 
 
-def _dense_line(one: Average, windows: Sequence[int]) -> list[str]:
-    """The dense model that `one` was cut from."""
-    before = [one.at(window, before=True) for window in windows]
-    return [one.model, "dense", "", "", "", "", *before, "", ""]
+def _table(model: str, means: Sequence[Average]) -> Table:
+    seeds, windows = several_seeds(means), _windows(means)
+    perplexities = [
+        f"perplexity at {window} (dense {means[0].at(window, before=True)})" for window in windows
+    ]
+    heads = ["method", "repair", "asked", "removed"]
+    lines = [
+        [one.first.method, one.first.repair, f"{one.ratio:.0%}", f"{one.removed:.1%}"]
+        for one in means
+    ]
+    after = [[one.at(window) for window in windows] for one in means]
+    if seeds:
+        counts = sorted({len(one.runs) for one in means})
+        of = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+        title = f"{model} pruned, means of {of} seeds"
+        lines = [[*line, *own] for line, own in zip(lines, after, strict=True)]
+        return title, [*heads, *perplexities], lines
+    times = [f"{one.of(lambda run: run.seconds).mean or 0:.1f}" for one in means]
+    whole = [
+        [*line, one.form, *own, time]
+        for line, one, own, time in zip(lines, means, after, times, strict=True)
+    ]
+    return f"{model} pruned", [*heads, "form", *perplexities, "time, s"], whole
 
 
 def write_comparison(
