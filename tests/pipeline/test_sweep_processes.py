@@ -16,6 +16,8 @@ import pytest
 import tomli_w
 
 from secateur.data.sources import embedded_folder
+from secateur.pipeline.carriers import DiedError, Processes
+from secateur.pipeline.sweep_share import Share
 from secateur.report import read_report
 
 pytestmark = pytest.mark.slow
@@ -131,16 +133,22 @@ def test_workers_end_with_the_process_that_asked(file: Path, tmp_path: Path) -> 
     assert alive == []
 
 
-@pytest.mark.parametrize("word", ["SIGINT", "SIGTERM"])
-def test_an_interrupted_sweep_says_how_to_go_on(word: str, file: Path, tmp_path: Path) -> None:
+def test_an_interrupted_sweep_says_how_to_go_on(file: Path, tmp_path: Path) -> None:
     process = started(file, tmp_path / "out", "--workers", "2")
     until(process, tmp_path / "out", 1)
     workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(getattr(signal, word))
+    process.terminate()
     said = ended(process, 130)
     assert "type the same command to go on" in said
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert alive == []
+
+
+def test_a_cluster_of_ray_gives_what_processes_give(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    ended(started(file, tmp_path / "here"))
+    ended(started(file, tmp_path / "there", "--on", "ray", "--workers", "2"))
+    assert results(tmp_path / "there") == results(tmp_path / "here")
 
 
 OWN = """
@@ -160,31 +168,35 @@ def deadly(weight):
 """
 
 
-@pytest.mark.parametrize(
-    ("act", "how"),
-    [
-        ("os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
-        ("os._exit(3)", "exit code 3"),
-        ("raise MemoryError('no room')", "exit code 1: MemoryError: no room"),
-    ],
-)
-def test_a_worker_that_dies_is_seen_named_and_tried_again(
-    act: str, how: str, file: Path, tmp_path: Path
-) -> None:
+def test_a_worker_that_dies_is_seen_named_and_tried_again(file: Path, tmp_path: Path) -> None:
+    act, how = "os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"
     deaths = tmp_path / "deaths"
     deaths.mkdir()
     own = tmp_path / "own.py"
     own.write_text(OWN.format(place=str(deaths), act=act, times=2))
-    text = file.read_text().replace('"flap",', '"flap", "deadly",').replace('"hywia",', "")
-    file.write_text(text)
+    asked = tomllib.loads(file.read_text())
+    file.write_text(
+        tomli_w.dumps({**asked, "methods": ["magnitude", "deadly"], "models": asked["models"][1:]})
+    )
     out = tmp_path / "out"
     said = ended(started(file, out, "--use", str(own), "--retries", "2"))
     assert said.count(f"its process died ({how}") == 2
-    assert "embedded: deadly at 0.2, seed 0: its process died" in said
-    assert len(read_report(out / "report.json").rows) == 16
+    assert ": deadly at 0.2, seed 0: its process died" in said
+    assert len(read_report(out / "report.json").rows) == 4
     own.write_text(OWN.format(place=str(deaths), act=act, times=99))
     said = ended(started(file, tmp_path / "never", "--use", str(own), "--retries", "0"), 2)
     left = read_report(tmp_path / "never" / "report.json").left_out
     assert {one.method for one in left} == {"deadly"}
-    assert len(left) == 4
+    assert len(left) == 2
     assert all(one.died and how in one.why for one in left)
+
+
+def test_a_bug_in_a_worker_is_named(tmp_path: Path) -> None:
+    """What a process says last is how it ended."""
+    carrier = Processes(1)
+    share = Share(({"model": "m", "rato": 3},), (0,), str(tmp_path / "store"), False, str(tmp_path))
+    with pytest.raises(DiedError, match=r"exit code 1: .*Unknown setting 'rato'"):
+        list(carrier.events(share))
+    carrier.close()
+    with pytest.raises(DiedError, match="killed by SIGKILL"):
+        list(carrier.events(share))  # one that began while all were ended

@@ -22,6 +22,10 @@ from ..shown import one_line
 from .sweep_share import Event, Share
 
 
+# Bytes from the end of what a process said.
+_READ = 20_000
+
+
 class DiedError(Exception):
     """A process that makes a share came to no end of its own; says how, in one line."""
 
@@ -140,11 +144,18 @@ def _how(code: int, said: IO[bytes]) -> str:
             name = f"killed by {signal.Signals(-code).name}"
         if -code == signal.SIGKILL:
             name += ", perhaps by the system, for want of memory"
+    last = f": {_last(said)}" if code > 0 else ""
+    return f"{name}{last}".rstrip(": ")
+
+
+def _last(said: IO[bytes]) -> str:
+    """The error that a process ended with, or else its last line."""
     said.seek(0, os.SEEK_END)
-    said.seek(max(0, said.tell() - 4000))
+    said.seek(max(0, said.tell() - _READ))
     lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-    last = f": {one_line(lines[-1])[:300]}" if lines and code > 0 else ""
-    return f"{name}{last}"
+    starts = [place for place, line in enumerate(lines) if line.startswith("Traceback (")]
+    error = [line for line in lines[starts[-1] + 1 :] if line[0] != " "] if starts else []
+    return one_line((error or lines[-1:] or [""])[0])[:300]
 
 
 CARRIERS = {
