@@ -23,6 +23,7 @@ from secateur.config import PruneConfig, make_sweep
 from secateur.config.sweeping import MANY, NOT_COMPARED, SHARED
 from secateur.errors import SecateurError
 from secateur.pipeline import carriers, compare, sweeping
+from secateur.pipeline import cells as cells_module
 from secateur.pipeline.carriers import DiedError, Processes
 from secateur.pipeline.cells import Cell, cells_of, names_of
 from secateur.pipeline.sweep_folder import Outcome, sweep_folder
@@ -169,7 +170,9 @@ def test_cells_come_in_the_order_of_the_file(asked: dict[str, Any]) -> None:
     assert [(c.model, c.method, c.ratio, c.repair, c.seed) for c in found] == wanted
 
 
-def test_a_cell_is_known_by_all_that_its_numbers_depend_on(asked: dict[str, Any]) -> None:
+def test_a_cell_is_known_by_all_that_its_numbers_depend_on(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def keys(**settings: Any) -> set[str]:
         own = {**asked, "settings": {**asked["settings"], **settings}}
         return {cell.key for cell in cells_of(make_sweep(own))}
@@ -179,6 +182,9 @@ def test_a_cell_is_known_by_all_that_its_numbers_depend_on(asked: dict[str, Any]
     assert first == keys()
     assert not first & keys(samples=5)
     assert not first & keys(dtype="bfloat16")
+    with monkeypatch.context() as newer:
+        newer.setattr(cells_module, "versions", lambda: {"torch": "99"})
+        assert not first & keys()
     model = Path(asked["models"][0])
     os.utime(model / "config.json", ns=(1, 1))
     assert len(first & keys()) == 8

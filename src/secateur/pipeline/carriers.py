@@ -21,7 +21,6 @@ from ..registry import choose
 from ..shown import one_line
 from .sweep_share import Event, Share
 
-
 # Bytes from the end of what a process said.
 _READ = 20_000
 
