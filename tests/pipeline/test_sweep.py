@@ -110,7 +110,9 @@ GOOD = 'models = ["m"]\nmethods = ["flap"]\nratios = [0.2]\n'
             "budget": (f"{GOOD}[settings]\nmemory = '8GB'", ["memory, which is for prune"]),
             "twice": (GOOD.replace('"m"', '"m", "m"'), ["models names 'm' twice"]),
             "method": (GOOD.replace("flap", "flop"), ["Unknown method 'flop'", "'flap'"]),
-            "no model": (GOOD.replace('"m"', '"./gone"'), ["no model ./gone", "Give a folder"]),
+            "no model": (GOOD.replace('"m"', '"./gone"'), ["No such model folder: gone"]),
+            "no name": (GOOD.replace('"m"', '""'), ["without a name", "Give a folder"]),
+            "no folder": (GOOD.replace('"m"', '"."'), ["config.json"]),
             "toml": ("models = [", ["is not TOML"]),
         }
     ),

@@ -134,6 +134,7 @@ class Schedule:
             raise event
         elif "over" in event:
             self._running.remove(running)
+            status("")
             if running.left:
                 self._waiting.appendleft(running.work.only(*running.left))
         elif "note" in event:

@@ -20,7 +20,7 @@ from ..arguments import (
 )
 from ..config import SweepConfig, make_sweep, read_sweep
 from ..errors import ArgumentError, SecateurError
-from ..models.hub import local_folder
+from ..models import open_config
 from ..paths import expanded
 from ..progress import Progress, note, telling, track
 from ..report import write_comparison
@@ -31,6 +31,7 @@ from .compared import Comparison
 from .keeping import keeping
 from .sweep_folder import Outcome, SweepFolder, look_into, sweep_folder
 from .sweep_schedule import Asking, Schedule, Work, divided
+from .texts import named
 
 RETRIES = 2
 
@@ -138,6 +139,7 @@ def sweep(
     assert isinstance(settings, SweepConfig), "its check makes one of all that it takes"
     check_carrier(on)
     place, cells = path_of(out), cells_of(settings)
+    named(settings.settings)
     if on == "processes":
         _check_models(settings.models)
     with telling(progress):
@@ -223,17 +225,15 @@ def _publish(folder: SweepFolder, done: Sweep) -> None:
 
 
 def _check_models(models: Sequence[str]) -> None:
-    """What is no folder, and no name on the hub, is said before anything is made.
+    """What is no model is said before anything is made.
 
     Raises:
-        SecateurError: there is no such model.
+        SecateurError: as `open_config`.
     """
     for model in models:
-        if not local_folder(model, config_only=True).exists():
-            raise SecateurError(
-                f"There is no model {model}, which models names.\nGive a folder, a GGUF file or a"
-                " name on the hub."
-            )
+        if not model:
+            raise SecateurError("models names a model without a name.\nGive a folder or a name.")
+        open_config(model)
 
 
 def _on_gpu(settings: SweepConfig) -> bool:
