@@ -54,6 +54,9 @@ def desk(
         (code, *_) = blocks(ROOT / "docs" / page, "python")
         name = code[3:].partition(":")[0]  # its first line says what the file is called
         (folder / name).write_text(code)
+    shutil.copytree(folder / "path" / "to" / "model", folder / "path" / "to" / "larger")
+    (sweep,) = blocks(ROOT / "docs" / "sweep.md", "toml")
+    (folder / "sweep.toml").write_text(sweep)
     # in other fields than Alpaca's, whose words alone fill the context of a toy
     rows = [{"prompt": f"Add {n} and 1.", "completion": str(n + 1)} for n in range(20)]
     (folder / "alpaca.json").write_text(json.dumps(rows))
@@ -82,5 +85,6 @@ def type_at(
     if "other/" in command and not (desk / "other").exists():
         shutil.copytree(desk / "plan", desk / "other")
     out = command[command.index("--out") + 1] if "--out" in command else ""
-    force = ["--force"] if out and (desk / out).exists() else []
+    replaces = out and (desk / out).exists() and command[1] != "sweep"  # which goes on there
+    force = ["--force"] if replaces else []
     return run([*command[1:], *more(command), *force])

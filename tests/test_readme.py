@@ -13,7 +13,7 @@ from documentation import PAGES, README, ROOT, blocks, commands, type_at
 from secateur.cli.main import cli
 
 # Pages whose Python is no example of a file of one's own.
-PYTHON = ("pruning", "deploy", "quickstart")
+PYTHON = ("pruning", "deploy", "quickstart", "sweep")
 # What imports it is run by the tests of exports.
 ENGINE = "onnxruntime"
 OPTIONAL = ("datasets", "sentencepiece", "google.protobuf", "vl_convert")
@@ -54,6 +54,7 @@ def test_what_the_package_imports_is_in_its_base() -> None:
         "openvino",
         "lm_eval",
         "markupsafe",  # comes with jinja2
+        "ray",
         "vl_convert",
         "sentencepiece",
     }
@@ -66,7 +67,7 @@ def test_the_python_of_the_readme_and_of_the_pages_runs(desk: Path) -> None:
         ]
         for name in PYTHON
     }
-    assert [len(code) for code in page.values()] == [1, 3, 1]
+    assert [len(code) for code in page.values()] == [1, 3, 1, 1]
     assert page["pruning"] == blocks(README, "python")
     for code in page.values():  # the first one prunes, the others load what came of it
         for block in code:

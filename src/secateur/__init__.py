@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         prune_and_recover,
         read_plan,
         recover,
+        sweep,
     )
     from .pipeline.convert import convert
     from .pipeline.discover import discover
@@ -54,6 +55,7 @@ __all__ = [
     "prune_and_recover",
     "read_plan",
     "recover",
+    "sweep",
 ]
 
 # Where names are that are not in `pipeline`.

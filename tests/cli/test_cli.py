@@ -43,6 +43,7 @@ COMMANDS = {
         "convert",
         "discover",
         "store",
+        "sweep",
     ),
 }
 

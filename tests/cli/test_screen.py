@@ -184,6 +184,7 @@ def test_a_command_that_reads_a_model_says_so_before_it_is_imported(
 def _row(method: str) -> dict[str, Any]:
     entry = {"window": 16, "tokens": 9, "before": 2.0, "after": 3.0}
     return {
+        "model": f"models/{ODD}",
         "method": method,
         "ratio": 0.2,
         "repair": "none",
@@ -204,8 +205,8 @@ NAMES = ("=1+1", "+x", "-x", "@x", r"$\frac{a}{$", "_hidden", "a,b", '"', "plain
 
 
 def test_a_comparison_of_any_names_is_written(tmp_path: Path) -> None:
-    write_comparison(tmp_path, f"models/{ODD}", [_row(name) for name in NAMES])
-    cells = [row[0] for row in csv.reader(io.StringIO((tmp_path / "comparison.csv").read_text()))]
+    write_comparison(tmp_path, [_row(name) for name in NAMES])
+    cells = [row[1] for row in csv.reader(io.StringIO((tmp_path / "comparison.csv").read_text()))]
     assert cells[1:] == [f"'{name}" if name[0] in "=+-@" else name for name in NAMES]
     assert [row["method"] for row in json.loads((tmp_path / "comparison.json").read_text())["rows"]]
 

@@ -19,7 +19,7 @@ from secateur.errors import SecateurError
 from secateur.models import open_model
 from secateur.pipeline import Comparison, redraw
 from secateur.pipeline.reporting import scores_of, stability_of
-from secateur.report import Report, Row, page, read_report
+from secateur.report import Average, Report, Row, page, read_report
 from secateur.report.comparing import winner
 from secateur.report.facts import facts, headline, lost_most
 from secateur.report.page import html
@@ -73,6 +73,21 @@ COMPARED: dict[str, Any] = {
     "schema": 1, "kind": "compare", "model": "m",
     "rows": [ROW, {**ROW, "method": EVIL, "ratio": 0.5, "removed": 0.5}],
 }  # fmt: skip
+SWEPT: dict[str, Any] = {
+    "schema": 1, "kind": "compare", "model": f"{EVIL}, m",
+    "rows": [
+        {**ROW, "model": model, "seed": seed, "ratio": ratio, "removed": ratio, "method": method,
+         "calibration": FULL["calibration"],
+         "perplexity": [{**PERPLEXITY[0], "after": 3.0 + seed + (method == EVIL)}]}
+        for model in (EVIL, "m") for method in ("flap", EVIL) for ratio in (0.2, 0.5)
+        for seed in (0, 1)
+    ],
+    "left_out": [
+        {"model": "m", "method": EVIL, "repair": "bias", "ratio": 0.9, "seed": seed, "why": EVIL,
+         "died": bool(seed)}
+        for seed in (0, 1)
+    ],
+}  # fmt: skip
 SECTIONS = [
     "samples", "cut", "method", "quality", "importance", "blend", "stability", "repair",
     "recovery", "made",
@@ -105,7 +120,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_report_is_read_as_it_was_written(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    for raw in (FULL, COMPARED):
+    for raw in (FULL, COMPARED, SWEPT):
         file.write_text(report(raw).to_json())
         assert read_report(file) == report(raw)
         assert json.loads(file.read_text())["schema"] == 1
@@ -145,7 +160,7 @@ def test_there_is_a_section_for_everything_whether_the_run_has_it_or_not(no_libr
 
 
 def test_what_a_text_holds_is_never_a_tag(no_library: None) -> None:
-    for raw in (FULL, COMPARED):
+    for raw in (FULL, COMPARED, SWEPT):
         found = Elements(html(report(raw))).found
         assert not any(tag == "img" or "onerror" in attrs for tag, attrs in found)
         assert sum(tag == "script" for tag, _ in found) == 2  # the data and our own
@@ -163,7 +178,7 @@ def test_nothing_in_the_data_ends_its_script() -> None:
 
 
 def test_every_plot_has_units_and_says_what_to_see() -> None:
-    for raw in (FULL, COMPARED):
+    for raw in (FULL, COMPARED, SWEPT):
         for plot in (plot for part in sections(report(raw)) for plot in part.plots):
             titles = {
                 one["title"]
@@ -206,10 +221,9 @@ def test_layers_that_lost_alike_are_not_ranked() -> None:
 
 
 def test_who_removed_less_does_not_win_by_that() -> None:
-    def row(removed: float, after: float | None) -> Row:
-        return Row.model_validate(
-            {**ROW, "removed": removed, "perplexity": [{**PERPLEXITY[0], "after": after}]}
-        )
+    def row(removed: float, after: float | None) -> Average:
+        perplexity = [{**PERPLEXITY[0], "after": after}]
+        return Average((Row(**{**ROW, "removed": removed, "perplexity": perplexity}),))
 
     worse, less, more = row(0.2, 9.0), row(0.15, 2.1), row(0.2, 3.0)
     assert winner([worse, less, more]) is more
@@ -218,6 +232,30 @@ def test_who_removed_less_does_not_win_by_that() -> None:
     assert winner(near) is near[0]
     far = [row(0.186, 10.0), row(0.197, 12.0)]
     assert winner(far) is far[1]
+
+
+def test_several_seeds_are_one_line_with_their_deviation(no_library: None) -> None:
+    found = report(SWEPT)
+    (quality,) = (part for part in sections(found) if part.name == "quality")
+    assert [table.caption.split(" (")[0] for table in quality.tables] == [
+        f"Every method on {model}" for model in (EVIL, "m")
+    ]
+    for table in quality.tables:
+        place = table.columns.index("perplexity, window 16")
+        assert {row[place].text for row in table.rows} == {"3.50 ± 0.71", "4.50 ± 0.71"}
+        assert {row[-1].text for row in table.rows} == {"2"}
+        assert len(table.best) == 2
+    answers = {fact.question: fact for fact in facts(found)}
+    assert answers["Best on m?"].answer == "flap + bias"
+    assert "3.50 ± 0.71 at 20%; 3.50 ± 0.71 at 50%" in answers["Best on m?"].detail
+    assert answers["Left out?"].answer == "2 of 18 runs"
+    bars = quality.plots[0].spec["layer"][1]["data"]["values"]
+    assert {(round(one["low"], 2), round(one["high"], 2)) for one in bars} == {
+        (2.79, 4.21), (3.79, 5.21),
+    }  # fmt: skip
+    one_seed = report({**SWEPT, "rows": SWEPT["rows"][::2]})
+    assert "\N{PLUS-MINUS SIGN}" in html(found)
+    assert "\N{PLUS-MINUS SIGN}" not in html(one_seed)
 
 
 def test_a_difference_that_one_seed_may_make_is_no_victory() -> None:
@@ -357,7 +395,8 @@ def test_a_run_outlives_its_report(
 
 def test_a_comparison_without_perplexity_still_has_a_page(tmp_path: Path, no_library: None) -> None:
     row = {
-        "method": "a", "repair": "none", "ratio": 0.2, "removed": 0.2, "parameters": 9,
+        "model": "m", "method": "a", "repair": "none", "ratio": 0.2, "removed": 0.2,
+        "parameters": 9,
         "stock": True, "seconds": 1.0, "bytes_each": 4, "perplexity": [], "seed": 0,
         "calibration": None, "evaluation": None,
     }  # fmt: skip
@@ -386,7 +425,7 @@ def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @in_chromium
-@pytest.mark.parametrize("raw", [FULL, COMPARED], ids=["run", "comparison"])
+@pytest.mark.parametrize("raw", [FULL, COMPARED, SWEPT], ids=["run", "comparison", "sweep"])
 def test_the_page_stands_in_a_browser(raw: dict[str, Any], window: Browser, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(html(report(raw)), encoding="utf-8")

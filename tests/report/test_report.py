@@ -8,9 +8,10 @@ from conftest import tiny_model
 from secateur.export.loading import about_custom
 from secateur.models import open_model
 from secateur.report import cut_words
+from secateur.report.averages import averages, row_of
 from secateur.report.blends import blend_chart, blend_rows, blends_of
 from secateur.report.comparison import Trial, chart, trial_columns, trial_row
-from secateur.report.tables import _csv, comparison_columns, comparison_row
+from secateur.report.tables import _csv, comparison_tables
 from secateur.structure import Plan
 
 DENSE = Trial("not pruned", 0.0, 0.0, {128: 10.0, 512: 9.0}, 5.0, 0.0)
@@ -57,15 +58,16 @@ def test_the_card_says_what_went(gone: tuple[str, ...], said: str) -> None:
 def test_a_comparison_says_which_rows_are_stock() -> None:
     rows = [
         {
-            "method": "a", "repair": "none", "ratio": 0.2, "removed": 0.2, "stock": stock,
-            "parameters": 9, "seconds": 1.0,
+            "model": "m", "method": f"a{stock}", "repair": "none", "ratio": 0.2, "removed": 0.2,
+            "stock": stock, "parameters": 9, "bytes_each": 4, "seconds": 1.0, "seed": 0,
             "perplexity": [{"window": 16, "tokens": 9, "before": 2.0, "after": 3.0}],
         }
         for stock in (True, False)
     ]  # fmt: skip
-    place = comparison_columns(rows).index("form")
-    assert [comparison_row(row)[place] for row in rows] == ["stock", "custom"]
-    assert [line.rsplit(",", 1)[1] for line in _csv(rows).splitlines()] == [
+    ((_, columns, lines),) = comparison_tables(rows)
+    assert [line[columns.index("form")] for line in lines] == ["stock", "custom"]
+    table = _csv(averages(map(row_of, rows)))
+    assert [line.rsplit(",", 1)[1] for line in table.splitlines()] == [
         "form", "stock", "custom",
     ]  # fmt: skip
 

@@ -5,6 +5,7 @@ from .companions import belongs, companions, travelling
 from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_file, new_folder
 from .kept import Kept, checksum, damaged, header
+from .lock import locked
 from .ours import EXPORT, companions_beside
 from .packed import PARTS, Packed, packed, packed_linears, unpacked, unpacked_view
 from .place import real_path, store_folder, training_file

@@ -50,6 +50,7 @@ Measure and look:
 Compare methods, your own among them:
   secateur compare path/to/model --methods flap,hywia --ratios 0.2,0.5 --out cmp/
   secateur prune path/to/model --use my_score.py --method my-score --out small/
+  secateur sweep sweep.toml --out swept/
 
 \b
 Write Baichuan-7B as the llama that it is:
@@ -77,6 +78,7 @@ _COMMANDS = {
     "recover": ("recover", "Train a pruned folder a little; most of the quality comes back."),
     "evaluate": ("evaluate", "How good a model is: perplexity, tasks, what it writes."),
     "compare": ("pruning", "Compare methods on one model."),
+    "sweep": ("sweeping", "Compare methods, ratios and seeds on several models."),
     "bench": ("benching", "Time, memory and widths of a model, beside another one."),
     "apply": ("pruning", "Cut a model by a plan.json."),
     "inspect": ("looking", "Show what a folder or plan holds."),

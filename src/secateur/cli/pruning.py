@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from ..budgets import BUDGETS
 from ..config import (
+    NOT_COMPARED,
     OWN,
     PRUNE_GROUPS,
     READING,
@@ -226,10 +226,7 @@ What other names stand for is in the lists of: secateur prune --help-all
 @OUT
 @settings_options(
     PruneConfig,
-    without=(
-        *("method", "repair", "importance", "fusion", "format", "prompts"),
-        *(*BUDGETS, "at_context", "at_batch"),
-    ),
+    without=("method", "ratio", "repair", *NOT_COMPARED),
 )
 @keeping
 @TRACK
@@ -255,7 +252,7 @@ def compare_command(
     from ..checkpoint import new_folder
     from ..pipeline import Comparison, compare, keeping_passes
     from ..pipeline.tracking import logs_beside, track_of
-    from ..report import comparison_columns, comparison_row, write_comparison
+    from ..report import comparison_tables, write_comparison
 
     quiet_transformers()
     logs = logs_beside(None if out is None else expanded(out, "--out"))
@@ -280,9 +277,10 @@ def compare_command(
         if as_json:
             print_json({"model": model, "rows": rows})
         else:  # whatever becomes of the files
-            table(f"{model} pruned", comparison_columns(rows), map(comparison_row, rows))
+            for title, columns, cells in comparison_tables(rows):
+                table(title, columns, cells)
         if folder is not None:
-            write_comparison(folder, model, rows)
+            write_comparison(folder, rows)
             found.write_report(folder, rows)
     if out and not as_json:
         say(f"{out}")

@@ -16,5 +16,6 @@ from .recovery import (
     make_recover_config,
     recipes_of,
 )
+from .sweeping import NOT_COMPARED, SweepConfig, make_sweep, read_sweep
 from .toml import read_record, read_toml, to_toml
 from .typed import BenchSettings, PruneSettings, RecoverSettings

@@ -4,6 +4,7 @@ from .benchmarking import Bench, bench
 from .calibration import calibration_windows
 from .chain import prune_and_recover
 from .choice import kept_units
+from .compared import Comparison
 from .comparing import compare
 from .convert import Conversion, convert
 from .cutting import added_biases
@@ -16,9 +17,10 @@ from .keeping import keeping as keeping_passes
 from .look import inspect, look_at, read_plan
 from .pruning import apply, prune
 from .recovering import Recovery, recover
-from .reporting import Comparison, redraw
+from .reporting import redraw
 from .result import Result
 from .scoring import scores
+from .sweeping import Sweep, sweep
 
 __all__ = [
     "Bench",
@@ -30,6 +32,7 @@ __all__ = [
     "Exported",
     "Recovery",
     "Result",
+    "Sweep",
     "added_biases",
     "apply",
     "bench",
@@ -50,4 +53,5 @@ __all__ = [
     "recover",
     "redraw",
     "scores",
+    "sweep",
 ]

@@ -1,8 +1,4 @@
-"""Many methods on one model: the same calibration tokens, the same ratios, shared statistics.
-
-The model is opened once, the tokens are drawn once, and each kind of pass (inputs, gradients) is
-made once for all methods that need it.
-"""
+"""Many methods on one model: the same calibration tokens, the same ratios, shared statistics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,12 +24,12 @@ from ..config import PruneSettings, make_config
 from ..errors import SecateurError
 from ..progress import Progress, draw, note, telling
 from .checks import path_of
-from .contest import Known, best_of, cut_by, look_for, read_for, ways_of
+from .contest import ways_of
 from .keeping import Stored, keeping
-from .measuring import measure, perplexity_of
 from .result import Result
-from .subject import Subject, name_of, open_subject
-from .texts import Texts, named
+from .subject import name_of, open_subject
+from .texts import named
+from .together import about, read_together, runs_of
 from .tracking import Track, curves, track_of
 
 
@@ -91,29 +87,16 @@ def compare(
         for repair in (repairs or (None,))
     ]
     rows: list[dict[str, Any]] = []
-    scores: Known = {}  # another ratio or repair has the same
     with keeping(store, None, None, fresh=fresh) as kept:
         with telling(progress):
             opened = open_subject(model, configs[0], tokenizer)
-            trials = [ways_of(opened, config) for config in configs]
-            everything = [way for ways in trials for way in ways]
-            read, texts = read_for(everything, kept, given)
-            seen = look_for(read, read[0].everywhere, texts.tokens)
-            dense = perplexity_of(read[0], texts, "before")
-        left = iter(read)
-        for config, ways in zip(configs, trials, strict=True):
-            about = f"{config.method} at {config.ratio:g}, {ways[0].config.repair_name}"
-            with telling(progress, about) as told:
-                best = best_of([next(left) for _ in ways], texts.tokens, seen, scores)
-                subject, plan = best.subject, best.plan
-                small = cut_by(best, texts.tokens, seen)
-                numbers = measure(subject, texts, best, plan, small, dense)
-                result = Result.of(subject, plan, numbers, told, small.form, None)
-                row = _row(subject, texts, result)
-                _draw(drawn, row)
+            shared = read_together([ways_of(opened, config) for config in configs], kept, given)
+        for run in runs_of(shared, progress):
+            with telling(progress, about(run.result.config)):
+                _draw(drawn, run.row)
             if each is not None:
-                each(result)
-            rows.append(row)
+                each(run.result)
+            rows.append(run.row)
     return rows
 
 
@@ -147,28 +130,3 @@ def _draw(track: Track | None, row: Mapping[str, Any]) -> None:
             draw(0, **values)
     except SecateurError as error:
         note(str(error))
-
-
-def _row(subject: Subject, texts: Texts, result: Result) -> dict[str, Any]:
-    numbers: Mapping[str, Any] = result.numbers
-    return {
-        "method": subject.config.method,
-        "ratio": subject.config.ratio,
-        "repair": subject.config.repair_name,
-        "removed": numbers["removed_share"],
-        "stock": numbers["form"]["stock"],
-        "why_not_stock": numbers["form"]["why_not_stock"],
-        "parameters": numbers["parameters"]["after"],
-        "dense_parameters": numbers["parameters"]["before"],
-        "bytes_each": subject.opened.dtype.itemsize,
-        "search": subject.config.search_name,
-        "seed": subject.config.seed,
-        "calibration": texts.to_json(),
-        "evaluation": numbers.get("evaluation"),
-        "blend": numbers.get("blend"),
-        "seconds": result.seconds["total"],
-        "perplexity": [
-            {name: entry[name] for name in ("window", "tokens", "before", "after")}
-            for entry in numbers.get("perplexity", ())
-        ],
-    }

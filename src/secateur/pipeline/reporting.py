@@ -6,7 +6,6 @@ Nothing that a passer-by should not see: texts and models by their names, no pla
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from ..report import (
     Method,
     Recovery,
     Report,
-    Row,
     Scores,
     Speed,
     Stability,
@@ -44,7 +42,6 @@ from .contest import Chosen
 from .continuing import samples
 from .passes import hidden_bytes
 from .record import settings_in_force, versions
-from .result import Result
 from .student import Student
 from .subject import Subject
 from .texts import Texts
@@ -62,7 +59,7 @@ def report_run(
     texts: Texts,
 ) -> None:
     """Write the report of a run that cut."""
-    with _not_worth_the_run():
+    with not_worth_the_run():
         own, config = subject.opened, subject.config
         written = samples(
             own,
@@ -87,7 +84,7 @@ def report_run(
                 samples=written,
                 seed=config.seed,
                 calibration=calibration_of(texts.to_json()),
-                settings=_public(settings),
+                settings=public_settings(settings),
                 versions=versions(),
             ),
         )
@@ -101,7 +98,7 @@ def report_recovery(
     numbers: Mapping[str, Any],
 ) -> None:
     """Write the report of a training: that of the folder that was trained, and what came of it."""
-    with _not_worth_the_run():
+    with not_worth_the_run():
         opened = student.opened
         settings = seen_settings(config.model_dump(), unread_recovery_settings(config))
         earlier = _earlier(opened) or Report(kind="recover", model=opened.name)
@@ -133,7 +130,7 @@ def write_report(folder: Path, report: Report) -> None:
 
 
 @contextmanager
-def _not_worth_the_run() -> Iterator[None]:
+def not_worth_the_run() -> Iterator[None]:
     """Hours of work are not lost by what is wrong with a picture of them: it is told."""
     try:
         yield
@@ -303,7 +300,7 @@ def recovery_of(numbers: Mapping[str, Any], settings: Mapping[str, Any]) -> Reco
         perplexity=numbers["perplexity"],
         evaluated_on=without_places(evaluation_line(numbers), settings),
         bytes=numbers["bytes"],
-        settings=_public(settings),
+        settings=public_settings(settings),
         earlier=numbers.get("earlier", ()),
     )
 
@@ -348,7 +345,7 @@ def _looked_at(subject: Subject, best: Chosen | None, plan: Plan) -> dict[str, A
     }
 
 
-def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Without places on this machine."""
     return {name: without_place(value) for name, value in settings.items()}
 
@@ -360,51 +357,3 @@ def _earlier(opened: OpenModel) -> Report | None:
         if folder is not None and belongs(folder, "report.json"):
             return read_report(folder / "report.json")
     return None
-
-
-@dataclass
-class Comparison:
-    """What a comparison's rows do not say, collected as each of them is made."""
-
-    parts: list[dict[str, Any]] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, result: Result) -> None:
-        """Keep what went where, and the blend."""
-        structure = result.structure
-        self.settings = self.settings or result.config.model_dump()
-        blend = result.numbers.get("blend")
-        self.parts.append(
-            {"cut": cuts_of(structure, result.plan), "blend": blends_of(structure, blend)}
-        )
-
-    def write_report(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the report of all `rows`."""
-        with _not_worth_the_run():
-            write_report(folder, self._report(rows))
-
-    def _report(self, rows: Sequence[Mapping[str, Any]]) -> Report:
-        first = rows[0]
-        names = ("method", "repair", "ratio", "removed", "parameters", "stock", "seconds")
-        differ = {*names, "importance", "fusion", "search"}
-        settings = {
-            k: v for k, v in self.settings.items() if k not in differ and v not in (None, False)
-        }
-        return Report(
-            kind="compare",
-            model=str(without_place(self.settings["model"])),
-            evaluated_on=without_places(evaluation_line(first), self.settings),
-            rows=tuple(
-                Row(
-                    **{name: row[name] for name in names},
-                    bytes=row["parameters"] * row["bytes_each"],
-                    perplexity=row["perplexity"],
-                    **parts,
-                )
-                for row, parts in zip(rows, self.parts, strict=True)
-            ),
-            seed=first["seed"],
-            calibration=calibration_of(first["calibration"]),
-            settings=_public(settings),
-            versions=versions(),
-        )

@@ -1,5 +1,6 @@
 """Numbers as rows that people read."""
 
+from .averages import Average, Spread, averages, row_of, spread
 from .benchmark import (
     findings,
     gguf_columns,
@@ -30,7 +31,7 @@ from .summary import (
     number_rows,
     plan_difference,
 )
-from .tables import comparison_columns, comparison_row, write_comparison
+from .tables import comparison_tables, write_comparison
 from .value import (
     QUANTILES,
     Blend,
@@ -38,6 +39,7 @@ from .value import (
     Check,
     Cut,
     Fit,
+    LeftOut,
     Method,
     Perplexity,
     Recovery,

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .comparing import label, near_ties, ratios, winner
+from .averages import Average, averages
+from .comparing import at, by_model, near_ties, ratios, winner
 from .plots import share_removed
 from .value import Change, Perplexity, Report
 
@@ -24,7 +25,7 @@ class Fact:
 def facts(report: Report) -> list[Fact]:
     """What somebody wants to know first."""
     if report.kind == "compare":
-        return [*map(_won, [report] * len(ratios(report)), ratios(report)), _not_written()]
+        return [*_victories(report), *_left_out(report), _not_written()]
     found = [_smaller(report), _faster(report), _worse(report), *_trained(report)]
     if lost := lost_most(report):
         found.append(Fact("What went?", *lost))
@@ -36,12 +37,11 @@ def facts(report: Report) -> list[Fact]:
 def headline(report: Report) -> str:
     """The same in one sentence."""
     if report.kind == "compare":
-        best = [
-            (ratio, winner([r for r in report.rows if r.ratio == ratio]))
-            for ratio in ratios(report)
-        ]
-        won = "; ".join(f"{label(row)} at {ratio:.0%}" for ratio, row in best if row is not None)
-        return f"Least lost: {won}." if won else "Perplexity was not measured."
+        models = by_model(averages(report.rows))
+        won = {model: _by_ratio(own) for model, own in models.items()}
+        several = len(models) > 1
+        said = [f"{model}: {best}" if several else best for model, best in won.items() if best]
+        return f"Least lost: {'; '.join(said)}." if said else "Perplexity was not measured."
     size = report.parameters
     parts = (
         [f"{report.model} lost {-share(size):.1%} of its parameters"] if size else [report.model]
@@ -171,20 +171,67 @@ def _method(report: Report) -> Fact:
     return Fact("Which method?", method.name, f"{parts}; {why}")
 
 
-def _won(report: Report, ratio: float) -> Fact:
-    best = winner([row for row in report.rows if row.ratio == ratio])
-    if best is None:
-        return Fact(f"Best at {ratio:.0%}?", "Not measured", "name a text", NAME_TEXT)
-    one = best.perplexity[0]
-    near = near_ties([row for row in report.rows if row.ratio == ratio])
-    verb = "is" if len(near) == 1 else "are"
-    tied = f"; {_listed([label(row) for row in near])} {verb} as good, to 2%" if near else ""
+def _by_ratio(means: Sequence[Average]) -> str:
+    """Who won at each ratio: `flap at 20%; hywia at 50%`; nothing, if it was not measured."""
+    best = [(ratio, winner(at(means, ratio))) for ratio in ratios(means)]
+    return "; ".join(f"{one.label} at {ratio:.0%}" for ratio, one in best if one is not None)
+
+
+def _victories(report: Report) -> list[Fact]:
+    """Of one model who won at each ratio, of several who won on each."""
+    means = averages(report.rows)
+    models = by_model(means)
+    if len(models) == 1:
+        return [_won(at(means, ratio), f"Best at {ratio:.0%}?") for ratio in ratios(means)]
+    return [_won_on(model, own) for model, own in models.items()]
+
+
+def _won_on(model: str, means: Sequence[Average]) -> Fact:
+    """Who won on one of several models, at all ratios."""
+    best = [(ratio, winner(at(means, ratio))) for ratio in ratios(means)]
+    won = [(ratio, one) for ratio, one in best if one is not None]
+    if not won:
+        return Fact(f"Best on {model}?", "Not measured", "name a text", NAME_TEXT)
+    names = list(dict.fromkeys(one.label for _, one in won))
+    first = won[0][1]
+    window = first.windows[0]
+    after = "; ".join(f"{one.at(window)} at {ratio:.0%}" for ratio, one in won)
     return Fact(
-        f"Best at {ratio:.0%}?",
-        label(best),
-        f"perplexity {text(one.before)}, then {text(one.after)} in windows of {one.window:,};"
-        f" {best.removed:.1%} of the linears' parameters went{tied}",
+        f"Best on {model}?",
+        names[0] if len(names) == 1 else _by_ratio(means),
+        f"perplexity {first.at(window, before=True)}, then {after}; windows of {window:,}",
     )
+
+
+def _won(means: Sequence[Average], question: str) -> Fact:
+    """Who won among those of one model and ratio."""
+    best = winner(means)
+    if best is None:
+        return Fact(question, "Not measured", "name a text", NAME_TEXT)
+    window = best.windows[0]
+    near = near_ties(means)
+    verb = "is" if len(near) == 1 else "are"
+    how = "to 2%" if len(best.runs) == 1 else "to 2% or what seeds make of it"
+    tied = f"; {_listed([one.label for one in near])} {verb} as good, {how}" if near else ""
+    seeds = f" (mean of {len(best.runs)} seeds)" if len(best.runs) > 1 else ""
+    return Fact(
+        question,
+        best.label,
+        f"perplexity {best.at(window, before=True)}, then {best.at(window)}{seeds} in windows of"
+        f" {window:,}; {best.removed:.1%} of the linears' parameters went{tied}",
+    )
+
+
+def _left_out(report: Report) -> list[Fact]:
+    if not report.left_out:
+        return []
+    died = sum(one.died for one in report.left_out)
+    refused = len(report.left_out) - died
+    parts = [f"{refused} refused"] * bool(refused) + [f"{died} died"] * bool(died)
+    total = len(report.left_out) + len(report.rows)
+    return [
+        Fact("Left out?", f"{len(report.left_out)} of {total} runs", f"{_listed(parts)}; see below")
+    ]
 
 
 def _not_written() -> Fact:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .compared import blends_of_all, cuts_of_all, quality_of_all
+from .averages import averages, several_seeds
+from .compared import blends_of_all, cuts_of_all, left_out, quality_of_all, windows_of_all
 from .inside import blend, importance, recovery, repair, stability
 from .outcome import contest, cut, quality, samples
 from .parts import Section, Table, cell
@@ -20,7 +21,7 @@ def sections(report: Report, *, static: bool = False) -> list[Section]:
             *(samples, cut, contest, quality, importance, blend, stability, repair),
             recovery,
         )
-    return [*(make(report) for make in makers), _made(report)]
+    return [*(make(report) for make in makers), *left_out(report), _made(report)]
 
 
 def _made(report: Report) -> Section:
@@ -36,6 +37,7 @@ def _made(report: Report) -> Section:
         facts.append(("class that loads it", f"{report.class_name}{why}"))
     tables = [
         _pairs("What it was made of", facts),
+        *windows_of_all(report),
         _pairs("Settings in force", report.settings.items()),
         *(
             [_pairs("Settings of the recovery", report.recovery.settings.items())]
@@ -47,6 +49,8 @@ def _made(report: Report) -> Section:
     lead = "The same settings, seed and text give the same folder, to the byte."
     if report.kind == "compare":
         lead = "All methods saw the same calibration windows."
+        if several_seeds(averages(report.rows)):
+            lead = "All methods saw the same calibration windows: those of the seed."
     return Section("made", "How it was made", lead, [], [table for table in tables if table.rows])
 
 

@@ -192,8 +192,9 @@ class Calibration(Part):
 
 
 class Row(Part):
-    """One method, repair and ratio of a comparison."""
+    """One method, repair, ratio and seed of a comparison, on one model."""
 
+    model: str = ""
     method: str
     repair: str
     ratio: float
@@ -203,8 +204,22 @@ class Row(Part):
     stock: bool
     seconds: Number
     perplexity: tuple[Perplexity, ...]
+    seed: int | None = None
+    calibration: Calibration | None = None
     blend: tuple[Blend, ...] = ()
     cut: tuple[Cut, ...] = ()
+
+
+class LeftOut(Part):
+    """A run of a sweep that made no row: it was refused, or its process died."""
+
+    model: str
+    method: str
+    repair: str
+    ratio: float
+    seed: int
+    why: str
+    died: bool = False
 
 
 class Report(Part):
@@ -231,6 +246,7 @@ class Report(Part):
     recovery: Recovery | None = None
     samples: tuple[Sample, ...] = ()
     rows: tuple[Row, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     seed: int | None = None
     calibration: Calibration | None = None
     settings: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """What the words of a report mean, for somebody who prunes for the first time."""
 
+from .averages import averages, several_seeds
 from .value import Report
 
 _ALWAYS = (
@@ -31,6 +32,14 @@ _ALWAYS = (
         " and loads with trust_remote_code=True or after `import secateur`.",
     ),
 )
+_SEEDS = (
+    (
+        "seed, \N{PLUS-MINUS SIGN}",
+        "A seed draws the calibration windows. A number with \N{PLUS-MINUS SIGN} is a mean over"
+        " seeds; behind the sign stands the standard deviation (of a sample: by n - 1). Two methods"
+        " that are no further apart than this may change places with other seeds.",
+    ),
+)
 _RUN = (
     (
         "KL to dense",
@@ -46,4 +55,6 @@ _RUN = (
 
 def words(report: Report) -> tuple[tuple[str, str], ...]:
     """(word, meaning) of those that stand on the page of `report`."""
-    return _ALWAYS if report.kind == "compare" else (*_ALWAYS, *_RUN)
+    if report.kind == "compare":
+        return (*_ALWAYS, *_SEEDS) if several_seeds(averages(report.rows)) else _ALWAYS
+    return (*_ALWAYS, *_RUN)
