@@ -246,8 +246,8 @@ def test_several_seeds_are_one_line_with_their_deviation(no_library: None) -> No
         assert {row[-1].text for row in table.rows} == {"2"}
         assert len(table.best) == 2
     answers = {fact.question: fact for fact in facts(found)}
-    assert answers["Best on m?"].answer == "flap + bias"
-    assert "3.50 ± 0.71 at 20%; 3.50 ± 0.71 at 50%" in answers["Best on m?"].detail
+    assert answers["Which won on m?"].answer == "flap + bias"
+    assert "3.50 ± 0.71 at 20%; 3.50 ± 0.71 at 50%" in answers["Which won on m?"].detail
     assert answers["Left out?"].answer == "2 of 18 runs"
     bars = quality.plots[0].spec["layer"][1]["data"]["values"]
     assert {(round(one["low"], 2), round(one["high"], 2)) for one in bars} == {
@@ -265,7 +265,7 @@ def test_a_difference_that_one_seed_may_make_is_no_victory() -> None:
 
     rows = [row("a", 0.2, 3.0), row("b", 0.2, 3.05), row("c", 0.2, 3.1), row("d", 0.19, 3.01)]
     found = report({**COMPARED, "rows": rows})
-    (won,) = (fact for fact in facts(found) if fact.question.startswith("Best"))
+    (won,) = (fact for fact in facts(found) if fact.question.startswith("Which won"))
     assert won.answer.startswith("a")
     assert "; b" in won.detail
     assert "as good" in won.detail

@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 
 from .averages import Average, averages, models_of, several_seeds
-from .comparing import at, blend_plots, by_model, cut_plots, quality_plot, ratios, winner
+from .comparing import (
+    at,
+    blend_plots,
+    by_model,
+    cut_plots,
+    cut_tables,
+    quality_plot,
+    ratios,
+    winner,
+)
 from .facts import text
 from .parts import Cell, Section, Table, cell
 from .plotting import Plot
@@ -63,9 +72,9 @@ def _table(means: Sequence[Average], of: str) -> Table:
     seeds = several_seeds(means)
     columns = (
         "method",
-        "ratio asked",
-        "removed",
+        "ratio",
         *(f"perplexity, window {window}" for window in means[0].windows),
+        "removed",
         "MB",
         "form",
         "time, s",
@@ -74,7 +83,7 @@ def _table(means: Sequence[Average], of: str) -> Table:
     order = [one for ratio in ratios(means) for one in at(means, ratio)]
     best = [winner(at(order, ratio)) for ratio in ratios(means)]
     return Table(
-        f"Every method{of} (the best of each ratio is marked)",
+        f"Every method{of} (the winner of each ratio is marked)",
         columns,
         [_cells(one, seeds=seeds) for one in order],
         frozenset(n for n, one in enumerate(order) if any(one is won for won in best)),
@@ -87,8 +96,8 @@ def _cells(one: Average, *, seeds: bool) -> list[Cell]:
     return [
         cell(one.label),
         cell(one.ratio, f"{one.ratio:.0%}"),
-        cell(one.removed, f"{one.removed:.1%}"),
         *(cell(one.after(window).mean, one.at(window)) for window in one.windows),
+        cell(one.removed, f"{one.removed:.1%}"),
         cell(size, f"{(size or 0) / 1e6:,.2f}"),
         cell(one.form),
         cell(seconds, text(seconds, 1)),
@@ -102,7 +111,7 @@ def cuts_of_all(report: Report) -> Section:
     plots = cut_plots(means)
     over = " (means over seeds)" if several_seeds(means) else ""
     lead = f"How much each method takes from each layer{over}." if plots else "Not recorded."
-    return Section("cut", "What was cut where", lead, plots)
+    return Section("cut", "What was cut where", lead, plots, cut_tables(means))
 
 
 def blends_of_all(report: Report) -> Section:

@@ -6,11 +6,11 @@ from typing import Any
 
 from .averages import Average, models_of
 from .comparison import Trial, chart
+from .parts import Cell, Table, cell
 from .plots import blend_plot, layers_in, lines_plot, share_removed
-from .plotting import Plot, Spec, colour, layer, magnitude, number, spec, told
+from .plotting import Plot, Spec, colour, layer, magnitude, number, shapes, spec, told
 
 _FAIR, _TIED, _EVEN = 0.9, 1.02, 0.99
-_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
 
 def labels(means: Sequence[Average]) -> list[str]:
@@ -116,11 +116,14 @@ def quality_plot(
             rows.append({**row, "form": one.form})
     sound = [row for row in rows if row["perplexity"]]
     picture = chart(*trials(means), window) if static else ""
-    return Plot(name, title, sentence, spec(_marks(sound, labels(means)), height=330), picture)
+    return Plot(
+        name, title, sentence, spec(_marks(sound, labels(means), window), height=330), picture
+    )
 
 
-def _marks(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[Spec]:
+def _marks(rows: Sequence[dict[str, Any]], names: Sequence[str], window: int) -> list[Spec]:
     """Lines, and where there are several seeds how far these lie apart."""
+    height = f"perplexity per token, window {window:,}"
     heights = [row[end] for row in rows for end in ("perplexity", "low", "high") if end in row]
     shared: dict[str, Any] = {
         "x": number(
@@ -132,12 +135,8 @@ def _marks(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[Spec]:
         rows,
         {"type": "line", "point": {"size": 60}, "strokeWidth": 2},
         **shared,
-        y=magnitude("perplexity", "perplexity per token", heights),
-        shape={
-            "field": "method",
-            "type": "nominal",
-            "scale": {"domain": list(names), "range": list(_SHAPES)},
-        },
+        y=magnitude("perplexity", height, heights),
+        shape=shapes("method", names),
         tooltip=told(
             ("method", "method"), ("removed", "removed", ".1%"),
             ("perplexity", "perplexity", ",.2f"), ("form", "checkpoint"),
@@ -150,7 +149,7 @@ def _marks(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[Spec]:
         apart,
         {"type": "rule", "strokeWidth": 2},
         **shared,
-        y=magnitude("low", "perplexity per token", heights),
+        y=magnitude("low", height, heights),
         y2={"field": "high"},
     )
     return [lines, bars]
@@ -177,9 +176,36 @@ def cut_plots(means: Sequence[Average]) -> list[Plot]:
                     values,
                     y,
                     count,
+                    labels(means),
                 )
             )
     return plots
+
+
+def cut_tables(means: Sequence[Average]) -> list[Table]:
+    """The same as numbers: a row a layer, a column a method."""
+    tables = []
+    models = by_model(means)
+    for model, own in models.items():
+        of = f" of {model}" if len(models) > 1 else ""
+        for ratio in ratios(own):
+            columns = {one.label: _removed_by_layer(one) for one in at(own, ratio)}
+            columns = {name: values for name, values in columns.items() if values}
+            count = max(map(len, columns.values()), default=0)
+            rows = [
+                [cell(n), *(_share(values, n) for values in columns.values())] for n in range(count)
+            ]
+            if rows:
+                caption = f"Removed by layer{of} at {ratio:.0%}"
+                tables.append(Table(caption, ("layer", *columns), rows, folds=True))
+    return tables
+
+
+def _share(values: Sequence[dict[str, Any]], layer_: int) -> Cell:
+    if layer_ >= len(values):
+        return cell("")
+    share = values[layer_]["value"]
+    return cell(share, f"{share:.0%}")
 
 
 def _removed_by_layer(one: Average) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..structure import format_ranges
 from .averages import Average, averages
 from .comparing import at, by_model, near_ties, ratios, winner
 from .plots import share_removed
@@ -87,10 +88,13 @@ def lost_most(report: Report) -> tuple[str, str] | None:
     first = [n for n in order[:3] if lost[n] > 0]
     names = _listed([str(n) for n in first])
     least = order[-1]
+    whole = [n for n in layers if lost[n] == 0]
+    last = f"least from layer {least}: {lost[least]:.0%}"
+    if whole:
+        last = f"nothing from layer{'s' if len(whole) > 1 else ''} {format_ranges(whole)}"
     return (
         f"Most from layer{'s' if len(first) > 1 else ''} {names}",
-        f"{_listed([f'{lost[n]:.0%}' for n in first])} of their parameters; least from layer"
-        f" {least}: {lost[least]:.0%}",
+        f"{_listed([f'{lost[n]:.0%}' for n in first])} of their parameters; {last}",
     )
 
 
@@ -182,7 +186,7 @@ def _victories(report: Report) -> list[Fact]:
     means = averages(report.rows)
     models = by_model(means)
     if len(models) == 1:
-        return [_won(at(means, ratio), f"Best at {ratio:.0%}?") for ratio in ratios(means)]
+        return [_won(at(means, ratio), f"Which won at {ratio:.0%}?") for ratio in ratios(means)]
     return [_won_on(model, own) for model, own in models.items()]
 
 
@@ -191,13 +195,13 @@ def _won_on(model: str, means: Sequence[Average]) -> Fact:
     best = [(ratio, winner(at(means, ratio))) for ratio in ratios(means)]
     won = [(ratio, one) for ratio, one in best if one is not None]
     if not won:
-        return Fact(f"Best on {model}?", "Not measured", "name a text", NAME_TEXT)
+        return Fact(f"Which won on {model}?", "Not measured", "name a text", NAME_TEXT)
     names = list(dict.fromkeys(one.label for _, one in won))
     first = won[0][1]
     window = first.windows[0]
     after = "; ".join(f"{one.at(window)} at {ratio:.0%}" for ratio, one in won)
     return Fact(
-        f"Best on {model}?",
+        f"Which won on {model}?",
         names[0] if len(names) == 1 else _by_ratio(means),
         f"perplexity {first.at(window, before=True)}, then {after}; windows of {window:,}",
     )
@@ -211,9 +215,10 @@ def _won(means: Sequence[Average], question: str) -> Fact:
     window = best.windows[0]
     near = near_ties(means)
     verb = "is" if len(near) == 1 else "are"
-    how = "to 2%" if len(best.runs) == 1 else "to 2% or what seeds make of it"
+    seeded = len(best.runs) > 1
+    how = "within 2% of perplexity" + " or what seeds make of it" * seeded
     tied = f"; {_listed([one.label for one in near])} {verb} as good, {how}" if near else ""
-    seeds = f" (mean of {len(best.runs)} seeds)" if len(best.runs) > 1 else ""
+    seeds = f" (mean of {len(best.runs)} seeds)" if seeded else ""
     return Fact(
         question,
         best.label,

@@ -21,18 +21,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; rows in `best` are marked. One of many rows is folded, unless it is `open`."""
+    """Rows of cells; rows in `best` are marked. One of many rows is folded, unless it is `open`;
+    one that `folds` is in any case.
+    """
 
     caption: str
     columns: tuple[str, ...]
     rows: list[list[Cell]]
     best: frozenset[int] = frozenset()
     open: bool = False
+    folds: bool = False
 
     @property
     def folded(self) -> bool:
         """Whether only its caption shows at first."""
-        return not self.open and len(self.rows) > _MANY
+        return self.folds or (not self.open and len(self.rows) > _MANY)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .kinds import kind_name, scored_name
-from .plotting import Plot, Spec, beside, colour, layer, layers_axis, magnitude, number, spec, told
+from .plotting import (
+    Plot,
+    Spec,
+    beside,
+    colour,
+    layer,
+    layers_axis,
+    magnitude,
+    number,
+    shapes,
+    spec,
+    told,
+)
 from .value import Blend, Cut, Place, Recovery, Report, Scores, Stability, Way
 
 STAYS, GOES = "stays", "goes"
@@ -211,16 +223,27 @@ def spread_plot(
 
 
 def lines_plot(
-    name: str, title: str, sentence: str, rows: Sequence[Mapping[str, Any]], y: Spec, count: int
+    name: str,
+    title: str,
+    sentence: str,
+    rows: Sequence[Mapping[str, Any]],
+    y: Spec,
+    count: int,
+    order: Sequence[str] = (),
 ) -> Plot:
-    """A line over the layers for each name in `units`; `value` is drawn."""
-    names = list(dict.fromkeys(str(row["units"]) for row in rows))
+    """A line over the layers for each name in `units`; `value` is drawn.
+
+    Many names, in an `order` that other plots have too, get shapes of their own.
+    """
+    names = list(order) or list(dict.fromkeys(str(row["units"]) for row in rows))
+    shaped = {"shape": shapes("units", names)} if order else {}
     marks = layer(
         rows,
         {"type": "line", "point": {"size": 46}, "strokeWidth": 2},
         x=layers_axis("layer", count),
         y=y,
         color=colour("units", names),
+        **shaped,
         tooltip=told(
             ("layer", "layer"),
             ("units", ""),

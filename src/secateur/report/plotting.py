@@ -16,6 +16,7 @@ COLOURS = 8
 # The page's own: what is measured has to be what is shown.
 FONT = 'system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif'
 _HEIGHT = 260
+_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 _ZOOM = {
     "name": "zoom",
     "bind": "scales",
@@ -145,6 +146,15 @@ def colour(field: str, order: Sequence[str], range_: Sequence[str] | None = None
     if range_ is not None:
         scale["range"] = list(range_)
     return {"field": field, "type": "nominal", "scale": scale}
+
+
+def shapes(field: str, order: Sequence[str]) -> Spec:
+    """A shape for each name, in this order, where colours alone would repeat."""
+    return {
+        "field": field,
+        "type": "nominal",
+        "scale": {"domain": list(order), "range": list(_SHAPES)},
+    }
 
 
 def told(*fields: tuple[str, str] | tuple[str, str, str]) -> list[Spec]:
