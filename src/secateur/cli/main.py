@@ -15,8 +15,10 @@ import click
 
 from ..arguments import refusal
 from ..errors import SecateurError
+from ..launched import launched
 from ..shown import one_line
-from .screen import close_screens, count_from, say
+from .screen import close_screens, count_from, hush, say
+from .sharing import sharing
 from .threads import let_threads_sleep_beside_others
 
 # A full disk behind a redirection, a reader that went away, a terminal that was closed.
@@ -125,6 +127,7 @@ def main(arguments: Sequence[str] | None = None, *, started: float | None = None
         if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores a closed terminal
             signal.signal(one, _terminate)
     warnings.simplefilter("ignore")
+    hush(launched().index > 0)  # the first of several processes speaks for all
     if started is not None:
         words = sys.argv[1:] if arguments is None else arguments
         asks_help = any(word in ("-h", "--help", "--help-all") for word in words)
@@ -145,7 +148,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     own = [word for word in words if word != _TRACEBACK]  # wherever it stands
     try:
-        cli.main(args=own, prog_name="secateur", standalone_mode=False)
+        with sharing(own):
+            cli.main(args=own, prog_name="secateur", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
         return 0
@@ -198,4 +202,6 @@ def _unheard(reason: str | None) -> int:
 
 
 def _terminate(signum: int, frame: Any) -> None:
+    if launched().count > 1:  # it comes again while the first is obeyed
+        signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -1,0 +1,88 @@
+"""One command in several processes, which torchrun has started: who speaks, and how it ends."""
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import SecateurError
+from ..launched import launched
+from .screen import hush, say
+
+if TYPE_CHECKING:
+    from ..ranks.group import Group
+
+# Those that share their work; all others do it in one process.
+_SHARED = ("prune", "apply")
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
+
+@contextmanager
+def sharing(words: Sequence[str]) -> Iterator[None]:
+    """While entered, this process is one of those that share the command; alone, it does nothing.
+
+    Raises:
+        SecateurError: the command is for one process; or a rank has failed, and one of them says
+            which.
+    """
+    started = launched()
+    if started.count == 1 or not words or any(word.startswith("-") for word in words[:1]):
+        yield
+        return
+    if words[0] not in _SHARED:
+        raise SecateurError(
+            f"{words[0]} runs in one process, and torchrun started {started.count}.\n"
+            f"Type: secateur {words[0]} (prune and apply share their work)"
+        )
+    from ..ranks.group import joined
+
+    with joined(started) as group:
+        try:
+            yield
+        except BaseException as error:
+            raise _ending(group, error) from error
+
+
+def _ending(group: "Group", error: BaseException) -> BaseException:
+    """What is left to say of an error by this rank; it is hushed if another one says it."""
+    from ..ranks.group import Lost, Parted
+
+    with suppress(ValueError):  # not the main thread
+        for one in _SIGNALS:
+            signal.signal(one, signal.SIG_IGN)  # torchrun ends those that are left
+    if isinstance(error, Parted) and any(error.failures):
+        hush()
+        return SecateurError(error)
+    if isinstance(error, Lost | KeyboardInterrupt | click.Abort):
+        return _interrupted(group, error)
+    failures = group.failed(str(error)) if not isinstance(error, Parted) else [""]
+    if failures is not None and len(set(failures)) == 1:  # all say the same: one says it
+        hush(group.index > 0)
+        return error
+    hush(False)
+    group.ends()
+    if isinstance(error, SecateurError | click.UsageError):
+        text = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        return SecateurError(f"{group.name()}: {text}")
+    say(f"{group.name()} fails:", error=True)
+    return error
+
+
+def _interrupted(group: "Group", error: BaseException) -> BaseException:
+    """Who is gone, if one is; else somebody has interrupted all."""
+    missing = group.missing()
+    left = [index for index in range(group.count) if index not in missing]
+    hush(group.index != left[0])
+    if not missing:
+        if isinstance(error, KeyboardInterrupt | click.Abort):
+            return error
+        hush()  # it has said itself why it ended
+        return SecateurError(error)
+    names = " and ".join(map(group.name, missing))
+    kept = str(error.__cause__ or "")
+    more = f"\n{kept[:1].upper()}{kept[1:]}." if isinstance(error, click.Abort) and kept else ""
+    return SecateurError(
+        f"{names} {'are' if len(missing) > 1 else 'is'} gone: killed, or out of memory.{more}"
+    )
