@@ -31,11 +31,7 @@ def sharing(words: Sequence[str]) -> Iterator[None]:
     if started.count == 1 or not words or any(word.startswith("-") for word in words[:1]):
         yield
         return
-    if words[0] not in _SHARED:
-        raise SecateurError(
-            f"{words[0]} runs in one process, and torchrun started {started.count}.\n"
-            f"Type: secateur {words[0]} (prune and apply share their work)"
-        )
+    check_shared(words[0], words[0] in _SHARED)
     from ..ranks.group import joined
 
     with joined(started) as group:
@@ -43,6 +39,20 @@ def sharing(words: Sequence[str]) -> Iterator[None]:
             yield
         except BaseException as error:
             raise _ending(group, error) from error
+
+
+def check_shared(command: str, shared: bool) -> None:
+    """Make sure that a command which several processes were started for can be shared by them.
+
+    Raises:
+        SecateurError: it cannot.
+    """
+    count = launched().count
+    if count > 1 and not shared:
+        raise SecateurError(
+            f"{command} runs in one process, and torchrun started {count}.\n"
+            f"Type: secateur {command} ... (prune and apply alone share their work)"
+        )
 
 
 def _ending(group: "Group", error: BaseException) -> BaseException:

@@ -7,6 +7,7 @@ bytes it says, whether the rank has failed. So ranks that have parted find out a
 import json
 import signal
 import socket
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,9 +30,9 @@ T = TypeVar("T")
 # One rank waits for another that writes, or goes through a layer: none is given up for being slow.
 # One that died has closed its connections, and whoever waits for it knows at once.
 _PATIENCE = timedelta(days=1)
-# A rank that fails waits so long for others that fail likewise; one that lost another, to hear from
-# those that are left.
-_FAILING, _ROLL_CALL = timedelta(seconds=10), timedelta(seconds=4)
+# A rank that fails waits so long for others that fail likewise; one that lost another, so many
+# seconds to hear from those that are left.
+_FAILING, _ROLL_CALL = timedelta(seconds=10), 4.0
 
 
 class Parted(Exception):  # noqa: N818 - what went wrong is another rank's
@@ -128,13 +129,12 @@ class Group(Ranks):
     def missing(self) -> list[int]:
         """The ranks that are heard of no more, when this one ends and so all do."""
         self.ends()
-        found = []
-        for index in range(self.count):
-            try:
-                if index != self.index:
-                    self.store.wait([f"here {index}"], _ROLL_CALL)
-            except RuntimeError:
-                found.append(index)
+        until = time.monotonic() + _ROLL_CALL
+        found = [index for index in range(self.count) if index != self.index]
+        with suppress(RuntimeError):
+            while found and time.monotonic() < until:
+                found = [index for index in found if not self.store.check([f"here {index}"])]
+                time.sleep(0.1)
         return found
 
     def _meet(
