@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 3 falling_rank.py HOW RANK LAYERS prune ...
 
-HOW is `killed`, `refused`, `broken`, `nan` or `elsewhere` (it goes another way), after so many
-layers of its passes.
+HOW is `killed`, `interrupted`, `refused`, `broken`, `nan` or `elsewhere` (it goes another way),
+after so many layers of its passes.
 """
 
 import os
@@ -32,6 +32,8 @@ def layer(self: Kept, *given: object) -> None:
     if done[0] == LAYERS:
         if HOW == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if HOW == "interrupted":
+            os.kill(os.getpid(), signal.SIGTERM)
         if HOW == "refused":
             raise SecateurError("This is no good.\nType something else.")
         if HOW == "broken":

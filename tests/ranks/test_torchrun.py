@@ -185,6 +185,7 @@ def test_a_killed_rank_ends_the_run_and_the_next_goes_on(
 @pytest.mark.parametrize(
     ("how", "layers", "said"),
     [
+        ("interrupted", "6", r"^Interrupted; "),
         ("refused", "6", r"^Error: rank 1 of 2 \(.+\): This is no good.\nType something else.$"),
         ("broken", "6", r"^rank 1 of 2 \(.+\) fails:\nThis is a bug in secateur: RuntimeError"),
         ("nan", "2", r"^Error: NaN or infinity in the output of layer 2"),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Those that share their work; all others do it in one process.
 _SHARED = ("prune", "apply")
+# How a rank ends: it has said why, or was interrupted by a signal or by the end of another.
+_SAID, _INTERRUPTED = "said", "interrupted"
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -38,7 +40,10 @@ def sharing(words: Sequence[str]) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            raise _ending(group, error) from error
+            ending = _ending(group, error)
+            if ending is error:
+                raise
+            raise ending from (ending.__cause__ or error)
 
 
 def check_shared(command: str, shared: bool) -> None:
@@ -63,16 +68,17 @@ def _ending(group: "Group", error: BaseException) -> BaseException:
         for one in _SIGNALS:
             signal.signal(one, signal.SIG_IGN)  # torchrun ends those that are left
     if isinstance(error, Parted) and any(error.failures):
+        group.ends(_SAID)
         hush()
         return SecateurError(error)
     if isinstance(error, Lost | KeyboardInterrupt | click.Abort):
         return _interrupted(group, error)
     failures = group.failed(str(error)) if not isinstance(error, Parted) else [""]
+    group.ends(_SAID)
     if failures is not None and len(set(failures)) == 1:  # all say the same: one says it
         hush(group.index > 0)
         return error
     hush(False)
-    group.ends()
     if isinstance(error, SecateurError | click.UsageError):
         text = error.format_message() if isinstance(error, click.UsageError) else str(error)
         return SecateurError(f"{group.name()}: {text}")
@@ -81,18 +87,19 @@ def _ending(group: "Group", error: BaseException) -> BaseException:
 
 
 def _interrupted(group: "Group", error: BaseException) -> BaseException:
-    """Who is gone, if one is; else somebody has interrupted all."""
-    missing = group.missing()
-    left = [index for index in range(group.count) if index not in missing]
-    hush(group.index != left[0])
+    """What is said where ranks were killed, or all were interrupted: by one of those left."""
+    ends = group.roll_call(_INTERRUPTED)
+    missing = [index for index in range(group.count) if index not in ends]
+    hush(group.index != min(ends) or _SAID in ends.values())
+    kept = str(error.__cause__ or "") if isinstance(error, click.Abort) else ""
+    if not missing and isinstance(error, KeyboardInterrupt | click.Abort):
+        return error
     if not missing:
-        if isinstance(error, KeyboardInterrupt | click.Abort):
-            return error
-        hush()  # it has said itself why it ended
-        return SecateurError(error)
+        others = click.Abort()
+        others.__cause__ = KeyboardInterrupt("all processes end")
+        return others
     names = " and ".join(map(group.name, missing))
-    kept = str(error.__cause__ or "")
-    more = f"\n{kept[:1].upper()}{kept[1:]}." if isinstance(error, click.Abort) and kept else ""
+    more = f"\n{kept[:1].upper()}{kept[1:]}." if kept else ""
     return SecateurError(
         f"{names} {'are' if len(missing) > 1 else 'is'} gone: killed, or out of memory.{more}"
     )

@@ -121,19 +121,26 @@ class Group(Ranks):
             return None
         raise AssertionError("a rank that has failed parts all")
 
-    def ends(self) -> None:
-        """Whoever misses this rank knows by this that it was not killed."""
+    def ends(self, how: str) -> None:
+        """Say how this rank ends: whoever misses it knows by this that it was not killed."""
         with suppress(RuntimeError):  # the host that keeps the roll is gone
-            self.store.set(f"here {self.index}", "yes")
+            self.store.set(f"end {self.index}", how)
 
-    def missing(self) -> list[int]:
-        """The ranks that are heard of no more, when this one ends and so all do."""
-        self.ends()
+    def roll_call(self, how: str) -> dict[int, str]:
+        """How all ranks end that are still heard of, when this one does.
+
+        Those that wait for this one wait no longer.
+        """
+        self.ends(how)
+        with suppress(Exception):  # of a group that has broken
+            dist.destroy_process_group()
         until = time.monotonic() + _ROLL_CALL
-        found = [index for index in range(self.count) if index != self.index]
+        found = {self.index: how}
         with suppress(RuntimeError):
-            while found and time.monotonic() < until:
-                found = [index for index in found if not self.store.check([f"here {index}"])]
+            while len(found) < self.count and time.monotonic() < until:
+                for index in set(range(self.count)) - set(found):
+                    if self.store.check([f"end {index}"]):
+                        found[index] = self.store.get(f"end {index}").decode()
                 time.sleep(0.1)
         return found
 

@@ -39,7 +39,7 @@ class Finite:
         Raises:
             SecateurError: what was seen first of those that were not finite.
         """
-        for found in self._ranks.each("finite", self._first_of_those()):
+        for found in self._ranks.each("what is finite", self._first_of_those()):
             if found is not None:
                 what, dtype = found
                 raise not_finite(what, getattr(torch, dtype))
