@@ -189,7 +189,7 @@ def test_a_killed_rank_ends_the_run_and_the_next_goes_on(
         ("refused", "6", r"^Error: rank 1 of 2 \(.+\): This is no good.\nType something else.$"),
         ("broken", "6", r"^rank 1 of 2 \(.+\) fails:\nThis is a bug in secateur: RuntimeError"),
         ("nan", "2", r"^Error: NaN or infinity in the output of layer 2"),
-        ("elsewhere", "6", r"Parted: the ranks are not at the same .rank 0.*something else"),
+        ("elsewhere", "6", r"^Error: The processes do not do the same: rank 0 .*something else"),
     ],
 )
 def test_a_rank_that_fails_says_so_once(

@@ -18,7 +18,7 @@ from ..errors import SecateurError
 from ..launched import launched
 from ..shown import one_line
 from .screen import close_screens, count_from, hush, say
-from .sharing import sharing
+from .sharing import ASKS_HELP, sharing
 from .threads import let_threads_sleep_beside_others
 
 # A full disk behind a redirection, a reader that went away, a terminal that was closed.
@@ -127,10 +127,12 @@ def main(arguments: Sequence[str] | None = None, *, started: float | None = None
         if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores a closed terminal
             signal.signal(one, _terminate)
     warnings.simplefilter("ignore")
-    hush(launched().index > 0)  # the first of several processes speaks for all
+    if launched().index:  # the first of several processes speaks for all
+        hush()
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for as long as it runs
     if started is not None:
         words = sys.argv[1:] if arguments is None else arguments
-        asks_help = any(word in ("-h", "--help", "--help-all") for word in words)
+        asks_help = any(word in ASKS_HELP for word in words)
         reads = not asks_help and next(iter(words), None) in _READING
         count_from(started, reads=reads)
         if reads:

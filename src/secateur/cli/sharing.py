@@ -14,6 +14,7 @@ from .screen import hush, say
 if TYPE_CHECKING:
     from ..ranks.group import Group
 
+ASKS_HELP = ("-h", "--help", "--help-all")
 # Those that share their work; all others do it in one process.
 _SHARED = ("prune", "apply")
 # How a rank ends: it has said why, or was interrupted by a signal or by the end of another.
@@ -30,7 +31,8 @@ def sharing(words: Sequence[str]) -> Iterator[None]:
             which.
     """
     started = launched()
-    if started.count == 1 or not words or any(word.startswith("-") for word in words[:1]):
+    helps = not words or words[0].startswith("-") or any(word in ASKS_HELP for word in words)
+    if started.count == 1 or helps:
         yield
         return
     check_shared(words[0], words[0] in _SHARED)
@@ -73,7 +75,14 @@ def _ending(group: "Group", error: BaseException) -> BaseException:
         return SecateurError(error)
     if isinstance(error, Lost | KeyboardInterrupt | click.Abort):
         return _interrupted(group, error)
-    failures = group.failed(str(error)) if not isinstance(error, Parted) else [""]
+    if isinstance(error, Parted):
+        group.ends(_SAID)
+        hush(group.index > 0)
+        return SecateurError(
+            f"The processes do not do the same: {error}.\n"
+            "Give each the same model, text and version; code of your own must draw by the seed."
+        )
+    failures = group.failed(str(error))
     group.ends(_SAID)
     if failures is not None and len(set(failures)) == 1:  # all say the same: one says it
         hush(group.index > 0)

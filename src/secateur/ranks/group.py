@@ -27,9 +27,9 @@ from .alone import Ranks, joined_as
 
 T = TypeVar("T")
 
-# One rank waits for another that writes, or goes through a layer: none is given up for being slow.
-# One that died has closed its connections, and whoever waits for it knows at once.
-_PATIENCE = timedelta(days=1)
+# So long a rank waits for another one: for the rest of a layer, or while the first measures and
+# writes. One that died has closed its connections, and whoever waits for it knows at once.
+_PATIENCE = timedelta(hours=2)
 # A rank that fails waits so long for others that fail likewise; one that lost another, so many
 # seconds to hear from those that are left.
 _FAILING, _ROLL_CALL = timedelta(seconds=10), 4.0
@@ -168,7 +168,7 @@ class Group(Ranks):
         sizes = [int(size) for size in self._all(torch.tensor([len(raw)]), _FAILING)]
         places, failures = zip(*map(json.loads, self._texts(raw, sizes)), strict=True)
         at = "; ".join(f"{self.name(i)} is at: {place}" for i, place in enumerate(places))
-        raise Parted(f"the ranks are not at the same ({at})", failures)
+        raise Parted(at, failures)
 
     def _texts(self, raw: bytes, sizes: Sequence[int]) -> list[bytes]:
         padded = torch.tensor(list(raw.ljust(max(sizes), b" ")), dtype=torch.uint8)
@@ -196,20 +196,27 @@ def _connected() -> Iterator[None]:
 
 @contextmanager
 def joined(started: Launched) -> Iterator[Group]:
-    """While entered, this process is one of those that torchrun has started."""
+    """While entered, this process is one of those that torchrun has started.
+
+    Raises:
+        SecateurError: they do not find each other.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     by_gpu = started.here <= gpus
     if by_gpu:
         torch.cuda.set_device(started.local)
-    store, index, count = next(iter(rendezvous("env://")))
-    with _connected():
+    backend = "cpu:gloo,cuda:nccl" if by_gpu else "gloo"
+    try:
+        store, index, count = next(iter(rendezvous("env://")))
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if by_gpu else "gloo",
-            store=store,
-            rank=index,
-            world_size=count,
-            timeout=_PATIENCE,
+            backend, store=store, rank=index, world_size=count, timeout=_PATIENCE
         )
+    except (RuntimeError, ValueError) as error:
+        why = str(error).split("\n")[0]
+        raise SecateurError(
+            f"The {started.count} processes do not find each other: {why}.\n"
+            "Type torchrun --standalone on one machine; on several, look at --rdzv-endpoint."
+        ) from error
     roll = PrefixStore("secateur", store)
     group = Group(index, count, by_gpu=by_gpu, store=roll)
     hosts = tuple(group.each("hosts", socket.gethostname()))
