@@ -56,6 +56,11 @@ def assert_alike(one: Path, other: Path) -> None:
         assert torch.allclose(tensor, theirs[name], rtol=1e-5, atol=1e-5), name
 
 
+def told_errors(said: str) -> int:
+    """How many errors are told; those of torchrun's own report begin otherwise."""
+    return len(re.findall(r"^(?:Error: |This is a bug|Interrupted)", said, re.MULTILINE))
+
+
 Pruned = Callable[..., list[str]]
 
 
@@ -86,7 +91,7 @@ def test_two_processes_make_what_one_makes(
     *said, last = done.stdout.splitlines()
     assert said == alone.splitlines()[:-1], "one speaks"
     assert last.startswith(str(tmp_path / "two"))
-    assert "Error" not in done.stderr
+    assert not told_errors(done.stderr)
 
 
 @pytest.mark.slow
@@ -169,7 +174,7 @@ def test_a_killed_rank_ends_the_run_and_the_next_goes_on(
     words = prune(tmp_path / "out" / "small", "--method", "hywia")
     done = several(3, "killed", str(rank), "13", *words, script=str(FALLING))
     assert done.returncode != 0
-    assert done.stderr.count("Error: ") == 1
+    assert told_errors(done.stderr) == 1
     assert re.search(rf"^Error: rank {rank} of 3 \(.+\) is gone", done.stderr, re.MULTILINE)
     assert not (tmp_path / "out" / "small").exists()
 
@@ -187,7 +192,7 @@ def test_a_killed_rank_ends_the_run_and_the_next_goes_on(
     [
         ("interrupted", "6", r"^Interrupted; "),
         ("refused", "6", r"^Error: rank 1 of 2 \(.+\): This is no good.\nType something else.$"),
-        ("broken", "6", r"^rank 1 of 2 \(.+\) fails:\nThis is a bug in secateur: RuntimeError"),
+        ("broken", "6", r"^rank 1 of 2 \(.+\) fails:\n(?:Note.*\n)?This is a bug"),
         ("nan", "2", r"^Error: NaN or infinity in the output of layer 2"),
         ("elsewhere", "6", r"^Error: The processes do not do the same: rank 0 .*something else"),
     ],
@@ -199,7 +204,7 @@ def test_a_rank_that_fails_says_so_once(
     done = several(2, how, "1", layers, *words, script=str(FALLING))
     assert done.returncode != 0
     assert re.search(said, done.stderr, re.MULTILINE), done.stderr
-    assert done.stderr.count("Error: ") + done.stderr.count("a bug in secateur") <= 2
+    assert told_errors(done.stderr) == 1
     assert not (tmp_path / "out" / "small").exists()
 
 
@@ -224,7 +229,7 @@ def test_what_all_refuse_is_said_once(
     words = [str(tiny_folder()) if word == "MODEL" else word for word in words]
     done = several(2, *words, "--out", str(tmp_path / "out"))
     assert done.returncode != 0
-    assert done.stderr.count("Error: ") == 1
+    assert told_errors(done.stderr) == 1
     assert said in done.stderr
     assert done.stderr.count("exitcode  : 2") == 2, "each of them ends so"
     assert not done.stdout
