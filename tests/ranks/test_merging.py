@@ -1,5 +1,7 @@
 """What ranks have seen of parts, merged, is what one has seen of all."""
 
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +10,20 @@ import torch
 from thread_ranks import side_by_side
 
 from conftest import tiny_model
+from secateur.checkpoint import Kept
+from secateur.errors import SecateurError
+from secateur.evaluation import divergences, last_states, perplexities
 from secateur.models import open_model
-from secateur.ranks import ALONE, Ranks, this
+from secateur.pipeline import candidates
+from secateur.pipeline.gated import gated_divergence
+from secateur.pipeline.probing import masked_losses
+from secateur.ranks import ALONE, Ranks, by_first, this
 from secateur.stats import Walk, collect, collect_gradients
 from secateur.stats.collect import ACCUMULATORS, STATISTICS
+from secateur.stats.finite import Finite
 from secateur.stats.gradients import GRADIENTS
 from secateur.surgery.normal import Sums
+from secateur.surgery.one_shot import FITTED_BY
 
 CHANNELS = 5
 
@@ -106,6 +116,75 @@ def test_statistics_of_shared_windows_are_those_of_all(
                 one, other = merged[axis.name][need], whole[axis.name][need]
                 size = float(other.abs().max())
                 assert torch.allclose(one, other, atol=1e-5 * size, rtol=1e-4), (axis.name, need)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_what_is_asked_of_choices_of_units_is_the_same(ranks: int) -> None:
+    """Probes and candidates, fewer and more than ranks; divergence and perplexity by windows."""
+    torch.manual_seed(1)
+    tokens, asking = torch.randint(3, 60, (7, 9)), torch.randint(3, 60, (1, 9))
+    models = [open_model(tiny_model()).streamed() for _ in range(ranks)]
+    others = [open_model(tiny_model(seed=1)).streamed() for _ in range(ranks)]
+    axes = open_model(tiny_model()).structure.axes
+    statistics = collect(Walk(models[0], tokens, batch=3), axes, FITTED_BY)
+    masks = {axis: torch.rand(4, axis.units) < 0.4 for axis in axes}
+    gone = [
+        {axis: tuple(mask[row].nonzero().flatten().tolist()) for axis, mask in masks.items()}
+        for row in range(4)
+    ]
+    gates = {axis: torch.rand(axis.units) for axis in axes}
+
+    def found() -> list[torch.Tensor]:
+        own, other = models[this().index], others[this().index]
+        walk, few = (Walk(own, some, batch=3) for some in (tokens, asking))
+        shared = walk.shared()
+        (dense,) = last_states([shared], [Kept()], "dense")
+        value, slopes = gated_divergence(shared, dense, gates, statistics)
+        one = {axis: mask[:1] for axis, mask in masks.items()}
+        return [
+            masked_losses(few, masks),
+            masked_losses(walk, one),
+            candidates.divergences(few, gone, statistics),
+            candidates.divergences(walk, gone[:1], statistics),
+            torch.tensor(list(divergences(own, [other], tokens, batch=2))),
+            torch.tensor([one.value for one in perplexities(own, [tokens, asking], [2, 2])]),
+            torch.tensor(value),
+            *slopes.values(),
+        ]
+
+    whole = found()
+    for merged in side_by_side(ranks, found):
+        for one, other in zip(merged, whole, strict=True):
+            assert torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_one_rank_s_infinity_is_an_error_on_all() -> None:
+    def seen() -> str:
+        finite = Finite(this())
+        finite.see("the output of layer 3", torch.tensor([math.inf if this().index else 1.0]))
+        with pytest.raises(SecateurError) as error:
+            finite.check()
+        return str(error.value)
+
+    said = side_by_side(2, seen)
+    assert said[0] == said[1]
+    assert said[0].startswith("NaN or infinity in the output of layer 3")
+
+
+def test_what_the_first_rank_refuses_all_refuse() -> None:
+    class Refusing(contextlib.AbstractContextManager[None]):
+        def __enter__(self) -> None:
+            raise SecateurError("No.")
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    def entered() -> str:
+        with pytest.raises(SecateurError) as error, by_first("it", Refusing):
+            pass
+        return str(error.value)
+
+    assert side_by_side(3, entered) == ["No."] * 3
 
 
 def test_one_alone_does_all_itself() -> None:

@@ -28,6 +28,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "kl": ("--search", "kl", "--importance", "wifv", "--search-minutes", "0.02"),
     "gates": ("--search", "gates", "--importance", "obs-loss"),
     "regression": ("--fusion", "regression"),
+    "fewer windows than ranks": ("--method", "hywia", "--samples", "2"),
     "layers": ("--granularity", "layer", "--repair", "refit"),
 }
 FALLING = Path(__file__).parent / "falling_rank.py"

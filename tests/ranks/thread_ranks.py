@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from secateur.errors import SecateurError
 from secateur.ranks import Ranks, joined_as
 
 T = TypeVar("T")
@@ -52,7 +53,15 @@ class Thread(Ranks):
         return self._all(what, value)
 
     def told(self, what: str, make: Callable[[], T]) -> T:
-        value: T = self._all(what, make() if self.first else None)[0]
+        said: Any = None
+        if self.first:
+            try:
+                said = make(), None
+            except SecateurError as error:
+                said = None, str(error)
+        (value, error), *_ = self._all(what, said)
+        if error is not None:
+            raise SecateurError(error)
         return value
 
 

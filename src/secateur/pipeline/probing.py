@@ -61,7 +61,7 @@ def _asked_by_ranks(
 ) -> list[float]:
     """What `_asked` gives, of every rank's part of the probes; the whole model is the first's."""
     ranks = this()
-    own = torch.arange(ranks.index, len(first), ranks.count)
+    own = torch.arange(len(first))[ranks.index :: ranks.count]
     several = walk.like(times=1 + len(own), batch=_batch(walk, masks))
     masked = {axis: mask[own] for axis, mask in masks.items()}
     sums = _asked(several, len(walk.tokens), masked, first[own], kept)
@@ -90,7 +90,8 @@ def _asked(
     """The pass: the summed loss of the whole model and of every probe, `count` windows each."""
     states = walk.embed(kept)
     for step in walk.layers(kept, {"hidden": states}, stage="probes"):
-        here = {axis: mask for axis, mask in masks.items() if axis.layer == step.index}
+        # a rank may have no probe
+        here = {a: mask for a, mask in masks.items() if a.layer == step.index and len(mask)}
         for probe in (first == step.index).nonzero().flatten().tolist():
             states[(1 + probe) * count : (2 + probe) * count] = states[:count]
         begun = (1 + int((first <= step.index).sum())) * count

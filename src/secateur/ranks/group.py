@@ -32,7 +32,7 @@ T = TypeVar("T")
 _PATIENCE = timedelta(hours=2)
 # A rank that fails waits so long for others that fail likewise; one that lost another, so many
 # seconds to hear from those that are left.
-_FAILING, _ROLL_CALL = timedelta(seconds=10), 4.0
+_FAILING, _ROLL_CALL = timedelta(seconds=10), 8.0
 
 
 class Parted(Exception):  # noqa: N818 - what went wrong is another rank's
