@@ -28,7 +28,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "kl": ("--search", "kl", "--importance", "wifv", "--search-minutes", "0.02"),
     "gates": ("--search", "gates", "--importance", "obs-loss"),
     "regression": ("--fusion", "regression"),
-    "fewer windows than ranks": ("--method", "hywia", "--samples", "2"),
+    "fewer windows than ranks": ("--method", "flap", "--repair", "refit", "--samples", "2"),
     "layers": ("--granularity", "layer", "--repair", "refit"),
 }
 FALLING = Path(__file__).parent / "falling_rank.py"
@@ -218,7 +218,10 @@ def test_a_rank_that_fails_says_so_once(
             ["prune", "MODEL", "--ratio", "0.2", "--recover", "distil"],
             "prune --recover runs in one",
         ),
-        (["prune", "MODEL", "--ratio", "0.2", "--device", "cuda:5"], "has no device 'cuda:5'"),
+        (
+            ["prune", "MODEL", "--ratio", "0.2", "--device", "cuda:5"],
+            "--device cuda:5 is one GPU, and 2 processes",
+        ),
         (["prune", "MODEL", "--ratio", "2"], "ratio = 2.0 will not do"),
         (["prune", "MODEL", "--nonsense"], "No such option '--nonsense'"),
     ],

@@ -35,11 +35,13 @@ def sharing(words: Sequence[str]) -> Iterator[None]:
     if started.count == 1 or helps:
         yield
         return
-    check_shared(words[0], words[0] in _SHARED)
     from ..ranks.group import joined
 
     with joined(started) as group:
         try:
+            check_shared(
+                words[0], words[0] in _SHARED
+            )  # when all are here: torchrun ends the slower
             yield
         except BaseException as error:
             ending = _ending(group, error)
