@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 from thread_ranks import side_by_side
 
 from conftest import tiny_model
-from secateur.checkpoint import Kept
+from secateur.checkpoint import Kept, Store
 from secateur.errors import SecateurError
 from secateur.evaluation import divergences, last_states, perplexities
 from secateur.models import open_model
 from secateur.pipeline import candidates
 from secateur.pipeline.gated import gated_divergence
 from secateur.pipeline.probing import masked_losses
+from secateur.progress import telling
 from secateur.ranks import ALONE, Ranks, by_first, this
 from secateur.stats import Walk, collect, collect_gradients
 from secateur.stats.collect import ACCUMULATORS, STATISTICS
@@ -185,6 +187,32 @@ def test_what_the_first_rank_refuses_all_refuse() -> None:
         return str(error.value)
 
     assert side_by_side(3, entered) == ["No."] * 3
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one disk", "a disk each"])
+def test_ranks_take_what_all_of_them_see_of_a_store(apart: bool, tmp_path: Path) -> None:
+    tokens = torch.randint(3, 60, (5, 9), generator=torch.Generator().manual_seed(1))
+    tiny_model().save_pretrained(tmp_path / "model")
+    models = [open_model(tmp_path / "model").streamed() for _ in range(2)]
+    axes = open_model(tmp_path / "model").structure.axes
+    places = [tmp_path / ("other" if apart and index else "store") for index in range(2)]
+
+    def found() -> tuple[Any, list[str]]:
+        with telling() as told, Store(places[this().index]) as store:
+            walk = Walk(models[this().index], tokens, batch=2, store=store)
+            tally = collect(walk, axes, ["input_mean", "input_gram"])[axes[0].name]
+            return (tally["input_mean"], tally["input_gram"]), told.notes
+
+    first, again = side_by_side(2, found), side_by_side(2, found)
+    for (tensors, _), (others, notes) in zip(first, again, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(tensors, others, strict=True))
+        assert any("not all ranks see" in note for note in notes) == apart
+    assert any("as an earlier run found it" in note for note in again[0][1])
+    assert not (tmp_path / "other").exists(), "one rank writes"
+    assert len(Store(tmp_path / "store").passes()) == 1
+    alone, notes = found()
+    assert any("as an earlier run found it" in note for note in notes)
+    assert all(torch.equal(one, other) for one, other in zip(alone, first[0][0], strict=True))
 
 
 def test_one_alone_does_all_itself() -> None:
