@@ -16,7 +16,8 @@ from secateur import device_memory
 from secateur.checkpoint import Store
 from secateur.device_memory import Room, product_precision
 from secateur.models import open_model
-from secateur.stats import Activations, Walk, stream
+from secateur.stats import Activations, Walk
+from secateur.stats.pool import Pool
 
 SHAPE, SIZE = (4, 8, 16), 4 * 8 * 16 * 4
 META = torch.device("meta")  # a device that is not the CPU, and is everywhere
@@ -134,7 +135,7 @@ def test_what_all_layers_get_is_compared_once_a_batch(monkeypatch: pytest.Monkey
     compared = []
     equal = torch.equal
     monkeypatch.setattr(torch, "equal", lambda *two: (compared.append(two), equal(*two))[1])
-    pool, first = stream._Pool(), torch.arange(4)
+    pool, first = Pool(), torch.arange(4)
     for batch in range(3):
         table = first.clone()
         shared = [pool.share({"position": (table, None)}) for _ in range(9)]

@@ -28,6 +28,7 @@ from torch import Tensor
 from ..errors import SecateurError
 from ..parsing import parse_json
 from ..progress import note
+from ..ranks import ALONE, Ranks
 from .renaming import token
 from .view import OnDemand
 from .weights import DTYPES
@@ -46,10 +47,20 @@ class Kept:
     `done` are the layers that need not be passed again, in the order in which they were; `whole`
     says that nothing is left to do; it took `seconds` so far. One that another run makes is only
     looked at (`made`).
+
+    Of several `ranks` the first writes, and the others look at what lies `beside` as soon as it
+    does. Hidden states are not kept then: what is cut short begins anew.
     """
 
-    def __init__(self, folder: Path | None = None, *, made: bool = True) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        made: bool = True,
+        ranks: Ranks = ALONE,
+        beside: Path | None = None,
+    ) -> None:
+        self.folder, self._ranks, self._beside = folder, ranks, beside
         self.done: tuple[int, ...] = ()
         self.dropped, self._made = False, made
         self._found: dict[str, tuple[Mapping[str, Tensor], Any]] = {}
@@ -82,7 +93,7 @@ class Kept:
         """Layer `index` is done: keep what was found in it, and the `states` after it."""
         self._keep(_layer(index), found, value)
         self.done = (*self.done, index)
-        if self.folder is not None and self._affordable():
+        if self.folder is not None and not self._ranks.several and self._affordable():
             started = time.monotonic()
             self._write(STATES, states, list(self.done))
             self._spent += time.monotonic() - started
@@ -138,8 +149,23 @@ class Kept:
 
     def _keep(self, name: str, found: Mapping[str, Tensor], value: Any) -> None:
         self._found[name] = found, value
-        if self.folder is not None and self._write(name, found, value):
+        written = self.folder is not None and self._write(name, found, value)
+        if self.folder is not None and written:
             self._found[name] = _tensors(self.folder / name), value
+        if self._ranks.several:
+            self._look_beside(name, value, written)
+
+    def _look_beside(self, name: str, value: Any, written: bool) -> None:
+        """What the first rank has written need not be in the memory of the others."""
+        file = None if self.folder is None else self.folder / name
+        sums = self._ranks.told(
+            f"kept {name}", lambda: _metadata(file, "sums") if written and file else None
+        )
+        if self._beside is None or sums is None:
+            return
+        with suppress(SecateurError):  # another host, where it is not
+            if _metadata(self._beside / name, "sums") == sums:
+                self._found[name] = _tensors(self._beside / name), value
 
     def _write(self, name: str, found: Mapping[str, Tensor], value: Any) -> bool:
         """Whether it could be written; if not, nothing more is."""
@@ -161,7 +187,8 @@ class Kept:
         self.folder = None
 
     def _read(self, folder: Path) -> None:
-        if (folder / STATES).is_file() and not (folder / END).is_file():
+        unfinished = (folder / STATES).is_file() and not (folder / END).is_file()
+        if unfinished and not self._ranks.several:
             with suppress(SecateurError):  # of which nothing can be believed
                 self.done = _layers_done(folder)
         names = [_layer(index) for index in self.done]

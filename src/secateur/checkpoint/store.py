@@ -26,6 +26,7 @@ from typing import Any
 from ..errors import SecateurError
 from ..parsing import parse_json, read_text
 from ..progress import note
+from ..ranks import Ranks, this
 from .kept import END, PARTIAL, Kept
 from .lock import locked
 
@@ -54,7 +55,7 @@ class Store:
     """Passes in `folder`, which is made when the first is; `gib` GiB of them stay.
 
     With `fresh` nothing that is there is looked at, and it goes as far as it is made anew.
-    Leave it (`with`) to let others have the passes.
+    Leave it (`with`) to let others have the passes. Of several ranks the first alone writes in it.
     """
 
     def __init__(self, folder: Path, *, gib: float = GIB, fresh: bool = False) -> None:
@@ -74,6 +75,8 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self._locks.close()
+        if not this().first:
+            return
         for name, kept in self._open.items():
             if kept.dropped:
                 _removed(self.folder / name)
@@ -90,27 +93,61 @@ class Store:
         """
         about = {"kind": kind, "of": of, "walk": dict(walk), "asked": dict(asked)}
         name = f"{_stem(kind, walk)}-{digest(asked)[:12]}"
+        if this().several:
+            return self._of_all(this(), name, about)
+        return self._own(name, about)
+
+    def _of_all(self, ranks: Ranks, name: str, about: Mapping[str, Any]) -> Kept:
+        """What the first rank has of a pass, if the others see the same; else nothing for all."""
+        own = self._own(name, about) if ranks.first else None
+        whole = ranks.told(f"pass {name}", lambda: own is not None and own.whole)
+        if own is None:
+            own = self._first_ones(self.folder / name, self._open.get(name), whole, ranks)
+        if not all(ranks.each(f"pass {name}", own.whole == whole)):
+            self._tell(f"not all ranks see {self.folder}: passes are made anew")
+            own = Kept(ranks=ranks)
+        self._open[name] = own
+        return own
+
+    def _first_ones(self, folder: Path, known: Kept | None, whole: bool, ranks: Ranks) -> Kept:
+        """A pass of the first rank, as another one sees it."""
+        if not whole:
+            return Kept(ranks=ranks, beside=folder)
+        if known is not None and known.whole:
+            return known
+        with suppress(SecateurError):
+            return Kept(folder, made=False, ranks=ranks)
+        return Kept(ranks=ranks)
+
+    def _own(self, name: str, about: Mapping[str, Any]) -> Kept:
+        """A pass of this process."""
+        kind = about["kind"]
         if name not in self._open:
             self._open[name] = self._opened(self.folder / name, about)
         elif self._open[name].dropped or not self._open[name].whole:
             # dropped, or interrupted in this process: what is on disk counts
             folder = self._open[name].folder
-            self._open[name] = Kept() if folder is None else self._read(folder, kind)
+            none = Kept(ranks=this())
+            self._open[name] = none if folder is None else self._read(folder, kind)
         return self._open[name]
 
     def earlier(self, kind: str, walk: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Kept]]:
         """The whole passes of a kind over a walk: what was asked, and what was found."""
+        stem = _stem(kind, walk)
+        there = this().told(f"passes {stem}", lambda: self._asked(stem))
+        found = [(asked, self.kept(kind, walk, asked)) for asked in there]
+        return [(asked, kept) for asked, kept in found if kept.whole]
+
+    def _asked(self, stem: str) -> list[Mapping[str, Any]]:
+        """What was asked by the passes of a kind over a walk."""
         found = []
-        for folder in sorted(self.folder.glob(f"{_stem(kind, walk)}-*")):
+        for folder in sorted(self.folder.glob(f"{stem}-*")):
             if self._fresh and folder.name not in self._open:
                 continue
             with suppress(SecateurError):  # damaged: as if it were not there
                 asked = _about(folder)["asked"]
-                if folder.name != f"{_stem(kind, walk)}-{digest(asked)[:12]}":
-                    continue  # it is not what it says
-                kept = self.kept(kind, walk, asked)
-                if kept.whole:
-                    found.append((asked, kept))
+                if folder.name == f"{stem}-{digest(asked)[:12]}":  # it is what it says
+                    found.append(asked)
         return found
 
     def passes(self) -> list[Pass]:
@@ -153,18 +190,18 @@ class Store:
         except (OSError, UnicodeEncodeError) as error:
             why = getattr(error, "strerror", None) or "its name is not UTF-8"
             self._tell(f"passes cannot be kept in {self.folder} ({why})")
-            return Kept()
+            return Kept(ranks=this())
         except SecateurError:  # another run holds it
-            return Kept() if self._fresh else self._others(folder, about["kind"])
+            return Kept(ranks=this()) if self._fresh else self._others(folder, about["kind"])
 
     def _read(self, folder: Path, kind: str) -> Kept:
         """What an earlier run kept of a pass that is ours now."""
         try:
-            kept = Kept(folder)
+            kept = Kept(folder, ranks=this())
         except SecateurError:
             self._tell(f"what an earlier run kept of the {kind} is damaged: made anew")
             _emptied(folder)
-            return Kept(folder)
+            return Kept(folder, ranks=this())
         if kept.whole:
             self._tell(f"{kind}: as an earlier run found it (--fresh looks again)")
         return kept
@@ -172,9 +209,9 @@ class Store:
     def _others(self, folder: Path, kind: str) -> Kept:
         """What another run has made of a pass, or one of our own in memory while it still does."""
         with suppress(SecateurError):
-            return Kept(folder, made=False).held()
+            return Kept(folder, made=False, ranks=this()).held()
         self._tell(f"another run makes the same pass ({kind}): this one keeps none")
-        return Kept()
+        return Kept(ranks=this())
 
     def _tell(self, message: str) -> None:
         """Once is enough: a comparison has many passes of a kind."""

@@ -15,8 +15,10 @@ import click
 
 from ..arguments import refusal
 from ..errors import SecateurError
+from ..launched import launched
 from ..shown import one_line
-from .screen import close_screens, count_from, say
+from .screen import close_screens, count_from, hush, say
+from .sharing import ASKS_HELP, sharing
 from .threads import let_threads_sleep_beside_others
 
 # A full disk behind a redirection, a reader that went away, a terminal that was closed.
@@ -127,9 +129,12 @@ def main(arguments: Sequence[str] | None = None, *, started: float | None = None
         if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores a closed terminal
             signal.signal(one, _terminate)
     warnings.simplefilter("ignore")
+    if launched().index:  # the first of several processes speaks for all
+        hush()
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - for as long as it runs
     if started is not None:
         words = sys.argv[1:] if arguments is None else arguments
-        asks_help = any(word in ("-h", "--help", "--help-all") for word in words)
+        asks_help = any(word in ASKS_HELP for word in words)
         reads = not asks_help and next(iter(words), None) in _READING
         count_from(started, reads=reads)
         if reads:
@@ -147,7 +152,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     own = [word for word in words if word != _TRACEBACK]  # wherever it stands
     try:
-        cli.main(args=own, prog_name="secateur", standalone_mode=False)
+        with sharing(own):
+            cli.main(args=own, prog_name="secateur", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         say(error.format_message())
         return 0
@@ -200,4 +206,6 @@ def _unheard(reason: str | None) -> int:
 
 
 def _terminate(signum: int, frame: Any) -> None:
+    if launched().count > 1:  # it comes again while the first is obeyed
+        signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -31,6 +31,7 @@ from .options import FORCE, JSON, OUT, TRACK, keeping, quiet_transformers, uploa
 from .recover import say_numbers, show_recovery
 from .screen import Screen, print_json, say, table
 from .settings import TEXTS, given_settings, refuse_code, settings_options, texts_of_file
+from .sharing import check_shared
 
 _RECOVERIES = {**RECIPES, OWN: "The one that the method's paper ends with."}
 _METHODS = "Methods (--method)"
@@ -126,6 +127,7 @@ def prune_command(
     if track is not None and recover is None:
         raise SecateurError("--track draws the losses of a recovery.\nAdd --recover distil")
     if recover is not None:
+        check_shared("prune --recover", False)
         recipes_of(recover)
         if dry_run:
             raise SecateurError("A plan alone is not trained: --dry-run and --recover exclude.")

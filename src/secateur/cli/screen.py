@@ -38,7 +38,7 @@ class Screen:
     """
 
     def __init__(self, *, reading: bool = True) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, quiet=bool(_hushed))
         self._bar: Progress | None = None
         self._lines = _waiting.pop() if _waiting else _reading() if reading else _lines()
         _open.append(self)
@@ -83,6 +83,7 @@ class Screen:
 
 
 _open: list[Screen] = []
+_hushed: list[bool] = []  # not empty where another process speaks
 _started: list[float] = []  # when the process began, if it is one command
 _waiting: list[Lines] = []  # begun before the command was imported
 
@@ -95,6 +96,11 @@ def count_from(started: float, *, reads: bool) -> None:
     _started[:] = [started]
     if reads:
         _waiting[:] = [_reading()]
+
+
+def hush(silent: bool = True) -> None:
+    """Say nothing from here on, or something again: another process speaks for all, or this one."""
+    _hushed[:] = [True] if silent else []
 
 
 def close_screens() -> None:
@@ -125,12 +131,13 @@ class _Memory(ProgressColumn):
 
 def say(text: str, *, error: bool = False) -> None:
     """Print lines on standard output (or error) as they are, but for what a terminal would obey."""
-    click.echo(printable(text), err=error)
+    if not _hushed:
+        click.echo(printable(text), err=error)
 
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON on standard output; what is NaN or infinite, JSON has only null for."""
-    click.echo(json.dumps(_finite(value), allow_nan=False))
+    say(json.dumps(_finite(value), allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
@@ -156,7 +163,7 @@ def table(
     Names are not broken. Where the terminal is too narrow, headings are, between words, to keep
     columns no wider than their cells.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=bool(_hushed))
     heads = [printable(head) for head in columns]  # both may have lines of ours
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     longest = [max((len(row[i]) for row in cells), default=0) for i in range(len(heads))]

@@ -41,10 +41,10 @@ def divergences(
         SecateurError: an activation of the dense model is not finite.
     """
     how: dict[str, Any] = {"batch": batch, "limit": limit // 2, "store": store}
-    first = Walk(dense, tokens, **how)
+    first = Walk(dense, tokens, **how).shared()
     states: Activations | None = None
     for other in others:
-        walk = Walk(other, tokens, **how)
+        walk = Walk(other, tokens, **how).shared()
         kept = walk.kept("divergence", of=first.known_by)
         if not kept.whole:
             if states is None:
@@ -66,6 +66,7 @@ def _summed(first: Walk, dense: Activations, walk: Walk, other: Activations) -> 
         for windows in first.batches:
             states = dense[windows].to(device), other[windows].to(device)
             total += each_divergence(logits_of, *states, others_logits_of).double().sum()
+    (total,) = first.ranks.summed("divergence", [total])
     if not torch.isfinite(total):
         raise not_finite("the logits (the output of the head)", walk.source.dtype)
     return total.item()

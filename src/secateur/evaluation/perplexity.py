@@ -110,8 +110,9 @@ def perplexities(
     Raises:
         SecateurError: as `perplexity`.
     """
+    how: dict[str, Any] = {"limit": limit // len(sets), "store": store}
     asked = [
-        _Asked.of(Walk(source, tokens, batch=batch, limit=limit // len(sets), store=store), begin)
+        _Asked.of(Walk(source, tokens, batch=batch, **how).shared(), begin)
         for tokens, batch in zip(sets, batches, strict=True)
     ]
     left = [one for one in asked if not one.kept.whole]
@@ -164,7 +165,7 @@ class _Asked:
             targets = self.walk.tokens[windows][:, 1:][told]
             losses = each_loss(logits_of, hidden, targets) if len(targets) else hidden.new_empty(0)
             sums.append(by_window(losses, told))
-        return finite_sums(torch.cat(sums), self.walk)
+        return finite_sums(self.walk.ranks.gathered("losses", torch.cat(sums)), self.walk)
 
     def perplexity(self) -> Perplexity:
         """What the whole pass found."""

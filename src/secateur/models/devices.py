@@ -3,6 +3,8 @@
 import torch
 
 from ..errors import SecateurError
+from ..launched import launched
+from ..ranks import this
 from ..registry import choose
 
 
@@ -14,6 +16,8 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if this().several and name.startswith("cuda"):
+        name = _of_rank(name)
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -24,6 +28,26 @@ def resolve_device(name: str) -> torch.device:
     if not usable:
         raise SecateurError(f"This machine has no device {name!r}. Use --device cpu or auto.")
     return device
+
+
+def _of_rank(name: str) -> str:
+    """The GPU of this process, where there are several.
+
+    Raises:
+        SecateurError: one is named for all of them, or there are fewer than processes.
+    """
+    started, gpus = launched(), torch.cuda.device_count()
+    if name not in ("cuda", f"cuda:{started.local}"):
+        raise SecateurError(
+            f"--device {name} is one GPU, and {started.here} processes run here.\n"
+            "Type --device cuda: each takes its own."
+        )
+    if started.here > gpus:
+        raise SecateurError(
+            f"{started.here} processes run here, and this machine has {gpus} GPUs.\n"
+            f"Type torchrun --nproc-per-node {max(gpus, 1)}, or --device cpu."
+        )
+    return f"cuda:{started.local}"
 
 
 def resolve_dtype(name: str) -> torch.dtype | None:

@@ -24,6 +24,7 @@ from ..errors import SecateurError
 from ..export import Form
 from ..models import OpenModel, filled, resolve_device, resolve_dtype, routed_experts
 from ..progress import note, timed
+from ..ranks import this
 from ..search import Limits
 from ..structure import Plan, Structure
 from .choice import shapes_left
@@ -101,7 +102,9 @@ def table_of(opened: OpenModel, structure: Structure, config: PruneConfig) -> Ta
         return _token_times([opened.whole(dtype)], device, cache)[0]
 
     size = _bytes(specs, dtype) + cache.bytes(Plan({}, "", ""), structure)
-    fits = size < _SHARE * available_bytes(device)
+    # of several ranks one measures: others would measure something else
+    ranks = this()
+    fits = ranks.told("memory", lambda: size < _SHARE * available_bytes(device))
     if not fits:
         note("the model does not fit into memory: its time is that of its parts, and not measured")
     skeleton: Any = opened.skeleton
@@ -115,8 +118,8 @@ def table_of(opened: OpenModel, structure: Structure, config: PruneConfig) -> Ta
             grid=Limits(align=config.align, parallel=config.tensor_parallel).grid,
             routed=routed_experts(opened.config),
             head=tuple(head.shape),
-            timer=lambda work: seconds_of(work, device, dtype),
-            dense=dense if fits else None,
+            timer=lambda work: ranks.told("work", lambda: seconds_of(work, device, dtype)),
+            dense=(lambda: ranks.told("token", dense)) if fits else None,
         )
 
 
@@ -156,11 +159,15 @@ def budget_numbers(
     cache = cache_of(opened, config, dtype.itemsize)
     size = 2 * cache.bytes(Plan({}, "", ""), opened.structures)
     size += _bytes(opened.weights.specs, dtype) + _bytes(form.weights.specs, dtype)
-    if size > _SHARE * available_bytes(device):
+    if this().told("memory", lambda: size > _SHARE * available_bytes(device)):
         note("the dense and the pruned model do not fit into memory together: none was timed")
         return {"budget": numbers}
-    with timed("measured speed"):
+
+    def times() -> list[float]:
         small = filled(form.empty(dtype), form.weights, dtype)
-        before, after = _token_times([opened.whole(dtype), small], device, cache)
+        return _token_times([opened.whole(dtype), small], device, cache)
+
+    with timed("measured speed"):
+        before, after = this().told("times", times)
     measured = {"before": before * 1e3, "after": after * 1e3, "speedup": before / after}
     return {"budget": {**numbers, "measured": measured}}

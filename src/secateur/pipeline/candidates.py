@@ -4,18 +4,20 @@
 
 The consumers of a candidate are fitted at once, by statistics of the dense model (`one_shot`).
 A batch holds windows of one candidate. What lies below the first layer that it cuts is the dense
-model, which runs once for all, so that one who cuts a late layer costs little.
+model, which runs once for all, so that one who cuts a late layer costs little. Of several ranks
+each takes its part of the candidates.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ..checkpoint import Kept, digest
 from ..device_memory import sent
+from ..ranks import this
 from ..stats import LayerStep, Statistics, Walk
 from ..stats.collect import find
 from ..stats.loss import each_divergence
@@ -41,7 +43,7 @@ def divergences(
     """
     if not candidates:
         return torch.zeros(0, dtype=torch.float64)
-    layers, count = len(walk.source), len(walk.tokens)
+    layers = len(walk.source)
     cut = [
         min((a.layer for a, units in one.items() if units), default=layers) for one in candidates
     ]
@@ -51,10 +53,26 @@ def divergences(
     kept = several.kept("candidates", gone=digest(gone), fitted_on=digest(fitted_on))
     if not kept.whole:
         ordered = [candidates[i] for i in order]
-        kept.end(value=_asked(several, count, ordered, sorted(cut), statistics, kept))
+        kept.end(value=_asked_by_ranks(walk, ordered, sorted(cut), statistics, kept))
     found = torch.empty(len(candidates), dtype=torch.float64)
     found[order] = torch.tensor(kept.ended[1], dtype=torch.float64)
     return found / walk.tokens.numel()
+
+
+def _asked_by_ranks(
+    walk: Walk,
+    candidates: Sequence[Gone],
+    first: Sequence[int],
+    statistics: Statistics,
+    kept: Kept,
+) -> list[float]:
+    """What `_asked` gives, of every rank's part of the candidates."""
+    ranks = this()
+    own = slice(ranks.index, None, ranks.count)
+    some, several = candidates[own], walk.like(times=1 + len(candidates[own]))
+    found = torch.zeros(len(candidates), dtype=torch.float64)
+    found[own] = _asked(several, len(walk.tokens), some, first[own], statistics, kept)
+    return ranks.summed("candidates", [found])[0].tolist()
 
 
 def _asked(
@@ -64,7 +82,7 @@ def _asked(
     first: Sequence[int],
     statistics: Statistics,
     kept: Kept,
-) -> list[float]:
+) -> Float64[Tensor, " candidate"]:
     """The pass: the summed KL of every candidate, `count` windows each."""
     states = walk.embed(kept)
     for step in walk.layers(kept, {"hidden": states}, stage="candidates"):
@@ -95,7 +113,7 @@ def _asked(
                 own_states = states[slice(windows.start + shift, windows.stop + shift)]
                 total += each_divergence(logits_of, states[windows], own_states).double().sum()
             sums.append(total)
-    return torch.stack(sums).cpu().tolist()
+    return torch.stack(sums).cpu() if sums else torch.zeros(0, dtype=torch.float64)
 
 
 def _edits(

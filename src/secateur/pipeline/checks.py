@@ -18,6 +18,7 @@ from ..methods import BEST
 from ..models import OpenModel
 from ..paths import expanded, resolved, typed_path
 from ..progress import note
+from ..ranks import by_first
 from ..registry import choose
 from ..search import SEARCHES, check_division, check_search
 from ..structure import GRANULARITIES, Structure, parse_ranges
@@ -29,6 +30,8 @@ def output_folder(
     path: Path | None, force: bool, *read: OpenModel | str | None, training: bool = False
 ) -> AbstractContextManager[Path | None]:
     """The folder to write into (see `new_folder`), or nothing at all if `path` is None.
+
+    Of several ranks the first has it, and the others have none.
 
     `read` are the models and texts that are read: none of them may lie where is written.
 
@@ -46,7 +49,7 @@ def output_folder(
                 f"--out {path} holds {what} that is read, which --force would delete."
                 " Choose another --out."
             )
-    return new_folder(path, force=force, training=training)
+    return by_first("output", lambda: new_folder(path, force=force, training=training))
 
 
 def _sources(one: OpenModel | str | None) -> tuple[str | Path | None, ...]:

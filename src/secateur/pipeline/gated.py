@@ -55,7 +55,7 @@ def gated_divergence(
         SecateurError: an activation or a gradient is not finite.
     """
     lowest = min(axis.layer for axis in gates)
-    batch = min(walk.batches[0].stop, max(_TOKENS // walk.tokens.shape[1], 1))
+    batch = min(walk.batch, max(_TOKENS // walk.tokens.shape[1], 1))
     # the limit holds for the inputs of all layers, the last output and its gradient
     own = walk.like(batch=batch, parts=len(walk.source) - lowest + 2)
     inputs = _ascended(own, gates, fitted_by, lowest)
@@ -73,7 +73,8 @@ def gated_divergence(
                 step.finite.see(f"the gradient of the input of layer {step.index}", leaf.grad)
                 gradient[windows] = leaf.grad
         step.finite.check()
-        found |= {axis: own_sums.cpu() / walk.tokens.numel() for axis, own_sums in sums.items()}
+        merged = walk.ranks.summed(f"gates of layer {step.index}", list(sums.values()))
+        found |= {a: own.cpu() / walk.tokens.numel() for a, own in zip(sums, merged, strict=True)}
     return total / walk.tokens.numel(), found
 
 
@@ -104,7 +105,7 @@ def _start(walk: Walk, dense: Activations, last: Activations) -> tuple[float, Ac
 
     Of the sum, not of the mean, which would put small gradients below what half precision holds.
     """
-    finite, device = Finite(), walk.source.device
+    finite, device = Finite(walk.ranks), walk.source.device
     total = torch.zeros((), dtype=torch.float64, device=device)
     with walk.source.back() as logits_of:
         for windows in walk.batches:
@@ -114,6 +115,7 @@ def _start(walk: Walk, dense: Activations, last: Activations) -> tuple[float, Ac
             total += summed.double()
             last[windows] = gradient.view_as(states)
     finite.check()
+    (total,) = walk.ranks.summed("divergence", [total])
     return total.item(), last
 
 

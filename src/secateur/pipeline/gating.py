@@ -38,7 +38,7 @@ def gradient_of_gates(
         windows = min(max(count // seen.shape[1], 1), len(seen))
         start = turn * windows % len(seen)
         some = torch.arange(start, start + windows) % len(seen)
-        way = walk(subject, seen[some])
+        way = walk(subject, seen[some]).shared()
         kept = way.kept("gates", gates=_mark(gates), fitted_on=fitted_on)
         if not kept.whole:
             with telling():  # the search itself tells its steps

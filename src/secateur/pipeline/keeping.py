@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from ..checkpoint import GIB, Store, real_path, store_folder
 from ..errors import ArgumentError, SecateurError
 from ..paths import resolved, typed_path
 from ..progress import note
+from ..ranks import this
 
 # Seconds of passes that are not to be lost.
 WORTH = 5.0
@@ -27,9 +28,24 @@ def keeping(
     One beside `out` goes when the result is whole, or when the run fails before its passes took
     any time to speak of.
 
+    Of several ranks the first keeps; the others, which have no `folder`, look into its store.
+
     Raises:
         SecateurError: the store that was named cannot be one.
     """
+    ranks = this()
+    own = _keeping(store, folder, out, fresh=fresh)
+    with own if ranks.first else nullcontext() as kept:
+        place = ranks.told("store", lambda: None if kept is None else str(kept.folder))
+        if kept is None and place is not None:
+            kept = Store(Path(place))
+        yield kept
+
+
+@contextmanager
+def _keeping(
+    store: Stored, folder: Path | None, out: str | Path | None, *, fresh: bool
+) -> Iterator[Store | None]:
     if isinstance(store, Store):
         if fresh:
             raise SecateurError("fresh=True goes with a folder; here: Store(folder, fresh=True).")

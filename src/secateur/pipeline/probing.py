@@ -7,6 +7,9 @@ layer, and at any layer those that have begun are the first ones.
 
 Experts, which share one tensor and are no modules, have their weights masked: then a batch holds
 windows of one probe alone.
+
+Of several ranks each takes its part of the probes, and all windows of these: windows that only ask
+are few, and may be fewer than ranks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Kept, digest
 from ..device_memory import sent
+from ..ranks import this
 from ..stats import LayerStep, Walk
 from ..stats.collect import find
 from ..stats.loss import each_loss
@@ -34,7 +38,7 @@ Masks = Mapping[Axis, Bool[Tensor, "probe _"]]
 
 def masked_losses(walk: Walk, masks: Masks) -> Float[Tensor, " probe"]:
     """Mean loss on the tokens of `walk` with the units of each probe masked, fp64."""
-    count, layers = len(walk.tokens), len(walk.source)
+    layers = len(walk.source)
     if not any(len(mask) for mask in masks.values()):
         return torch.zeros(0, dtype=torch.float64)
     first = _first_masked(masks, layers)
@@ -45,11 +49,26 @@ def masked_losses(walk: Walk, masks: Masks) -> Float[Tensor, " probe"]:
     units = {axis.name: mask.nonzero().tolist() for axis, mask in ordered.items()}
     kept = several.kept("probes", masks=digest(units))
     if not kept.whole:
-        kept.end(value=_asked(several, count, ordered, first[order], kept))
+        kept.end(value=_asked_by_ranks(walk, ordered, first[order], kept))
     losses = torch.tensor(kept.ended[1], dtype=torch.float64)
     found = torch.empty(len(first), dtype=torch.float64)
     found[order] = losses[1:].where(first[order] < layers, losses[0])
     return found / walk.tokens[:, 1:].numel()
+
+
+def _asked_by_ranks(
+    walk: Walk, masks: Masks, first: Int64[Tensor, " probe"], kept: Kept
+) -> list[float]:
+    """What `_asked` gives, of every rank's part of the probes; the whole model is the first's."""
+    ranks = this()
+    own = torch.arange(len(first))[ranks.index :: ranks.count]
+    several = walk.like(times=1 + len(own), batch=_batch(walk, masks))
+    masked = {axis: mask[own] for axis, mask in masks.items()}
+    sums = _asked(several, len(walk.tokens), masked, first[own], kept)
+    found = torch.zeros(1 + len(first), dtype=torch.float64)
+    found[1 + own] = sums[1:]
+    found[0] = sums[0] if ranks.first else 0.0
+    return ranks.summed("probes", [found])[0].tolist()
 
 
 def _first_masked(masks: Masks, layers: int) -> Int64[Tensor, " probe"]:
@@ -67,11 +86,12 @@ def _batch(walk: Walk, masks: Masks) -> int | None:
 
 def _asked(
     walk: Walk, count: int, masks: Masks, first: Int64[Tensor, " probe"], kept: Kept
-) -> list[float]:
+) -> Float[Tensor, " one_and_probe"]:
     """The pass: the summed loss of the whole model and of every probe, `count` windows each."""
     states = walk.embed(kept)
     for step in walk.layers(kept, {"hidden": states}, stage="probes"):
-        here = {axis: mask for axis, mask in masks.items() if axis.layer == step.index}
+        # a rank may have no probe
+        here = {a: mask for a, mask in masks.items() if a.layer == step.index and len(mask)}
         for probe in (first == step.index).nonzero().flatten().tolist():
             states[(1 + probe) * count : (2 + probe) * count] = states[:count]
         begun = (1 + int((first <= step.index).sum())) * count
@@ -92,7 +112,7 @@ def _asked(
             sums.append(each.view(len(hidden), -1).sum(dim=1))
     of_windows = torch.cat(sums).cpu()
     losses = torch.zeros(1 + len(first), dtype=torch.float64)
-    return losses.index_add_(0, of_probe[: len(of_windows)], of_windows).tolist()
+    return losses.index_add_(0, of_probe[: len(of_windows)], of_windows)
 
 
 @contextmanager

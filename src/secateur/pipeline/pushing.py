@@ -2,20 +2,20 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from ..errors import SecateurError
 from ..models import check_upload, upload
 from ..progress import note
+from ..ranks import by_first
 
 # A setting or a text that a record names by its place on this machine.
 _PLACE = re.compile(r'[=:] "(?:[/~\\]|\.{1,2}[/\\]|[A-Za-z]:\\)')
 _RECORDS = ("run.toml", "recovery.toml", "conversion.toml", "plan.json")
 
 
-@contextmanager
-def pushing(name: str | None, out: Path | None, *, private: bool) -> Iterator[None]:
+def pushing(name: str | None, out: Path | None, *, private: bool) -> AbstractContextManager[None]:
     """Upload the folder `out` to `name` after what is done inside, if there is a name.
 
     Whether it can be uploaded is looked at first. What is inside raises leaves the hub as it is.
@@ -23,6 +23,11 @@ def pushing(name: str | None, out: Path | None, *, private: bool) -> Iterator[No
     Raises:
         SecateurError: it cannot be, or in the end it was not: the folder is whole all the same.
     """
+    return by_first("hub", lambda: _pushing(name, out, private=private))
+
+
+@contextmanager
+def _pushing(name: str | None, out: Path | None, *, private: bool) -> Iterator[None]:
     if name is None:
         if private:
             raise SecateurError("--private is for an upload.\nAdd --push-to-hub OWNER/NAME")

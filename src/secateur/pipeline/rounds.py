@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import PruneConfig
 from ..errors import SecateurError
 from ..progress import note, status, track
+from ..ranks import this
 from ..search import Rounds
 from .estimate import split_windows
 
@@ -22,12 +23,13 @@ def rounds_of(
     """Those that the settings have time for, and that are shown; None if the search has none."""
     if not config.in_rounds or tokens is None:
         return None
+    ranks = this()
     _, asking = split_windows(tokens, config.fusion_name, config.search_name)
     return Rounds(
         config.search_minutes,
         config.search_rounds,
         asking.numel(),
-        clock,
+        lambda: ranks.told("clock", clock),
         lambda numbers: track(numbers, "search", len(numbers), "round"),
         status,
     )

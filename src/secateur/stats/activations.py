@@ -28,7 +28,8 @@ class Activations:
     Where the `room` on the device is too small for it, and it is larger than `limit` bytes, it
     lives in an unnamed temporary file in the system's place for such ($TMPDIR moves it), and the
     operating system keeps in memory what fits. With `file` it lives in that
-    safetensors file, with what an earlier run wrote there.
+    safetensors file, with what an earlier run wrote there. Where other processes have the windows
+    before it, `first` is the number of its first one: windows are named by their numbers among all.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Activations:
         limit: int = MEMORY_LIMIT,
         room: Room | None = None,
         file: Path | None = None,
+        first: int = 0,
     ) -> None:
+        self._first = first
         elements = shape[0] * shape[1] * shape[2]
         on_device = None if room is None or file is not None else room.empty(shape, dtype, self)
         self._room = room
@@ -68,21 +71,27 @@ class Activations:
 
     def __getitem__(self, windows: slice) -> Tensor:
         """Some windows: on the device, if nothing need wait for it."""
+        own = self._tensor[self._here(windows)]
         if not self._pinned or self._room is None:
-            return self._tensor[windows]
+            return own
         self._moving = True
-        return self._tensor[windows].to(self._room.device, non_blocking=True)
+        return own.to(self._room.device, non_blocking=True)
 
     def __setitem__(self, windows: slice, hidden: Tensor) -> None:
         if self._pinned and hidden.device.type == "cuda":
             self._moving = True
-            self._tensor[windows].copy_(hidden, non_blocking=True)
+            self._tensor[self._here(windows)].copy_(hidden, non_blocking=True)
         else:
-            self.tensor[windows] = hidden.to(self._tensor.device)
+            self.tensor[self._here(windows)] = hidden.to(self._tensor.device)
+
+    def _here(self, windows: slice) -> slice:
+        if not self._first:
+            return windows
+        return slice(windows.start - self._first, windows.stop - self._first)
 
     def clone(self, *, limit: int = MEMORY_LIMIT) -> "Activations":
         """A second, independent copy (a student beside its teacher), in the same room."""
-        return Activations.of(self.tensor, limit=limit, room=self._room)
+        return Activations.of(self.tensor, limit=limit, room=self._room, first=self._first)
 
     @classmethod
     def kept(
@@ -105,11 +114,16 @@ class Activations:
 
     @classmethod
     def of(
-        cls, tensor: Tensor, *, limit: int = MEMORY_LIMIT, room: Room | None = None
+        cls,
+        tensor: Tensor,
+        *,
+        limit: int = MEMORY_LIMIT,
+        room: Room | None = None,
+        first: int = 0,
     ) -> "Activations":
         """A copy of a tensor [window, token, hidden]."""
         count, length, width = tensor.shape
-        made = cls((count, length, width), tensor.dtype, limit=limit, room=room)
+        made = cls((count, length, width), tensor.dtype, limit=limit, room=room, first=first)
         made.tensor.copy_(tensor)
         return made
 

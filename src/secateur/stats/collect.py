@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import Kept
+from ..ranks import Ranks
 from ..structure import Axis
 from .finite import Finite
 from .gram import Gram
@@ -27,6 +28,10 @@ class Accumulator(Protocol):
 
     def update(self, inputs: Tensor) -> None:
         """Add inputs [token, channel]."""
+
+    def of_all(self, ranks: Ranks) -> "Accumulator":
+        """What all ranks have seen."""
+        ...
 
     def state(self) -> dict[str, Tensor]:
         """Tensors to keep."""
@@ -68,6 +73,12 @@ class Tally:
         for name, accumulator in self.accumulators.items():
             if name.endswith(f"#{group}"):
                 accumulator.update(inputs)
+
+    def of_all(self, ranks: Ranks) -> "Tally":
+        """The same with what all ranks have seen in the accumulators."""
+        for name in sorted(self.accumulators):
+            self.accumulators[name] = self.accumulators[name].of_all(ranks)
+        return self
 
     def __getitem__(self, name: str) -> Tensor:
         """A finished statistic by the name in `STATISTICS` or `GRADIENTS`, fp32 and on the CPU.
@@ -212,16 +223,18 @@ def _walk(
     """The pass: what every layer gives is kept as it is passed."""
     of_reduced = {STATISTICS[name][0] for one in reduced.values() for name in one.needs}
     seen = sorted({*holders, *of_reduced})
+    walk = walk.shared()
     states = walk.embed(kept)
     for step in walk.layers(kept, {"hidden": states}, stage="statistics"):
         here = [axis for axis in axes if axis.layer == step.index]
         with _observed(step, here, seen) as tallies:
             step.run(states)
-        step.found = partial(_found, here, tallies, holders, reduced)
+        step.found = partial(_found, walk.ranks, here, tallies, holders, reduced)
     kept.end()
 
 
 def _found(
+    ranks: Ranks,
     axes: Sequence[Axis],
     tallies: dict[str, Tally],
     holders: Sequence[str],
@@ -231,7 +244,9 @@ def _found(
     return {
         f"{axis.name}/{name}": tensor
         for axis in axes
-        for name, tensor in _kept_of(axis, tallies.pop(axis.name), holders, reduced).items()
+        for name, tensor in _kept_of(
+            axis, tallies.pop(axis.name).of_all(ranks), holders, reduced
+        ).items()
     }
 
 
@@ -261,6 +276,9 @@ def _observed(
         module = find(step.module, axis.consumer.module, axis.layer)
         tallies[axis.name] = tally = Tally()
         if axis.consumer.linear:
+            # even one that no token of this rank passes has something to add to the others'
+            width = module.get_parameter("weight").shape[axis.consumer.dim]
+            tally.accumulators = {name: ACCUMULATORS[name].empty(width) for name in holders}
             readers.setdefault(module, []).append(tally)
             observer = _observer(axis, tally, plain, step.finite)
             hooks.append(module.register_forward_pre_hook(observer))
@@ -295,8 +313,6 @@ def _expert(
 def _weigher(tallies: Sequence[Tally], holders: Sequence[str]) -> Update:
     def update(inputs: Tensor, weights: Tensor | None) -> None:
         for tally, holder in itertools.product(tallies, holders):
-            if holder not in tally.accumulators:
-                tally.accumulators[holder] = ACCUMULATORS[holder].empty(inputs.shape[-1])
             accumulator: Any = tally.accumulators[holder]
             accumulator.update(inputs, weights)
 
@@ -309,9 +325,6 @@ def _observer(
     def observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs = args[0].detach().flatten(0, -2)
         finite.see(f"the input of {axis.consumer.module}", inputs)
-        for holder in holders:
-            if holder not in tally.accumulators:
-                tally.accumulators[holder] = ACCUMULATORS[holder].empty(inputs.shape[-1])
         for holder in holders:
             tally.accumulators[holder].update(inputs)
 

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from ..errors import SecateurError
+from ..ranks import ALONE, Ranks
 
 
 class Finite:
-    """What has been seen in a layer by name, in order: the extremes of every batch."""
+    """What has been seen in a layer by name, in order: the extremes of every batch.
 
-    def __init__(self) -> None:
+    Of several `ranks` all find what one has seen.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
         self._seen: dict[str, tuple[Tensor, torch.dtype]] = {}
 
     def see(self, what: str, tensor: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -34,6 +39,13 @@ class Finite:
         Raises:
             SecateurError: what was seen first of those that were not finite.
         """
+        for found in self._ranks.each("what is finite", self._first_of_those()):
+            if found is not None:
+                what, dtype = found
+                raise not_finite(what, getattr(torch, dtype))
+
+    def _first_of_those(self) -> tuple[str, str] | None:
+        """What was seen first that is not finite, and the name of its dtype."""
         seen, self._seen = self._seen, {}
         if (
             seen
@@ -41,7 +53,8 @@ class Finite:
         ):
             for what, (extremes, dtype) in seen.items():
                 if not torch.isfinite(extremes).all():
-                    raise not_finite(what, dtype)
+                    return what, str(dtype).removeprefix("torch.")
+        return None
 
 
 def not_finite(what: str, dtype: torch.dtype) -> SecateurError:

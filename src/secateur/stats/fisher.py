@@ -30,7 +30,7 @@ class OutputFisher:
     """
 
     def __init__(self, step: LayerStep, axes: Sequence[Axis], gradients: Activations) -> None:
-        self._gradients, self._tokens = gradients, 0
+        self._gradients, self._tokens, self._ranks = gradients, 0, step.walk.ranks
         self._axes: dict[nn.Module | None, list[Axis]] = {}
         for axis in axes:
             module = find(step.module, axis.consumer.module, axis.layer)
@@ -71,8 +71,10 @@ class OutputFisher:
 
     def found(self) -> dict[str, Tensor]:
         """The means over tokens, by AXIS/output_fisher."""
-        return {
-            f"{axis.name}/{OUTPUT_FISHER}": (self._sums[module] / self._tokens).cpu()
-            for module, axes in self._axes.items()
-            for axis in axes
-        }
+        found: dict[str, Tensor] = {}
+        for module, axes in self._axes.items():
+            about = f"{OUTPUT_FISHER} of {axes[0].name}"
+            tokens = sum(self._ranks.each(about, self._tokens))
+            (sums,) = self._ranks.summed(about, [self._sums[module]])
+            found |= {f"{axis.name}/{OUTPUT_FISHER}": (sums / tokens).cpu() for axis in axes}
+        return found

@@ -39,6 +39,7 @@ class Gates:
     def __init__(self, step: LayerStep, axes: Sequence[Axis], need: str, predictions: int) -> None:
         device = step.walk.source.device
         self._need, self._predictions, self._finite = need, predictions, step.finite
+        self._ranks = step.walk.ranks
         self._linears: dict[nn.Module, list[Axis]] = {}
         self._experts: dict[Tensor, Callable[[int, Tensor], None]] = {}
         for axis in axes:
@@ -117,7 +118,8 @@ class Gates:
 
     def found(self) -> dict[str, Tensor]:
         """The term [unit], fp32, by AXIS/NEED."""
+        totals = self._ranks.summed(self._need, list(self._total.values()))
         return {
             f"{name}/{self._need}": (total / self._predictions).cpu()
-            for name, total in self._total.items()
+            for name, total in zip(self._total, totals, strict=True)
         }

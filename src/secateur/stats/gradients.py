@@ -72,10 +72,10 @@ def collect_gradients(
     count, length = walk.tokens.shape
     if not count or length < 2:
         raise SecateurError("Gradients need at least one calibration window of two tokens.")
-    batch = min(walk.batches[0].stop, max(_TOKENS // length, 1))
+    batch = min(walk.batch, max(_TOKENS // length, 1))
     lowest = min(axis.layer for axis in axes)
     # the limit holds for the inputs of all layers, the last output and its gradient
-    own = walk.like(batch=batch, parts=len(walk.source) - lowest + 2)
+    own = walk.shared().like(batch=batch, parts=len(walk.source) - lowest + 2)
 
     found = Statistics()
     for goes_back in sorted({_goes_back(need) for need in wanted}):
@@ -123,7 +123,7 @@ def _pass(
         single = cache(lambda: walk.like(batch=1).prepared())
         for step in walk.layers(kept, going, reverse=True, lowest=lowest, stage="gradients"):
             own = [axis for axis in axes if axis.layer == step.index]
-            here = [Taylor(axis, needs, count, walk.source.device) for axis in own]
+            here = [Taylor(axis, needs, count, walk.source.device, walk.ranks) for axis in own]
             weights = _weights(step, here, 1 / (length - 1), count)
             gates = [need for need in needs if need in GATES]
             outputs: OutputFisher | Gates
@@ -159,7 +159,7 @@ class _Inputs:
 
     def __init__(self, walk: Walk, lowest: int) -> None:
         self._walk, self._end = walk, len(walk.source)
-        self.kept = walk.kept("layer inputs", lowest=lowest)
+        self.kept = walk.kept_with_states("layer inputs", lowest=lowest)
         self.order = [i for i in range(lowest, self._end) if i not in walk.without]
         self._states: dict[int, Activations] = {}
         self._sums = {
@@ -240,7 +240,7 @@ def _start(walk: Walk, states: Activations, start: Start, into: Activations) -> 
     Raises:
         SecateurError: a sum is not finite.
     """
-    finite = Finite()
+    finite = Finite(walk.ranks)
     with walk.source.back() as logits_of:
         for windows in walk.batches:
             last = states[windows].to(walk.source.device)

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..ranks import Ranks
+
 # So many tokens are made fp32 at a time.
 _ROWS = 256
 
@@ -34,6 +36,11 @@ class Gram:
             some = some.float()
             self.products.addmm_(some.T, some)
         self.count += len(inputs)
+
+    def of_all(self, ranks: Ranks) -> "Gram":
+        """What all ranks have seen."""
+        (products,) = ranks.summed("gram", [self.products])
+        return Gram(sum(ranks.each("gram", self.count)), products)
 
     @property
     def gram(self) -> Float[Tensor, "channel channel"]:

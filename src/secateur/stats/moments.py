@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..ranks import Ranks
 from .blocks import in_cache
 
 
@@ -69,6 +70,17 @@ class Moments:
             deviations + other.deviations + delta.square() * (self.count * other.count / total)
         )
         self.count = total
+
+    def of_all(self, ranks: Ranks) -> "Moments":
+        """What all ranks have seen, merged in their order; on the CPU if there are several."""
+        if not ranks.several:
+            return self
+        counts = ranks.each("moments", self.count)
+        rows = ranks.gathered("moments", torch.stack([self.mean, self.deviations])[None])
+        whole = Moments.empty(len(self.mean))
+        for count, (mean, deviations) in zip(counts, rows, strict=True):
+            whole.merge(Moments(count, mean, deviations))
+        return whole
 
     @property
     def variance(self) -> Float[Tensor, " channel"]:

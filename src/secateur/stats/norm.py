@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..ranks import Ranks
 from .blocks import in_cache
 
 
@@ -36,6 +37,11 @@ class Norm:
         """Add what another pass (another batch, another process) has seen."""
         self.count += other.count
         self.squares = self.squares.to(other.squares.device) + other.squares
+
+    def of_all(self, ranks: Ranks) -> "Norm":
+        """What all ranks have seen."""
+        (squares,) = ranks.summed("norm", [self.squares])
+        return Norm(sum(ranks.each("norm", self.count)), squares)
 
     @property
     def norm(self) -> Float[Tensor, " channel"]:

@@ -54,6 +54,7 @@ class Weight:
         self._change = self._zeros() if means else None
         self._curvature = self._zeros() if "mixed" in means else None
         self._mean_kinds = means
+        self._ranks = owners[0][0].ranks
 
     @property
     def linear(self) -> bool:
@@ -113,6 +114,9 @@ class Weight:
         """All windows have gone by: what was kept per weight is summed up."""
         if self._change is None:
             return
+        (self._change,) = self._ranks.summed(f"gradients of {self.name}", [self._change])
+        if self._curvature is not None:
+            (self._curvature,) = self._ranks.summed(f"squares of {self.name}", [self._curvature])
         sums = self._empty(1, self._mean_kinds)
         factor = self._scale / self._windows
         for where in self._places(1):

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..ranks import Ranks
+
 # What norms add to a mean of squares before they divide by it.
 _EPSILON = 1e-6
 _ROWS = 256
@@ -71,6 +73,24 @@ class Spread:
             self.products.addmm_(rows.T, rows)
             self.sums += root @ rows
         self.total += weights.double().sum()
+
+    def of_all(self, ranks: Ranks) -> "Spread":
+        """What all ranks have seen, about the shift of the first one that has seen anything.
+
+        With d = s - s' of a shift s and another s': w (x - s') = w (x - s) + w d, and so on.
+        """
+        if not ranks.several:
+            return self
+        shifts = ranks.gathered("shifts", self.shift[None])
+        seen = [total > 0 for total in ranks.each("spread", float(self.total))]
+        shift = shifts[seen.index(True) if any(seen) else 0].to(self.products.device)
+        off = self.shift.to(shift.device) - shift
+        sums, total = self.sums.to(shift.device), self.total.to(shift.device)
+        products = self.products.addr_(off, (sums + total * off).float())
+        products = products.addr_(sums.float(), off)
+        parts = [total, sums + total * off, products]
+        total, sums, products = ranks.summed("spread", parts)
+        return Spread(total, shift, sums, products)
 
     @property
     def spread(self) -> Float[Tensor, "channel channel"]:

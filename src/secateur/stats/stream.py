@@ -36,13 +36,12 @@ from torch import Tensor, nn
 from ..checkpoint import Kept, Store, code_version
 from ..device_memory import Room, product_precision
 from ..progress import note, track
+from ..ranks import ALONE, Ranks, this
 from .activations import MEMORY_LIMIT, Activations
 from .finite import Finite
+from .pool import Pool
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-# How many unlike tensors of one shape are looked through before an argument is kept as new.
-_POOL_DEPTH = 4
 
 
 @runtime_checkable
@@ -83,7 +82,8 @@ class Walk:
 
     `limit` is the number of bytes of hidden states that may stay in memory, beside those that the
     source has room for on its device; the layers `without` are not there. What passes find is kept
-    in `store`, if there is one.
+    in `store`, if there is one. Of several `ranks` this one goes with its `own` windows, which keep
+    the numbers that they have among all.
     """
 
     def __init__(
@@ -95,15 +95,35 @@ class Walk:
         limit: int = MEMORY_LIMIT,
         without: Collection[int] = (),
         store: Store | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.source, self.store = source, store
         self.without = frozenset(without)
-        self.tokens = tokens
-        self.limit = limit
-        self.batches = [
-            slice(start, min(start + batch, len(tokens))) for start in range(0, len(tokens), batch)
-        ]
+        self.tokens, self.batch = tokens, batch
+        self.limit, self.ranks = limit, ranks
+        self.own = ranks.share(len(tokens))
+        self.batches = _batches(self.own, batch)
+        # of all windows, whoever goes with them: what is kept is known by these
+        self._whole = _batches(slice(0, len(tokens)), batch)
         self._calls: list[list[Call]] = []
+
+    def shared(self) -> "Walk":
+        """The way of this rank's windows alone; what it gives is to be merged with the others'.
+
+        With fewer windows than ranks each goes with all of them: then nothing is merged.
+        """
+        ranks = this()
+        if not ranks.several or len(self.tokens) < ranks.count:
+            return self
+        return Walk(
+            self.source,
+            self.tokens,
+            batch=self.batch,
+            limit=self.limit,
+            without=self.without,
+            store=self.store,
+            ranks=ranks,
+        )
 
     def like(
         self,
@@ -124,20 +144,30 @@ class Walk:
             limit=self.limit // parts,
             without=self.without,
             store=self.store,
+            ranks=self.ranks,
         )
         if batch is None:
-            other.batches = [
-                slice(start + own.start, start + own.stop)
-                for start in range(0, len(other.tokens), len(self.tokens))
-                for own in self.batches
-            ]
+            other.batch, other._whole = self.batch, self._repeated(self._whole, times)
+            other.batches = self._repeated(self.batches, times)
         return other
+
+    def _repeated(self, batches: Sequence[slice], times: int) -> list[slice]:
+        assert times == 1 or not self.ranks.several, "windows of several times are not shared"
+        starts = range(0, times * len(self.tokens), len(self.tokens))
+        return [slice(at + own.start, at + own.stop) for at in starts for own in batches]
 
     def kept(self, kind: str, **asked: Any) -> Kept:
         """The pass of a kind over this way, with what an earlier run found of it."""
         if self.store is None or not self.source.identity:
             return Kept()
         return self.store.kept(kind, self.known_by, asked, self.source.name)
+
+    def kept_with_states(self, kind: str, **asked: Any) -> Kept:
+        """The same for a pass that keeps hidden states: of several ranks, in memory alone.
+
+        Each has those of its own windows, and would go on with those of other windows.
+        """
+        return Kept() if this().several else self.kept(kind, **asked)
 
     def earlier(self, kind: str) -> list[tuple[Mapping[str, Any], Kept]]:
         """Whole passes of a kind over this way: what was asked, and what was found."""
@@ -153,7 +183,7 @@ class Walk:
             "model": source.identity,
             "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
             "shape": list(tokens.shape),
-            "batches": [windows.stop for windows in self.batches],
+            "batches": [windows.stop for windows in self._whole],
             "without": sorted(self.without),
             "dtype": str(source.dtype),
             "device": _machine(source.device),
@@ -163,16 +193,20 @@ class Walk:
 
     def states(self, shape: tuple[int, int, int], dtype: torch.dtype) -> Activations:
         """Hidden states that nobody has written yet, where the way has a place for them."""
-        return Activations(shape, dtype, limit=self.limit, room=self.source.room)
+        room, first = self.source.room, self.own.start
+        return Activations(shape, dtype, limit=self.limit, room=room, first=first)
 
     def states_of(self, tensor: Tensor) -> Activations:
         """A copy of hidden states [window, token, hidden]."""
-        return Activations.of(tensor, limit=self.limit, room=self.source.room)
+        room, first = self.source.room, self.own.start
+        return Activations.of(tensor, limit=self.limit, room=room, first=first)
 
     def kept_states(
         self, kept: Kept, name: str, shape: tuple[int, int, int], dtype: torch.dtype
     ) -> Activations:
         """States that belong to a pass, with what an earlier run wrote."""
+        if kept.folder is None:
+            return self.states(shape, dtype)
         return Activations.kept(kept, name, shape, dtype, self.limit, self.source.room)
 
     def embed(self, kept: Kept | None = None, name: str = "hidden") -> Activations:
@@ -183,7 +217,7 @@ class Walk:
         states: Activations | None = None
         for windows, hidden in self._begun():
             if states is None:
-                count, length = self.tokens.shape
+                count, length = self.own.stop - self.own.start, self.tokens.shape[1]
                 states = self.states((count, length, hidden.shape[-1]), self.source.dtype)
             states[windows] = hidden
         assert states is not None, "there is at least one window"
@@ -200,7 +234,7 @@ class Walk:
 
     def _begun(self) -> Iterator[tuple[slice, Tensor]]:
         """The first hidden states of each batch."""
-        pool = _Pool()
+        pool = Pool()
         self._calls = []
         with self.source.front() as front:
             for windows in self.batches:
@@ -280,6 +314,11 @@ def side_by_side(
         source.expect(None)
 
 
+def _batches(windows: slice, batch: int) -> list[slice]:
+    starts = range(windows.start, windows.stop, batch)
+    return [slice(start, min(start + batch, windows.stop)) for start in starts]
+
+
 def _machine(device: torch.device) -> list[str]:
     """What decides how a device computes, as far as it says so."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
@@ -300,7 +339,7 @@ class LayerStep:
         self.module = module
         self.found: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]] = {}
         self.value: Any = None
-        self.finite = Finite()
+        self.finite = Finite(walk.ranks)
         self.walk = walk
 
     def along(self, walk: Walk) -> "LayerStep":
@@ -334,39 +373,3 @@ def hidden_of(output: Any) -> Tensor:
     """The hidden states in what a decoder layer returns (some families return tuples)."""
     hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden
-
-
-class _Pool:
-    """Keeps one copy of equal tensors: masks and rotary tables are the same for every batch."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
-        # What was looked at of this batch, so that a tensor that all layers get is compared once:
-        # on a GPU each comparison waits for it. Tensors are kept, or another could get the id.
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def end_batch(self) -> None:
-        """The next batch has tensors of its own."""
-        self._seen.clear()
-
-    def share(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._share(value)
-        if isinstance(value, dict):
-            return {key: self.share(item) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(self.share(item) for item in value)
-        return value
-
-    def _share(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self._seen:
-            self._seen[id(tensor)] = tensor, self._equal(tensor)
-        return self._seen[id(tensor)][1]
-
-    def _equal(self, tensor: Tensor) -> Tensor:
-        known = self._known.setdefault((tensor.shape, tensor.dtype), [])
-        for other in known[-_POOL_DEPTH:]:
-            if other is tensor or torch.equal(other, tensor):
-                return other
-        known.append(tensor)
-        return tensor

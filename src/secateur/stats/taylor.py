@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..device_memory import sent
+from ..ranks import ALONE, Ranks
 from ..structure import Axis, Member
 
 # A term by name, and the sum over a channel's weights that it is made of.
@@ -72,14 +73,20 @@ class Taylor:
 
     `kinds` are the sums (see `TERMS`) that it is to be given of every window, or, if they are all
     `linear` in the gradient, of several windows together; `mean_kinds` those of the mean over all
-    windows, which are made of something kept per weight (`secateur.stats.products`).
+    windows, which are made of something kept per weight (`secateur.stats.products`). Of several
+    `ranks` each sees its own windows, and sums are merged before anything else is made of them.
     """
 
     def __init__(
-        self, axis: Axis, needs: Iterable[str], windows: int, device: torch.device
+        self,
+        axis: Axis,
+        needs: Iterable[str],
+        windows: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         needs = set(needs)
-        self.axis = axis
+        self.axis, self.ranks = axis, ranks
         self._terms = {
             mode: [term for term in TERMS if f"{mode}_{term}" in needs] for mode in MODES
         }
@@ -135,13 +142,24 @@ class Taylor:
 
     def finished(self) -> dict[str, Tensor]:
         """The tensors of `needs` by name, fp32."""
-        batch = [{kind: sums[None] for kind, sums in own.items()} for own in self._batch]
-        found = dict(self._found)
+        batch = [
+            {kind: self._of_all(kind, sums)[None] for kind, sums in sorted(own.items())}
+            for own in self._batch
+        ]
+        found = {name: self._of_all(name, sums) for name, sums in sorted(self._found.items())}
         found |= {
             f"batch_{term}": self._stacked(term, batch)[:, 0] for term in self._terms["batch"]
         }
-        found |= {f"samples_{term}": torch.cat(rows) for term, rows in self._samples.items()}
+        for term, rows in sorted(self._samples.items()):
+            found[f"samples_{term}"] = self.ranks.gathered(f"samples_{term}", torch.cat(rows))
         return {name: tensor.cpu() for name, tensor in found.items()}
+
+    def _of_all(self, kind: str, sums: Tensor) -> Tensor:
+        """The sum over all ranks; what is of the mean over all windows was that already."""
+        if kind in self.mean_kinds:
+            return sums
+        (whole,) = self.ranks.summed(f"{kind} of {self.axis.name}", [sums])
+        return whole
 
     def _blocks(
         self, member: Member, sums: Float[Tensor, "window *index"]

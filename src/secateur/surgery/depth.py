@@ -122,7 +122,9 @@ def forget_streams(walk: Walk, depth: Depth) -> None:
 
 def _pass(walk: Walk, depth: Depth) -> Kept:
     gaps, blocks = sorted(depth.gaps.items()), sorted(depth.blocks)
-    return walk.kept("dense stream", gaps=gaps, blocks=blocks, layers=sorted(depth.layers))
+    return walk.kept_with_states(
+        "dense stream", gaps=gaps, blocks=blocks, layers=sorted(depth.layers)
+    )
 
 
 class _Ahead:
@@ -212,9 +214,14 @@ def _consumers_alone(
     _, hidden, call = next(step.batches(dense))
     with substituted(depth.silenced(step)):
         seen = see(step.module, hidden, call, consumers)
-    if not consumers:
-        return torch.equal(seen.before, seen.after)
-    return residual_multiplier(seen.before, seen.after, list(seen.outputs.values())) is not None
+
+    def alone() -> bool:
+        if not consumers:
+            return torch.equal(seen.before, seen.after)
+        outputs = list(seen.outputs.values())
+        return residual_multiplier(seen.before, seen.after, outputs) is not None
+
+    return step.walk.ranks.told("consumers alone", alone)
 
 
 def _between(
@@ -230,11 +237,16 @@ def _between(
     consumers = [Consumer.of(axis, whole, step.module) for axis in linears]
     names = {axis.consumer.module for axis in linears if axis.kind <= kind}
     _, hidden, call = next(step.batches(dense))
-    multipliers = stream_multipliers(step.module, hidden, call, consumers)
+    measured = stream_multipliers(step.module, hidden, call, consumers)
     later = [c for c in consumers if c.name not in names]
-    if None in [multipliers[name] for name in names] or _side_by_side(
-        step, hidden, call, consumers, later
-    ):
+
+    def found() -> dict[str, float | None] | None:
+        unlike = None in [measured[name] for name in names]
+        beside = unlike or _side_by_side(step, hidden, call, consumers, later)
+        return None if beside else measured
+
+    multipliers = walk.ranks.told("multipliers", found)
+    if multipliers is None:
         return None
     after = dense.clone(limit=walk.limit)
     for windows, hidden, call in step.batches(dense):

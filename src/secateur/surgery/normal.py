@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..device_memory import product_precision
+from ..ranks import Ranks
 
 # Rows of the product matrix at a time; what lies left of them is known by symmetry.
 _ROWS, _BLOCKS = 160, 8
@@ -152,6 +153,29 @@ class Sums:
         torch.sub(inputs, self._shift, out=both[:, : self._inputs])
         both[:, self._right : self._right + self._outputs] = residual
         return both
+
+    def of_all(self, ranks: Ranks) -> "Sums":
+        """What all ranks have added, about the shift of the first one that has added anything.
+
+        With d = s - s' of a shift s and another s', a row z = (Z - s, R), its weight w:
+        sum w (z + d)(z + d)^T = sum w z z^T + (sum w z) d^T + d (sum w z)^T + d d^T sum w.
+        """
+        if not ranks.several:
+            return self
+        shifts = ranks.gathered("shifts", self._shift[None])
+        updates = ranks.each("updates", self._updates)
+        first = next((i for i, own in enumerate(updates) if own), 0)
+        shift = shifts[first].to(self._shift.device)
+        off = torch.zeros_like(self._products[0])
+        off[: self._inputs] = self._shift - shift
+        before, after = self._totals.to(off.dtype), self._totals + self._count * off
+        self._products.addr_(before[: self._inputs], off)
+        self._products.addr_(off[: self._inputs], after.to(off.dtype))
+        self._shift, self._updates = shift, sum(updates)
+        parts = [self._products, after, self._square, self._count]
+        found = ranks.summed("normal matrices", parts)
+        self._products, self._totals, self._square, self._count = found
+        return self
 
     @property
     def count(self) -> float:

@@ -6,13 +6,14 @@ nothing else is asked of the numbers, see `anatomy`.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..ranks import Ranks
 from ..stats.stream import Call, hidden_of
 from .norms import gains
 from .observe import Consumer, Seen, hooked, see_multipliers
@@ -108,6 +109,19 @@ class Anatomy:
     multipliers: Mapping[str, float | None]
     blocks: Mapping[str, Block]
     gains: Mapping[str, Tensor]
+
+    def of_first(self, ranks: Ranks) -> "Anatomy":
+        """The same with what the first rank was told by its batch: others may tell something else.
+
+        Multipliers are measured, and what is fitted to which target follows from them.
+        """
+        if not ranks.several:
+            return self
+        multipliers = ranks.told("multipliers", lambda: dict(self.multipliers))
+        gains = ranks.told("gains", lambda: {n: own.tolist() for n, own in self.gains.items()})
+        device = self.seen.after.device
+        made = {name: torch.tensor(own, device=device) for name, own in gains.items()}
+        return replace(self, multipliers=multipliers, gains=made)
 
 
 def anatomy(layer: nn.Module, hidden: Tensor, call: Call, consumers: Sequence[Consumer]) -> Anatomy:

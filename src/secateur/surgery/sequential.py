@@ -87,7 +87,7 @@ def sequential_repair(
     chosen = choose("repair", repair, {name: one for name, one in REPAIRS.items() if one.fits})
     choose("target", target, TARGETS)
     depth = Depth.of(structure.axes, plan)
-    walk = walk.like(parts=2 + len(depth.gaps) + parts_kept(structure.axes))
+    walk = walk.shared().like(parts=2 + len(depth.gaps) + parts_kept(structure.axes))
     kept = walk.kept(
         "repair",
         plan=digest(plan.keep),

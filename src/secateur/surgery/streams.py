@@ -123,7 +123,7 @@ class Streams:
         for windows, hidden, call in self.step.batches(self.dense):
             self._keep_gap(windows, hidden)
             note = partial(self._note, windows)
-            if windows.start == 0:
+            if windows == self.step.walk.batches[0]:
                 after = self.anatomy.seen.replay(self.consumers, note)
             else:
                 after = watch(module, hidden, call, self.consumers, note)

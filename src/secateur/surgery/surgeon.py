@@ -134,7 +134,7 @@ class Surgeon:
         student: Activations | None,
     ) -> Streams:
         _, hidden, call = next(step.batches(dense))
-        found = anatomy(step.module, hidden, call, consumers)
+        found = anatomy(step.module, hidden, call, consumers).of_first(step.walk.ranks)
         by_name = {consumer.name: consumer for consumer in consumers}
         called = [by_name[name] for name in found.multipliers]
         ahead = self._ahead_of(axes, found.multipliers)
@@ -256,9 +256,9 @@ class Surgeon:
             if held is not None:
                 held.update(*part.tokens(slice(first, None)))
             powers.append(part.power(slice(0 if held is None else first, None)))
-        found = [one.normal() for one in (sums, held) if one is not None]
+        ranks = streams.step.walk.ranks
+        found = [one.of_all(ranks).normal() for one in (sums, held) if one is not None]
+        (power,) = ranks.summed("power", [torch.stack(powers).sum()])
         if not all(math.isfinite(one.square) for one in found):
             raise not_finite(f"the output of {consumer.name}", part.gives.dtype)
-        return _Gathered(
-            found[0], None if held is None else found[1], float(torch.stack(powers).sum())
-        )
+        return _Gathered(found[0], None if held is None else found[1], float(power))
