@@ -483,5 +483,8 @@ def test_workers_share_the_cores_unless_somebody_says_otherwise(
     monkeypatch.setattr(carriers, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [Processes(n)._environment["OMP_NUM_THREADS"] for n in (1, 3, 16)] == ["8", "2", "1"]
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert "OMP_WAIT_POLICY" not in Processes(1)._environment
+    assert Processes(2)._environment["OMP_WAIT_POLICY"] == "PASSIVE"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert Processes(2)._environment["OMP_NUM_THREADS"] == "5"

@@ -68,6 +68,8 @@ class Processes:
         paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
         self._environment = {
             "OMP_NUM_THREADS": str(threads(workers)),
+            # threads that wait for one another would keep the cores of other workers busy
+            **({"OMP_WAIT_POLICY": "PASSIVE"} if workers > 1 else {}),
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
         }
