@@ -84,7 +84,7 @@ def _ending(group: "Group", error: BaseException) -> BaseException:
             f"The processes do not do the same: {error}.\n"
             "Give each the same model, text and version; code of your own must draw by the seed."
         )
-    failures = group.failed(str(error))
+    failures = group.failed(str(error) or type(error).__name__)
     group.ends(_SAID)
     if failures is not None and len(set(failures)) == 1:  # all say the same: one says it
         hush(group.index > 0)
