@@ -110,7 +110,7 @@ def perplexities(
     Raises:
         SecateurError: as `perplexity`.
     """
-    how: dict[str, Any] = {"limit": limit // len(sets), "store": store}
+    how: dict[str, Any] = {"limit": limit // max(len(sets), 1), "store": store}
     asked = [
         _Asked.of(Walk(source, tokens, batch=batch, **how).shared(), begin)
         for tokens, batch in zip(sets, batches, strict=True)
