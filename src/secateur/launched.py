@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ def launched(environment: Mapping[str, str] | None = None) -> Launched:
     """How this process was started: one alone where nobody says that there are more."""
     said = os.environ if environment is None else environment
     numbers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if not all(said.get(name) for name in _NEEDED):
+    if not all(said.get(name) for name in NEEDED):
         return Launched()
     if not all(said.get(name, "0").isdecimal() for name in numbers):
         return Launched()

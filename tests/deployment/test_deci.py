@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import linear
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaMLP,
@@ -22,6 +22,7 @@ from transformers.models.llama.modeling_llama import (
 
 import secateur
 from conftest import logits
+from secateur.deployment.configuration_deci import SecateurDeciConfig
 
 TOKENS = torch.randint(3, 128, (2, 12), generator=torch.Generator().manual_seed(0))
 
@@ -30,21 +31,21 @@ def deci_logits(folder: Path) -> torch.Tensor:
     """As vLLM's nemotron_nas.py builds and runs it, out of a Llama's parts."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     held = load_file(folder / "model.safetensors")
-    rotary = LlamaRotaryEmbedding(LlamaConfig(**_plain(config)))
+    rotary = LlamaRotaryEmbedding(SecateurDeciConfig(**_plain(config)))
     hidden = held["model.embed_tokens.weight"][TOKENS]
     places = torch.arange(TOKENS.shape[1])[None]
     mask = torch.full((TOKENS.shape[1],) * 2, float("-inf")).triu(1)[None, None]
     for layer, block in enumerate(config.block_configs):
         if not block.attention.no_op:
             groups = config.num_attention_heads // block.attention.n_heads_in_group
-            own = LlamaConfig(**{**_plain(config), "num_key_value_heads": groups})
+            own = SecateurDeciConfig(**{**_plain(config), "num_key_value_heads": groups})
             own._attn_implementation = "eager"
             part = _filled(LlamaAttention(own, layer), held, f"model.layers.{layer}.self_attn.")
             norm = _norm(config, held, f"model.layers.{layer}.input_layernorm.weight")
             turned = rotary(hidden, places)
             hidden = hidden + part(norm(hidden), position_embeddings=turned, attention_mask=mask)[0]
         if not block.ffn.no_op:
-            own = LlamaConfig(
+            own = SecateurDeciConfig(
                 **{**_plain(config), "intermediate_size": block.ffn.intermediate_size}
             )
             part = _filled(LlamaMLP(own), held, f"model.layers.{layer}.mlp.")
@@ -99,6 +100,31 @@ def test_blocks_may_be_gone(pruned: Callable[..., Path], tmp_path: Path) -> None
     plan = secateur.read_plan(folder / "plan.json")
     assert any(not kept for kept in plan.keep.values())
     done = secateur.export_model(folder, to="deci", out=tmp_path / "out")
+    config = json.loads((done.out / "config.json").read_text())
+    norms = {name for name in load_file(done.out / "model.safetensors") if "norm" in name}
+    there = {
+        f"model.layers.{layer}.{norm}.weight"
+        for layer, block in enumerate(config["block_configs"])
+        for part, norm in (("attention", "input_layernorm"), ("ffn", "post_attention_layernorm"))
+        if not block[part]["no_op"]
+    }
+    assert norms == there | {"model.norm.weight"}
+    with torch.no_grad():
+        found = deci_logits(done.out)
+    assert torch.allclose(found, logits(secateur.load(folder), TOKENS), atol=1e-5)
+
+
+def test_a_stream_that_was_cut_has_its_width(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "small"
+    secateur.prune(
+        tiny_folder("llama-gqa"), out=folder, method="magnitude", repair="none", ratio=0.3,
+        granularity="hidden,channel", align=2, calibration=str(text_file), evaluate="none",
+        samples=6, length=16,
+    )  # fmt: skip
+    done = secateur.export_model(folder, to="deci", out=tmp_path / "out")
+    assert json.loads((done.out / "config.json").read_text())["hidden_size"] < 48
     with torch.no_grad():
         found = deci_logits(done.out)
     assert torch.allclose(found, logits(secateur.load(folder), TOKENS), atol=1e-5)

@@ -154,10 +154,35 @@ def test_fewer_groups_than_devices_are_left_alone(
     assert all(count % 2 == 0 for count in heads)
 
 
+@pytest.mark.parametrize(
+    ("devices", "sizes", "says"),
+    [
+        (2, {}, "layer 0 has 3 KV heads"),
+        (4, {"num_key_value_heads": 2}, "the model has 6 query heads"),
+        (3, {}, "layer 0 has 56 MLP channels"),
+    ],
+)
 def test_what_devices_cannot_share_out_is_refused(
-    tiny_folder: Callable[..., Path], text_file: Path
+    devices: int,
+    sizes: dict[str, int],
+    says: str,
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
 ) -> None:
-    with pytest.raises(SecateurError, match="layer 0 has 3 KV heads"):
-        secateur.prune(
-            tiny_folder("llama-gqa"), calibration=str(text_file), tensor_parallel=2, **QUICK
-        )
+    folder = tiny_folder("llama-gqa", **sizes)
+    with pytest.raises(SecateurError, match=says):
+        secateur.prune(folder, calibration=str(text_file), tensor_parallel=devices, **QUICK)
+
+
+def test_experts_are_shared_out_too(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    folder = tiny_folder("mixtral", intermediate_size=48)
+    secateur.prune(
+        folder, out=tmp_path / "small", calibration=str(text_file), tensor_parallel=3, ratio=0.3,
+        method="magnitude", granularity="expert_channel", align=1, **QUICK,
+    )  # fmt: skip
+    model = secateur.load(tmp_path / "small")
+    found = [p.shape[-1] for n, p in model.named_parameters() if n.endswith("experts.down_proj")]
+    assert found
+    assert all(width % 3 == 0 for width in found)

@@ -531,3 +531,31 @@ def test_the_schema_of_the_documentation_is_that_of_the_code() -> None:
     page_text = (DOCS / "report.md").read_text()
     for name, field in Report.model_fields.items():
         assert f"`{field.alias or name}`" in page_text
+
+
+@pytest.mark.parametrize(
+    ("tried", "says", "marked"),
+    [
+        ([("a", None), ("b", None)], "No number of what was tried is finite", 0),
+        ([("a", 0.0), ("b", 0.1), ("c", 0.101)], "a with global won: of those", 1),
+        ([("a", 0.3), ("b", 0.301)], "a with global won by a hair (b with global is 0.3%", 1),
+        ([("a", 0.3), ("b", 0.4)], "a with global won: of those", 1),
+    ],
+)
+def test_who_won_and_by_how_much(
+    tried: list[tuple[str, float | None]], says: str, marked: int
+) -> None:
+    ways = [
+        {"importance": name, "search": "global", "repair": "refit", "windows": 8, "divergence": kl}
+        for name, kl in tried
+    ]
+    method = {"name": "best", "importance": "a", "search": "global", "repair": "refit"}
+    found = html(report(method=method, contest=ways))
+    assert says in found
+    assert found.count('<span class="mark">won</span>') == marked
+
+
+def test_what_is_not_finite_wins_nothing() -> None:
+    broken = {**ROW, "perplexity": [{**PERPLEXITY[0], "after": None}]}
+    found = report({**COMPARED, "rows": [broken]})
+    assert 'class="mark"' not in html(found)

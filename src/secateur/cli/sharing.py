@@ -1,6 +1,7 @@
 """One command in several processes, which torchrun has started: who speaks, and how it ends."""
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ ASKS_HELP = ("-h", "--help", "--help-all")
 _SHARED = ("prune", "apply")
 # How a rank ends: it has said why, or was interrupted by a signal or by the end of another.
 _SAID, _INTERRUPTED = "said", "interrupted"
+# Seconds that the first rank has to say what all would.
+_FIRST_SPEAKS = 3.0
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
@@ -35,13 +38,14 @@ def sharing(words: Sequence[str]) -> Iterator[None]:
     if started.count == 1 or helps:
         yield
         return
+    if words[0] not in _SHARED:
+        if started.index:  # torchrun ends the others as soon as one has ended: the first speaks
+            time.sleep(_FIRST_SPEAKS)
+        check_shared(words[0], False)
     from ..ranks.group import joined
 
     with joined(started) as group:
         try:
-            check_shared(
-                words[0], words[0] in _SHARED
-            )  # when all are here: torchrun ends the slower
             yield
         except BaseException as error:
             ending = _ending(group, error)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import TensorSpec, View, write_shards, zero_filled
+from ..checkpoint import TensorSpec, View, only, write_shards, zero_filled
 from ..errors import SecateurError
 from ..export import whole_form
 from ..models import OpenModel
@@ -51,11 +51,13 @@ def deci(folder: Path, asked: Asked) -> Written:
         )
         for flag, own in _LINEARS.items()
     }
-    config = _config(form.config, sizes, biased)
+    config = _config(form.config, sizes, biased) | {
+        "hidden_size": shapes["model.embed_tokens.weight"][1]  # the stream may have been cut
+    }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     shutil.copyfile(Path(configuration_deci.__file__), folder / "configuration_deci.py")
-    weights = _with_biases(form.weights, biased)
+    weights = _with_biases(only(form.weights, _read(form.weights, sizes)), biased)
     size = write_shards(folder, weights.specs, weights.tensor)
     facts = {"class": "DeciLMForCausalLM", "bytes": size}
     return Written("config.json", "vllm serve {folder} --trust-remote-code", facts)
@@ -126,6 +128,17 @@ def _config(
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
     }
+
+
+def _read(view: View, sizes: Sequence[Sizes]) -> list[str]:
+    """The tensors that DeciLM reads: of a block that is gone it knows no norm."""
+    gone = {
+        f"model.layers.{layer}.{norm}.weight"
+        for layer, own in enumerate(sizes)
+        for norm, there in (("input_layernorm", own.heads), ("post_attention_layernorm", own.width))
+        if not there
+    }
+    return [name for name in view.specs if name not in gone]
 
 
 def _with_biases(view: View, biased: Mapping[str, bool]) -> View:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ..errors import SecateurError
+from ..launched import NEEDED
 from ..registry import choose
 from ..shown import one_line
 from .sweep_share import Event, Share
@@ -70,7 +71,8 @@ class Processes:
             "OMP_NUM_THREADS": str(threads(workers)),
             # threads that wait for one another would keep the cores of other workers busy
             **({"OMP_WAIT_POLICY": "PASSIVE"} if workers > 1 else {}),
-            **os.environ,
+            # a worker is no rank, whoever has started this process
+            **{name: own for name, own in os.environ.items() if name not in NEEDED},
             "PYTHONPATH": os.pathsep.join(paths),
         }
 

@@ -46,6 +46,12 @@ def _check_parallel(opened: OpenModel, devices: int) -> None:
     Raises:
         SecateurError: they cannot.
     """
+    heads = getattr(opened.config, "num_attention_heads", devices)
+    if isinstance(heads, int) and heads % devices:
+        raise SecateurError(
+            f"--tensor-parallel {devices}: the model has {heads} query heads, and so many devices"
+            " do not share them out evenly.\nType a number that divides them."
+        )
     for axis in opened.structures.axes if devices > 1 else ():
         count = axis.units // axis.groups
         if axis.size == "K" and count % devices and devices % count:

@@ -46,7 +46,7 @@ def _tensorboard(run: str, logs: Path) -> Any:
 def _mlflow(run: str, logs: Path) -> Any:
     from accelerate.tracking import MLflowTracker
 
-    if "MLFLOW_TRACKING_URI" not in os.environ:
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
         import_module("mlflow").set_tracking_uri(f"sqlite:///{logs.as_posix()}/mlflow.db")
     return MLflowTracker(logs.name, logging_dir=logs.as_uri(), run_name=run)
 
@@ -85,7 +85,7 @@ def track_of(kind: str | None, logs: Path | None) -> Track | None:
 
 def _is_skinny(kind: str) -> bool:
     """Whether it is mlflow-skinny, which writes to a server alone, and none was named."""
-    named = "MLFLOW_TRACKING_URI" in os.environ
+    named = os.environ.get("MLFLOW_TRACKING_URI")
     return kind == "mlflow" and not named and find_spec("sqlalchemy") is None
 
 

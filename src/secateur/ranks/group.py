@@ -7,6 +7,7 @@ bytes it says, whether the rank has failed. So ranks that have parted find out a
 import json
 import signal
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ T = TypeVar("T")
 # So long a rank waits for another one: for the rest of a layer, or while the first measures and
 # writes. One that died has closed its connections, and whoever waits for it knows at once.
 _PATIENCE = timedelta(hours=2)
+# All have been started at once: whoever has not come by then does not.
+_MEETING = timedelta(minutes=5)
 # A rank that fails waits so long for others that fail likewise; one that lost another, so many
 # seconds to hear from those that are left.
 _FAILING, _ROLL_CALL = timedelta(seconds=10), 8.0
@@ -195,6 +198,21 @@ def _connected() -> Iterator[None]:
 
 
 @contextmanager
+def _deadly() -> Iterator[None]:
+    """While entered, a signal ends this process: Python's own answer waits for what waits here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    both = (signal.SIGTERM, signal.SIGINT)
+    before = {one: signal.signal(one, signal.SIG_DFL) for one in both}
+    try:
+        yield
+    finally:
+        for one, answer in before.items():
+            signal.signal(one, answer)
+
+
+@contextmanager
 def joined(started: Launched) -> Iterator[Group]:
     """While entered, this process is one of those that torchrun has started.
 
@@ -207,10 +225,11 @@ def joined(started: Launched) -> Iterator[Group]:
         torch.cuda.set_device(started.local)
     backend = "cpu:gloo,cuda:nccl" if by_gpu else "gloo"
     try:
-        store, index, count = next(iter(rendezvous("env://")))
-        dist.init_process_group(
-            backend, store=store, rank=index, world_size=count, timeout=_PATIENCE
-        )
+        with _deadly():
+            store, index, count = next(iter(rendezvous("env://", timeout=_MEETING)))
+            dist.init_process_group(
+                backend, store=store, rank=index, world_size=count, timeout=_PATIENCE
+            )
     except (RuntimeError, ValueError) as error:
         why = str(error).split("\n")[0]
         raise SecateurError(

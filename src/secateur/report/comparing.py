@@ -38,10 +38,14 @@ def winner(means: Sequence[Average]) -> Average | None:
 
     That is log(perplexity / dense) over the square of the share removed, of the means over seeds
     with nine tenths of the most: units are whole, so that no two remove the same, and who removed
-    less should not win by that. Losses rise with the share by a power between 1 and 2.
+    less should not win by that. Losses rise with the share by a power between 1 and 2; where one
+    falls, by how much says all. None if none is finite.
     """
     most = max((one.removed for one in means), default=0.0)
-    fair = [one for one in means if one.removed >= _FAIR * most and one.windows]
+    fair = [
+        one for one in means
+        if one.removed >= _FAIR * most and one.windows and math.isfinite(_rise(one))
+    ]  # fmt: skip
     return min(fair, key=_rise, default=None)
 
 
@@ -73,7 +77,8 @@ def _rise(one: Average) -> float:
     before, after = one.before(window).mean, one.after(window).mean
     if not before or not after:
         return math.inf
-    return math.log(after / before) / max(one.removed, 1e-9) ** 2
+    rise = math.log(after / before)
+    return rise / max(one.removed, 1e-9) ** 2 if rise > 0 else rise
 
 
 def trials(means: Sequence[Average]) -> tuple[Trial, list[Trial]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..profiles import FREE
 from .facts import lost_most, text
 from .kinds import kind_name
 from .parts import Cell, Section, Table, cell
@@ -67,6 +68,9 @@ def contest(report: Report) -> Section:
             " compares several.",
         )
     known = [way for way in report.contest if way.divergence is not None]
+    if not known:
+        lead = f"{method.name} ({parts}). No number of what was tried is finite."
+        return Section("method", title, lead)
     twice = len({way.windows for way in known}) > 1
     most = max((way.windows for way in known), default=0)
     known.sort(key=lambda way: (-way.windows, way.divergence or 0.0))
@@ -79,31 +83,28 @@ def contest(report: Report) -> Section:
     if len({way.profile for way in known}) > 1:
         sentence += " What is free is bound by no profile, and not for taking."
     rows = [
-        [cell(w.importance), cell(searched(w, known)), cell(w.divergence, f"{w.divergence:.3f}"),
+        [cell(w.importance), cell(searched(w, known)), cell(w.divergence, f"{w.divergence:.3g}"),
          cell(w.windows, f"{w.windows:,}"), cell(w.repair)]
         for w in known if w.divergence is not None
     ]  # fmt: skip
-    final = [
-        (w.divergence, n)
-        for n, w in enumerate(known)
-        if w.windows == most and w.divergence is not None
-    ]
+    own = (method.importance, method.search)
+    won = [n for n, w in enumerate(known) if w.windows == most and (w.importance, w.search) == own]
     table = Table(
         "What was tried (the winner is marked)",
         ("score", "search", "KL to dense, nats", "windows", "repair"),
         rows,
-        frozenset({min(final)[1]} if final else ()),
+        frozenset(won[:1]),
     )
     return Section("method", title, sentence, [contest_plot(known, sentence)], [table])
 
 
 def _close(known: Sequence[Way], most: int) -> str:
     """By how little, if it is less than what a seed makes of it: known from the nearest on."""
-    final = [w for w in known if w.windows == most and w.divergence]
-    if len(final) < 2:
+    bound = len({one.profile for one in known}) > 1
+    final = [w for w in known if w.windows == most and not (bound and w.profile == FREE)]
+    if len(final) < 2 or not final[0].divergence:
         return ""
-    first, second = (one.divergence or 0.0 for one in final[:2])
-    more = second / first - 1
+    more = (final[1].divergence or 0.0) / final[0].divergence - 1
     if more >= _CLOSE:
         return ""
     name = f"{final[1].importance} with {final[1].search}"

@@ -54,8 +54,8 @@ class Limits:
             return 1
         wide = axis.units // axis.groups >= ROW_GRID_FROM
         align = self.align or (ROW_GRID if wide else SMALL_GRID)
-        align = math.lcm(align, self.parallel) if axis.size == "I" else align
-        return max(align, EXPERT_GRID) if axis.granularity == "expert_channel" else align
+        align = max(align, EXPERT_GRID) if axis.granularity == "expert_channel" else align
+        return math.lcm(align, self.parallel) if axis.size == "I" else align
 
     def floor(self, axis: Axis) -> int:
         """Units that stay at least in `axis` (in each of its groups)."""
