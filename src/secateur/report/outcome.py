@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from ..profiles import FREE
 from .facts import lost_most, text
 from .kinds import kind_name
 from .parts import Cell, Section, Table, cell
@@ -101,7 +100,7 @@ def contest(report: Report) -> Section:
 def _close(known: Sequence[Way], most: int) -> str:
     """By how little, if it is less than what a seed makes of it: known from the nearest on."""
     bound = len({one.profile for one in known}) > 1
-    final = [w for w in known if w.windows == most and not (bound and w.profile == FREE)]
+    final = [w for w in known if w.windows == most and not (bound and w.profile == "free")]
     if len(final) < 2 or not final[0].divergence:
         return ""
     more = (final[1].divergence or 0.0) / final[0].divergence - 1
