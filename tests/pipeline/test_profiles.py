@@ -71,6 +71,9 @@ def test_a_plan_made_under_a_profile_says_so_and_is_repeated(
         ("llama-gqa", {"profile": "vllm", "align": 96}, "Type --align 128"),
         ("llama-gqa", {"profile": "onnx"}, "Unknown profile 'onnx'"),
         ("llama-gqa", {"profile": "uniform", "layers": "1"}, "every layer must lose the same"),
+        ("llama-gqa", {"tensor_parallel": 2}, "layer 0 has 3 KV heads"),
+        ("llama-gqa", {"tensor_parallel": 3}, "layer 0 has 56 MLP channels"),
+        ("qwen3-biased", {"tensor_parallel": 4}, "the model has 6 query heads"),
     ],
 )
 def test_what_does_not_go_with_a_profile_is_refused(
@@ -152,26 +155,6 @@ def test_fewer_groups_than_devices_are_left_alone(
     heads = [layer.self_attn.q_proj.out_features // head_dim for layer in layers]
     assert min(heads) < 6
     assert all(count % 2 == 0 for count in heads)
-
-
-@pytest.mark.parametrize(
-    ("devices", "sizes", "says"),
-    [
-        (2, {}, "layer 0 has 3 KV heads"),
-        (4, {"num_key_value_heads": 2}, "the model has 6 query heads"),
-        (3, {}, "layer 0 has 56 MLP channels"),
-    ],
-)
-def test_what_devices_cannot_share_out_is_refused(
-    devices: int,
-    sizes: dict[str, int],
-    says: str,
-    tiny_folder: Callable[..., Path],
-    text_file: Path,
-) -> None:
-    folder = tiny_folder("llama-gqa", **sizes)
-    with pytest.raises(SecateurError, match=says):
-        secateur.prune(folder, calibration=str(text_file), tensor_parallel=devices, **QUICK)
 
 
 def test_experts_are_shared_out_too(

@@ -7,7 +7,7 @@ from typing import Any
 from ..export import EXPORTERS, Form, copy_companions
 from ..models import OpenModel
 from ..progress import timed
-from ..ranks import alone
+from ..ranks import ALONE, joined_as
 from ..structure import Plan
 from .checks import check_space, tokenizer_class, tokenizer_to_write
 from .contest import Chosen
@@ -20,6 +20,7 @@ from .subject import Subject
 from .texts import Texts
 
 
+@joined_as(ALONE)
 def publish(
     folder: Path,
     subject: Subject,
@@ -33,19 +34,6 @@ def publish(
 
     One rank does, and what it looks at on the way it looks at alone.
     """
-    with alone():
-        return _published(folder, subject, best, plan, small, numbers, texts)
-
-
-def _published(
-    folder: Path,
-    subject: Subject,
-    best: Chosen | None,
-    plan: Plan,
-    small: Cut,
-    numbers: Mapping[str, Any],
-    texts: Texts,
-) -> dict[str, Any]:
     opened, form = subject.opened, small.form
     with timed("write"):
         size = write_folder(

@@ -1,3 +1,3 @@
 """Several processes that share one run: `this` rank, and what all of them do together."""
 
-from .alone import ALONE, Ranks, alone, by_first, joined_as, this
+from .alone import ALONE, Ranks, by_first, joined_as, this

@@ -85,11 +85,6 @@ def joined_as(ranks: Ranks) -> Iterator[None]:
         _THIS.reset(token)
 
 
-def alone() -> AbstractContextManager[None]:
-    """While entered, this process does everything alone, whatever the others do."""
-    return joined_as(ALONE)
-
-
 @contextmanager
 def by_first(what: str, context: Callable[[], AbstractContextManager[T]]) -> Iterator[T | None]:
     """While entered, the first rank is in a context; the others get None.
