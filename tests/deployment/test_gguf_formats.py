@@ -152,6 +152,32 @@ def test_number_formats_lose_what_they_must(
     assert error < {"f16": 1e-3, "bf16": 1e-2, "q8_0": 0.03, "q4_0": 0.3}[kind]
 
 
+@pytest.mark.parametrize(
+    ("kind", "head", "found"),
+    [("q4_0", "q4_0", "Q4_0"), ("f16", "q8_0", "Q8_0"), ("q4_0", "f16", "F16")],
+)
+def test_embedding_and_head_have_a_format_of_their_own(
+    kind: str, head: str, found: str, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = written(tiny_folder(**BROAD), tmp_path / "out", type=kind, head_type=head)
+    kinds = {one.name: one.tensor_type.name for one in gguf.GGUFReader(file).tensors}
+    assert kinds["token_embd.weight"] == found
+    assert kinds["output.weight"] == found
+    assert kinds["blk.0.ffn_up.weight"] == kind.upper()
+    assert file.stem.endswith(f"-{kind}" if kind == head else f"-{kind}-head-{head}")
+    assert f'head_type = "{head}"' in (file.parent / "export.toml").read_text()
+
+
+def test_a_format_of_the_head_is_refused_where_there_is_none(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, out = tiny_folder(), tmp_path / "out"
+    for to, head, message in (("safetensors", "q8_0", "--to gguf"), ("gguf", "q9", "q8_0")):
+        with pytest.raises(SecateurError, match=message):
+            secateur.export_model(folder, to=to, head_type=head, out=out)
+    assert not out.exists()
+
+
 def test_odd_rows_are_told(
     tiny_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

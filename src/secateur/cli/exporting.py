@@ -39,6 +39,9 @@ that would have avoided it. MODEL is a folder or a name on the hub.
 @click.option("--to", required=True, metavar="NAME", help="Destination: one of those below")
 @OUT
 @click.option("--type", default=None, metavar="NAME", help="Number format of the weights")
+@click.option(
+    "--head-type", default=None, metavar="NAME", help="Number format of embedding and head alone"
+)
 @click.option("--no-tokenizer", is_flag=True, help="Leave the tokenizer out")
 @reading
 @FORCE

@@ -26,19 +26,22 @@ _LONGEST = 100
 class Asked:
     """What is to be written: the model, its tokenizer (None: without), the number format.
 
-    `kind` is one of the destination's own, in small letters.
+    `kind` is one of the destination's own, in small letters, and so is that of embedding and
+    `head`, where it is asked for by itself.
     """
 
     opened: OpenModel
     tokenizer: Any
     kind: str
+    head: str | None = None
 
     @property
     def stem(self) -> str:
         """What files are named by."""
         name = self.opened.name.rpartition("/")[2]
         safe = "".join(c if c.isascii() and (c.isalnum() or c in _PLAIN) else "-" for c in name)
-        return f"{safe.strip('-.')[:_LONGEST] or 'model'}-{self.kind}"
+        head = "" if self.head in (None, self.kind) else f"-head-{self.head}"
+        return f"{safe.strip('-.')[:_LONGEST] or 'model'}-{self.kind}{head}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Written:
 class Destination:
     """A function that writes; `kinds` are the number formats it takes, `extra` what installs them.
 
+    `heads` are those that embedding and head can have where the rest has another.
     `default` is the format of a model for which none was asked: the first, unless it says
     otherwise. `words` says that the tokenizer goes into the file.
     """
@@ -72,6 +76,7 @@ class Destination:
     extra: str
     default: Callable[[OpenModel], str]
     words: bool = False
+    heads: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -105,11 +110,12 @@ def destination(
     extra: str = "deploy",
     default: Callable[[OpenModel], str] | None = None,
     words: bool = False,
+    heads: tuple[str, ...] = (),
 ) -> Callable[[Function], Function]:
     """Register the decorated function as what writes for `engines`."""
     first = default or (lambda opened: kinds[0])
 
     def made(function: Callable[[Path, Asked], Written], _: tuple[str, ...]) -> Destination:
-        return Destination(name, function, engines, kinds, needs, extra, first, words)
+        return Destination(name, function, engines, kinds, needs, extra, first, words, heads)
 
     return entered("destination", name, DESTINATIONS, made)

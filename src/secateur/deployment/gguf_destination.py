@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SecateurError
-from ..gguf_types import ROW, stored_type
+from ..gguf_types import BLOCKS, ROW, stored_type
 from ..models import OpenModel
 from ..progress import note, track
 from ..units import size_text
@@ -52,6 +52,7 @@ def _default(opened: OpenModel) -> str:
     extra="gguf",
     default=_default,
     words=True,
+    heads=tuple(PLAIN),
 )
 def gguf(folder: Path, asked: Asked) -> Written:
     """Write NAME-KIND.gguf, and a Modelfile beside it."""
@@ -61,9 +62,9 @@ def gguf(folder: Path, asked: Asked) -> Written:
     file = folder / f"{asked.stem}.gguf"
     if asked.kind in K_KINDS:
         whole = folder / "whole.gguf"
-        found = _write(whole, asked, layout, "f32")
+        found = _write(whole, replace(asked, head=None), layout, "f32")
         _tell_odd(found, K_KINDS[asked.kind].base)
-        quantised(whole, file, asked.kind)
+        quantised(whole, file, asked.kind, asked.head and PLAIN[asked.head][0])
         whole.unlink()
     else:
         found = _write(file, asked, layout, asked.kind)
@@ -94,7 +95,7 @@ def _write(file: Path, asked: Asked, layout: Layout, kind: str) -> list[Entry]:
     if layout.factors is not None:
         factors = layout.factors
         found.append(Entry("rope_freqs.weight", tuple(factors.shape), lambda: factors))
-    found = formatted(found, PLAIN[kind][0], "F16" if as_codes else "Q8_0")
+    found = formatted(found, PLAIN[kind][0], _of_ends(asked.head, kind, as_codes=as_codes))
     _check_space(file.parent, found)
     with closing(library.GGUFWriter(file, one.name)) as writer, _room_for(file):
         writer.add_name(opened.name)
@@ -112,6 +113,15 @@ def _write(file: Path, asked: Asked, layout: Layout, kind: str) -> list[Entry]:
         for array in track(arrays(found), "writing", len(found), "tensor"):
             writer.write_tensor_data(array)
     return found
+
+
+def _of_ends(head: str | None, kind: str, *, as_codes: bool) -> str:
+    """The format of embedding and head: no fewer bits than 8, unless they are asked for."""
+    if head is not None:
+        return PLAIN[head][0]
+    base = PLAIN[kind][0]
+    few = BLOCKS[base][0] > 1
+    return ("F16" if as_codes else "Q8_0") if few else base
 
 
 @contextmanager

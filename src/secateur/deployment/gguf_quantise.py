@@ -46,8 +46,10 @@ def check_quantiser(kind: str) -> None:
         )
 
 
-def quantised(whole: Path, file: Path, kind: str) -> None:
+def quantised(whole: Path, file: Path, kind: str, ends: str | None = None) -> None:
     """Write `file` in the format `kind` from the one with whole numbers.
+
+    `ends` is the format of embedding and head, where it is not left to llama.cpp.
 
     Raises:
         SecateurError: llama.cpp refuses.
@@ -57,6 +59,8 @@ def quantised(whole: Path, file: Path, kind: str) -> None:
     llama_cpp.llama_log_set(_silent(), ctypes.c_void_p(0))
     how = llama_cpp.llama_model_quantize_default_params()
     how.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{K_KINDS[kind].name}")
+    if ends is not None:
+        how.output_tensor_type = how.token_embedding_type = getattr(llama_cpp, f"GGML_TYPE_{ends}")
     failed = llama_cpp.llama_model_quantize(str(whole).encode(), str(file).encode(), how)
     if failed and shutil.disk_usage(file.parent).free < whole.stat().st_size / 2:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..checkpoint import Packed, View, unpacked
 from ..errors import SecateurError
-from ..gguf_types import BLOCKS, ROW, stored_bytes, stored_type
+from ..gguf_types import ROW, stored_bytes, stored_type
 from .gguf_layout import Layout
 from .layers import DOWN, GATE, UP, K, O, Q, Sizes, V
 
@@ -143,15 +143,15 @@ def interleaved(rows: Tensor, head_dim: int) -> Tensor:
     return halves.transpose(1, 2).flatten(0, 2)
 
 
-def formatted(found: Sequence[Entry], kind: str, ends: str = "Q8_0") -> list[Entry]:
+def formatted(found: Sequence[Entry], kind: str, ends: str) -> list[Entry]:
     """The entries in the format `kind` (of `BLOCKS`).
 
-    Norms and biases stay in fp32. Embedding and head are `ends` where others have fewer bits;
-    rows that blocks do not divide have 16.
+    Norms and biases stay in fp32, embedding and head are `ends`; rows that blocks do not divide
+    have 16 bits.
     """
     chosen = []
     for entry in found:
-        asked = ends if entry.is_end and BLOCKS[kind][0] > 1 else kind
+        asked = ends if entry.is_end else kind
         whole = "F32" if len(entry.shape) == 1 else stored_type(asked, entry.shape[-1])
         chosen.append(replace(entry, kind=whole or "F16"))
     return chosen

@@ -53,6 +53,7 @@ class Exported:
     to=a_word,
     out=an_output,
     type=optional(a_word),
+    head_type=optional(a_word),
     no_tokenizer=a_flag,
     force=a_flag,
     tokenizer=a_tokenizer,
@@ -64,6 +65,7 @@ def export_model(
     to: str,
     out: str | Path,
     type: str | None = None,
+    head_type: str | None = None,
     no_tokenizer: bool = False,
     force: bool = False,
     tokenizer: Any = None,
@@ -75,9 +77,9 @@ def export_model(
 
     `model` is a checkpoint folder, pruned or not, or a name on the hub; `to` a name of
     `secateur.deployment.DESTINATIONS`, `type` one of its number formats (default: the one that the
-    weights are in, where it has that, or its first). `tokenizer` replaces the model's own; with
-    `no_tokenizer` none is written. Graphs are made of the whole model in fp32; all else reads and
-    writes tensor by tensor.
+    weights are in, where it has that, or its first), `head_type` that of embedding and head alone.
+    `tokenizer` replaces the model's own; with `no_tokenizer` none is written. Graphs are made of
+    the whole model in fp32; all else reads and writes tensor by tensor.
 
     Raises:
         SecateurError: bad input, a package is missing, or the engine cannot hold the model; the
@@ -87,6 +89,7 @@ def export_model(
     wanted = choose("destination", to, DESTINATIONS)
     if type is not None:
         choose("type", type, {name: name for name in wanted.kinds})
+    _check_head(wanted, head_type)
     wanted.check()
     with telling(progress) as told:
         opened = open_model(model, merge_adapter=merge_adapter, dequantise=dequantise)
@@ -95,7 +98,7 @@ def export_model(
             note(message)
         words = None if no_tokenizer else _words(wanted, opened, tokenizer)
         kind = type or wanted.default(opened)
-        asked = Asked(opened, words, kind)
+        asked = Asked(opened, words, kind, head_type)
         with output_folder(out, force, opened) as folder:
             assert folder is not None, "there is a path"
             written = wanted.write(folder, asked)
@@ -103,6 +106,17 @@ def export_model(
             write_export(folder, asked, wanted, written)
     run = written.run.format(path=shown(str(out / written.file)), folder=shown(str(out)))
     return Exported(out, to, kind, written.file, run, written.facts, tuple(told.notes))
+
+
+def _check_head(wanted: Destination, head: str | None) -> None:
+    if head is None:
+        return
+    if not wanted.heads:
+        raise SecateurError(
+            f"--to {wanted.name} writes embedding and head as it writes the rest.\n"
+            "Leave --head-type out, or type --to gguf"
+        )
+    choose("head-type", head, {name: name for name in wanted.heads})
 
 
 def _words(wanted: Destination, opened: OpenModel, given: Any) -> Any:
@@ -142,8 +156,11 @@ def _bring(folder: Path, asked: Asked, written: Written, *, no_tokenizer: bool) 
 
 def write_export(folder: Path, asked: Asked, wanted: Destination, written: Written) -> None:
     """Write export.toml, by which the folder is known as ours."""
+    settings = {"model": asked.opened.name, "to": wanted.name, "type": asked.kind}
+    if asked.head is not None:
+        settings["head_type"] = asked.head
     record = {
-        "settings": {"model": asked.opened.name, "to": wanted.name, "type": asked.kind},
+        "settings": settings,
         "results": {"file": written.file, **written.facts},
         "companions": [one.name for one in sorted(folder.iterdir())],
         "versions": {name: version(name) for name in ("secateur", "torch", "transformers")},
