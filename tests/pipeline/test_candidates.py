@@ -15,7 +15,7 @@ from secateur.pipeline.candidates import divergences
 from secateur.pipeline.scoring import reduction
 from secateur.stats import Statistics, Walk, collect
 from secateur.structure import Axis
-from secateur.surgery.normal import Normal
+from secateur.surgery import Products
 from secateur.surgery.one_shot import FITTED_BY, one_shot
 from secateur.surgery.refit import refit
 
@@ -140,13 +140,14 @@ def test_the_damped_fit_is_that_of_refit() -> None:
     ((fitted, added),) = fits
     left = inputs[:, gone] @ weight[:, gone].T
     about, mean = inputs[:, kept] - inputs[:, kept].mean(0), inputs[:, kept].mean(0)
-    normal = Normal(
+    normal = Products(
         count=200,
         mean=mean,
         left=left.mean(0),
         spread=about.T @ about,
         shared=about.T @ (left - left.mean(0)),
         square=float(left.square().sum()),
+        noise=0.0,
     )
     expected = refit(normal)
     torch.testing.assert_close(

@@ -24,7 +24,7 @@ from secateur.stats import Walk, collect, collect_gradients
 from secateur.stats.collect import ACCUMULATORS, STATISTICS
 from secateur.stats.finite import Finite
 from secateur.stats.gradients import GRADIENTS
-from secateur.surgery.normal import Sums
+from secateur.surgery import Rows, Sums, refit
 from secateur.surgery.one_shot import FITTED_BY
 
 CHANNELS = 5
@@ -86,6 +86,25 @@ def test_merged_normal_matrices_are_those_of_all(lengths: tuple[int, ...]) -> No
             assert torch.allclose(getattr(merged, name), getattr(whole, name), atol=1e-8), name
         assert merged.count == pytest.approx(whole.count)
         assert merged.square == pytest.approx(whole.square)
+
+
+@pytest.mark.parametrize("lengths", [(4, 9, 1), (0, 6, 3)])
+def test_rows_of_all_ranks_fit_to_the_bit_what_those_of_one_do(lengths: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    count, inputs = sum(lengths), 30
+    given = torch.randn(count, inputs), torch.randn(count, 3), torch.rand(count)
+    parts = list(zip(*(own.split(list(lengths)) for own in given), strict=True))
+
+    def seen(*part: Any) -> Rows:
+        rows = Rows(inputs, 3, dtype=torch.float32)
+        rows.update(*part)
+        return rows
+
+    whole = refit(seen(*given).normal(), 0.1)
+    for found in side_by_side(len(lengths), lambda: seen(*parts[this().index]).of_all(this())):
+        merged = refit(found.normal(), 0.1)
+        assert torch.equal(merged.change, whole.change)
+        assert torch.equal(merged.added, whole.added)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_tokens_are_added_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     inputs = hostile("means")
     residual = residual_of(inputs)
     whole = sums_of(inputs, residual, torch.float64)
-    monkeypatch.setattr("secateur.surgery.normal._TOKENS", 37)
+    monkeypatch.setattr("secateur.surgery.sums._TOKENS", 37)
     sums = Sums(WIDTH, OUTPUTS, dtype=torch.float64)
     sums.update(inputs, residual)
     assert len(sums._buffer) == 37
@@ -167,15 +167,15 @@ def test_what_is_doubted_is_added_up_again_in_fp64(
     plan = Plan({"layers.2.mlp": tuple(range(40))}, structure.architecture, structure.weights)
     asked: list[torch.dtype] = []
 
-    def spied(*args: Any, dtype: torch.dtype, **options: Any) -> Sums:
+    def spied(tokens: int, dtype: torch.dtype, **options: Any) -> Sums:
         asked.append(dtype)
-        return Sums(*args, dtype=dtype, **options)
+        return Sums(**options, dtype=dtype)
 
     def repaired() -> Any:
         walk = Walk(opened.streamed(device="cpu"), tokens, batch=4)
         return sequential_repair(walk, structure, plan, damping=damping)
 
-    monkeypatch.setattr(operating, "Sums", spied)
+    monkeypatch.setattr(operating, "gathering", spied)
     found = repaired()
     assert (torch.float64 in asked) == (damping == 0)
     monkeypatch.setattr(operating, "TOLERANCE", -1.0)  # of everything

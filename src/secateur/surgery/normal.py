@@ -1,218 +1,96 @@
-"""Normal matrices of a consumer: all that a least-squares repair needs to know of the tokens.
+"""What a least-squares repair knows of the tokens that pass a consumer, however that is held.
 
     Z  [token, in]    the student's inputs, kept channels only
     R  [token, out]   what the kept weights leave of the target: R = T - Z W^T - b
 
-The residual is accumulated instead of the target, so that where nothing is left, nothing is solved
-for, to the bit.
+The residual is kept instead of the target, so that where nothing is left, nothing is solved for, to
+the bit. Z_c and R_c are both about their means over tokens; where tokens have weights, rows and
+means are weighed. `Products` has the normal matrices of any number of tokens (`sums`), `Tokens` the
+rows themselves, which are less where they are fewer than channels (`rows`). The fit is the same:
 
-`Sums` adds products in fp32 (fp64 is half as fast on a CPU, and a sixty-fourth on many GPUs) of
-Z - s, where s is the mean of the first tokens: what is multiplied is then about as large as what
-the fit is made of, and a mean of a hundred deviations costs no digits. `Normal.noise` says how far
-rounding can have moved the matrix; whoever solves compares it with the smallest eigenvalue.
+    dW^T = (Z_c^T Z_c + lambda D)^-1 Z_c^T R_c,   D = diag(Z^T Z)
 """
 
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..device_memory import product_precision
-from ..ranks import Ranks
-
-# Rows of the product matrix at a time; what lies left of them is known by symmetry.
-_ROWS, _BLOCKS = 160, 8
-# Rows that do not begin on a cache line make products half as slow again.
-_ALIGNED = 16
-# Tokens at a time: the fp32 copy of them is as wide as inputs and outputs together.
-_TOKENS = 2**11
-# The distance from one to the next number, of fp32 products by what torch was told of them.
-_ROUNDED = {"high": 2.0**-10, "medium": 2.0**-7}
+from ..solve import Factor
 
 
 @dataclass(frozen=True)
-class Normal:
-    """Sums over tokens, with Z_c and R_c the inputs and residuals about their means.
+class Solution:
+    """dW for one damping, and what it moves the mean of the outputs by: dW mean(Z).
 
-    `spread` is Z_c^T Z_c, `shared` Z_c^T R_c, `square` the sum of all squares of R, `count` that of
-    the weights: where tokens have some, rows and means are weighed. `noise` is how
-    large the rounding of `spread` is in its spectral norm, where the power of each channel is one.
+    `factor` is that of the damped system that was solved, the power of each channel one.
+    """
+
+    change: Float[Tensor, "out in"]
+    moved: Float[Tensor, " out"]
+    factor: Factor
+
+
+@dataclass(frozen=True)
+class Normal(ABC):
+    """Tokens at a consumer: `count` is the sum of their weights, `square` of all squares of R.
+
+    `mean` is that of the inputs, `left` that of the residual. `noise` is how large the rounding of
+    Z_c^T Z_c is in its spectral norm, where the power of each channel is one.
     """
 
     count: float
     mean: Float[Tensor, " in"]
     left: Float[Tensor, " out"]
-    spread: Float[Tensor, "in in"]
-    shared: Float[Tensor, "in out"]
     square: float
-    noise: float = 0.0
+    noise: float
 
     @property
+    @abstractmethod
     def power(self) -> Float[Tensor, " in"]:
-        """The sum of squares of each channel."""
-        return self.spread.diagonal() + self.count * self.mean.square()
+        """The sum of squares of each channel, D."""
 
     @property
+    @abstractmethod
     def inputs(self) -> Float[Tensor, "in in"]:
         """Z^T Z."""
-        return self.spread + self.count * torch.outer(self.mean, self.mean)
 
     @property
+    @abstractmethod
     def cross(self) -> Float[Tensor, "in out"]:
         """Z^T R."""
-        return self.shared + self.count * torch.outer(self.mean, self.left)
 
+    @abstractmethod
     def double(self) -> "Normal":
         """The same in fp64: for solving, which loses more digits than adding."""
-        tensors = {
-            name: getattr(self, name).double() for name in ("mean", "left", "spread", "shared")
-        }
-        return replace(self, **tensors)
 
+    @abstractmethod
+    def about_zero(self) -> "Normal":
+        """The same tokens for a fit without a constant column: nothing is about a mean."""
+
+    @abstractmethod
+    def solved(self, damping: float, where: str) -> Solution:
+        """DW for a finite damping; `where` names the layer in messages.
+
+        Raises:
+            SecateurError: something is not finite.
+        """
+
+    @abstractmethod
+    def unchanged(self) -> Float[Tensor, "out in"]:
+        """A change that changes nothing."""
+
+    @abstractmethod
     def error(
         self,
         change: Float[Tensor, "out in"] | None = None,
         added: Float[Tensor, " out"] | None = None,
     ) -> float:
         """Squared error summed over tokens and outputs, after dW = `change` and db = `added`."""
-        left, moved = self.left, 0.0
-        if change is not None:
-            step = change.to(self.spread.dtype).T
-            moved = float(((self.spread @ step).sub_(self.shared, alpha=2) * step).sum())
-            left = left - self.mean @ step
-        if added is not None:
-            left = left - added.to(left.dtype)
-        shift = float(left.double().square().sum() - self.left.double().square().sum())
-        return max(self.square + moved + self.count * shift, 0.0)
 
-
-class Sums:
-    """Running sums of the tokens of batches, in `dtype` (fp32 or fp64), on their device.
-
-    Nothing in `update` waits for the device.
-    """
-
-    def __init__(
-        self, inputs: int, outputs: int, *, dtype: torch.dtype, device: torch.device | str = "cpu"
-    ) -> None:
-        self._inputs, self._outputs = inputs, outputs
-        # Z, and from here on R: both side by side in one buffer and one matrix of products
-        self._right = -(-inputs // _ALIGNED) * _ALIGNED
-        width = self._right + -(-outputs // _ALIGNED) * _ALIGNED
-        self._products = torch.zeros(inputs, width, dtype=dtype, device=device)
-        self._totals = torch.zeros(width, dtype=torch.float64, device=device)
-        self._square = torch.zeros((), dtype=torch.float64, device=device)
-        self._count = torch.zeros((), dtype=torch.float64, device=device)
-        self._shift = torch.zeros(inputs, dtype=dtype, device=device)
-        self._buffer = self._products.new_zeros(0, width)
-        self._updates = 0
-
-    def update(
-        self,
-        inputs: Float[Tensor, "token in"],
-        residual: Float[Tensor, "token out"],
-        weights: Float[Tensor, " token"] | None = None,
-    ) -> None:
-        """Add the tokens of one batch, some at a time: what is made of them is wider than they.
-
-        Each counts as much as its weight; without `weights`, 1.
-        """
-        if weights is None:
-            weights = torch.ones(len(inputs), device=inputs.device)
-        roots = weights.to(self._products.dtype).sqrt()
-        parts = zip(*(own.split(_TOKENS) for own in (inputs, residual, roots)), strict=True)
-        for some, left, root in parts:
-            if len(some):
-                self._add(some, left, root)
-
-    def _add(
-        self,
-        inputs: Float[Tensor, "token in"],
-        residual: Float[Tensor, "token out"],
-        root: Float[Tensor, " token"],
-    ) -> None:
-        if not self._updates:
-            self._shift = inputs.to(self._shift.dtype).mean(dim=0)
-        both = self._side_by_side(inputs, residual).mul_(root[:, None])
-        rows = max(_ROWS, -(-self._inputs // _BLOCKS))
-        for start in range(0, self._inputs, rows):
-            own = slice(start, min(start + rows, self._inputs))
-            self._products[own, start:].addmm_(both[:, own].T, both[:, start:])
-        self._totals += root @ both
-        flat = both[:, self._right :][:, : self._outputs].flatten()
-        self._square += torch.dot(flat, flat)
-        self._count += root.square().sum()
-        self._updates += 1
-
-    def _side_by_side(self, inputs: Tensor, residual: Tensor) -> Float[Tensor, "token width"]:
-        """The inputs less the shift, and the residual, in a buffer that every batch is put into."""
-        if len(self._buffer) < len(inputs):
-            self._buffer = self._products.new_zeros(len(inputs), self._products.shape[1])
-        both = self._buffer[: len(inputs)]
-        torch.sub(inputs, self._shift, out=both[:, : self._inputs])
-        both[:, self._right : self._right + self._outputs] = residual
-        return both
-
-    def of_all(self, ranks: Ranks) -> "Sums":
-        """What all ranks have added, about the shift of the first one that has added anything.
-
-        With d = s - s' of a shift s and another s', a row z = (Z - s, R), its weight w:
-        sum w (z + d)(z + d)^T = sum w z z^T + (sum w z) d^T + d (sum w z)^T + d d^T sum w.
-        """
-        if not ranks.several:
-            return self
-        shifts = ranks.gathered("shifts", self._shift[None])
-        updates = ranks.each("updates", self._updates)
-        first = next((i for i, own in enumerate(updates) if own), 0)
-        shift = shifts[first].to(self._shift.device)
-        off = torch.zeros_like(self._products[0])
-        off[: self._inputs] = self._shift - shift
-        before, after = self._totals.to(off.dtype), self._totals + self._count * off
-        self._products.addr_(before[: self._inputs], off)
-        self._products.addr_(off[: self._inputs], after.to(off.dtype))
-        self._shift, self._updates = shift, sum(updates)
-        parts = [self._products, after, self._square, self._count]
-        found = ranks.summed("normal matrices", parts)
-        self._products, self._totals, self._square, self._count = found
-        return self
-
-    @property
-    def count(self) -> float:
-        """The sum of the tokens' weights so far."""
-        return float(self._count)
-
-    @property
-    def square(self) -> float:
-        """The sum of all squares of the residual so far: not finite if one number was not."""
-        return float(self._square)
-
-    def normal(self) -> Normal:
-        """The normal matrices of what was added so far."""
-        count, dtype = self.count or 1.0, self._products.dtype
-        shifted = self._products[:, : self._inputs]
-        means = (self._totals / count).to(dtype)
-        off, left = means[: self._inputs], means[self._right :][: self._outputs]
-        spread = shifted.triu() + shifted.triu(1).T
-        power = spread.diagonal().clone()
-        spread -= count * torch.outer(off, off)
-        shared = self._products[:, self._right :][:, : self._outputs]
-        shared = shared - count * torch.outer(off, left)
-        mean = self._shift + off
-        found = Normal(self.count, mean, left, spread, shared, self.square)
-        worst = float((power / found.power.clamp(min=torch.finfo(dtype).tiny)).max())
-        return replace(found, noise=self._noise * worst)
-
-    @property
-    def _unit(self) -> float:
-        """What a product is rounded to."""
-        dtype = self._products.dtype
-        exact = torch.finfo(dtype).eps
-        if dtype == torch.float64:
-            return exact
-        return _ROUNDED.get(product_precision(), exact)
-
-    @property
-    def _noise(self) -> float:
-        """Of a matrix of as many products, each channel's power one."""
-        return self._unit * (self._inputs * max(self._updates, 1)) ** 0.5 / 2
+    def scales(self) -> Float[Tensor, " in"]:
+        """What brings the power of every channel to one; a channel that gives nothing stays."""
+        power = self.power
+        return torch.where(power > 0, power, torch.ones_like(power)).rsqrt()

@@ -16,14 +16,13 @@ after HyWIA (2403.10799); the ridge toward the kept weights is this project's.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import SecateurError
-from ..solve import Factor, factor
 from .normal import Normal
 from .repair import repair
 
@@ -60,12 +59,12 @@ def refit(normal: Normal, damping: float = DAMPING, *, where: str = "") -> Fit:
     _check(normal, damping, where)
     normal = normal.double()
     if math.isinf(damping):
-        return Fit(torch.zeros_like(normal.shared.T), normal.left, damping, 1.0)
-    factored, change = _solved(normal, damping, where)
-    added = normal.left - change @ normal.mean
+        return Fit(normal.unchanged(), normal.left, damping, 1.0)
+    found = normal.solved(damping, where)
+    factored, added = found.factor, normal.left - found.moved
     warnings = () if factored.warning is None else (factored.warning,)
     doubt = normal.noise / factored.smallest
-    return Fit(change, added, factored.damping, factored.condition, warnings, doubt=doubt)
+    return Fit(found.change, added, factored.damping, factored.condition, warnings, doubt=doubt)
 
 
 def _check(normal: Normal, damping: float, where: str) -> None:
@@ -73,19 +72,6 @@ def _check(normal: Normal, damping: float, where: str) -> None:
         raise SecateurError(f"damping = {damping} will not do: 0 or more, for example {DAMPING}.")
     if normal.count == 0:
         raise SecateurError(f"No token reached {where}, so there is nothing to fit it to.")
-
-
-def _solved(normal: Normal, damping: float, where: str) -> tuple[Factor, Float[Tensor, "out in"]]:
-    """The factor of the damped matrix, every channel's power one, and dW; in the sums' dtype."""
-    scale = _scales(normal)
-    factored = factor(normal.spread * scale * scale[:, None], damping, where=where)
-    return factored, (factored.solve(normal.shared * scale[:, None]) * scale[:, None]).T
-
-
-def _scales(normal: Normal) -> Float[Tensor, " in"]:
-    """What brings the power of every channel to one; a channel that gives nothing stays."""
-    power = normal.power
-    return torch.where(power > 0, power, torch.ones_like(power)).rsqrt()
 
 
 def refit_on_held_out(
@@ -113,31 +99,13 @@ def refit_on_held_out(
         _check(normal, damping, where)
         if math.isinf(damping):
             return held_out.error(None, normal.left)
-        _, change = _solved(normal, damping, where)
-        return held_out.error(change, normal.left - change @ normal.mean)
+        found = normal.solved(damping, where)
+        return held_out.error(found.change, normal.left - found.moved)
 
     best = refit(normal, min(dampings, key=lambda one: (error(one), -one)), where=where)
     if held_out.error(best.change, best.added) < held_out.error():
         return best
-    still = torch.zeros_like(best.change), torch.zeros_like(best.added)
-    return Fit(*still, math.inf, 1.0)
-
-
-def without_bias(normal: Normal) -> Normal:
-    """The same tokens for a fit that has no constant column: nothing is about a mean.
-
-    dW^T = (Z^T Z + lambda D)^-1 Z^T R
-    """
-    # the mean's own rounding is in Z^T Z, twice, where a power of one has at most one of mean^2
-    rounding = 4 * torch.finfo(normal.spread.dtype).eps
-    return replace(
-        normal,
-        mean=torch.zeros_like(normal.mean),
-        left=torch.zeros_like(normal.left),
-        spread=normal.inputs,
-        shared=normal.cross,
-        noise=normal.noise + rounding * len(normal.mean),
-    )
+    return Fit(best.change.zero_(), torch.zeros_like(best.added), math.inf, 1.0)
 
 
 @repair("refit", paper="https://arxiv.org/abs/2403.10799", biased=True)
@@ -154,6 +122,9 @@ def least_squares(
 def least_squares_without_bias(
     normal: Normal, held_out: Normal | None, damping: float | None, where: str
 ) -> Fit:
-    """Refit the kept weights alone, for classes that have no place for a bias."""
-    plain = None if held_out is None else without_bias(held_out)
-    return least_squares(without_bias(normal), plain, damping, where)
+    """Refit the kept weights alone, for classes that have no place for a bias.
+
+    dW^T = (Z^T Z + lambda D)^-1 Z^T R
+    """
+    plain = None if held_out is None else held_out.about_zero()
+    return least_squares(normal.about_zero(), plain, damping, where)

@@ -7,6 +7,7 @@ than `TOLERANCE` of it, or less is left than rounding could tell, they are added
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,12 @@ from ..stats.finite import not_finite
 from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan
 from .depth import Depth, Place
-from .normal import Normal, Sums
+from .normal import Normal
 from .observe import Consumer
 from .refit import Fit
 from .repair import Repair
 from .replay import anatomy
+from .rows import gathering
 from .streams import Streams
 
 # Of the windows, the share that only chooses the damping.
@@ -29,6 +31,7 @@ HELD_OUT = 1 / 8
 # What rounding of fp32 sums may be, as a share of the change of the weights, or of what is left.
 TOLERANCE = 1e-3
 _TINY = 1e-30
+_ROWS = 2**10
 
 
 @dataclass(frozen=True)
@@ -190,9 +193,9 @@ class Surgeon:
 
     def _fit(self, streams: Streams, consumer: Consumer) -> tuple[Tensor, Tensor | None] | None:
         """Fit one consumer, report it and give its weight and bias; None if it is to stay cut."""
-        found, before, after = self._tried(streams, consumer, torch.float32)
-        if found.doubt > TOLERANCE or after < TOLERANCE * before:
-            found, before, after = self._tried(streams, consumer, torch.float64)
+        found, before, after, doubted = self._tried(streams, consumer, torch.float32)
+        if doubted:
+            found, before, after, _ = self._tried(streams, consumer, torch.float64)
         self.stopped = found.stop
         moved = bool(found.change.any() or found.added.any())
         self._reports.append(
@@ -210,8 +213,10 @@ class Surgeon:
         return None if found.stop else self._kept(consumer, found)
 
     def _kept(self, consumer: Consumer, found: Fit) -> tuple[Tensor, Tensor | None]:
-        """Note the new tensors of a consumer."""
-        weight = consumer.weight.to(found.change.dtype) + found.change
+        """Note the new tensors of a consumer; the change becomes its weight."""
+        weight = found.change
+        for own, kept in zip(weight.split(_ROWS), consumer.weight.split(_ROWS), strict=True):
+            own += kept  # some rows at a time: they are made the change's dtype for it
         bias = consumer.bias
         if bias is not None or found.added.any():
             bias = found.added + (0 if bias is None else bias)
@@ -221,8 +226,11 @@ class Surgeon:
 
     def _tried(
         self, streams: Streams, consumer: Consumer, dtype: torch.dtype
-    ) -> tuple[Fit, float, float]:
-        """What the repair makes of a consumer by sums in `dtype`; errors before and after."""
+    ) -> tuple[Fit, float, float, bool]:
+        """What the repair makes of a consumer by sums in `dtype`; errors before and after.
+
+        And whether rounding of the sums may be too much of what was fitted, or of what is left.
+        """
         sums = self._gather(streams, consumer, dtype)
         given = {
             "normal": sums.normal,
@@ -234,7 +242,9 @@ class Surgeon:
         }
         fit: Fit = self.repair.function(**{name: given[name] for name in self.repair.needs})
         scored, power = sums.held or sums.normal, max(sums.power, _TINY)
-        return fit, scored.error() / power, scored.error(fit.change, fit.added) / power
+        before, after = scored.error() / power, scored.error(fit.change, fit.added) / power
+        doubted = fit.doubt > TOLERANCE or (scored.noise > 0 and after < TOLERANCE * before)
+        return fit, before, after, doubted
 
     def _gather(self, streams: Streams, consumer: Consumer, dtype: torch.dtype) -> _Gathered:
         """Normal matrices of one consumer, cut and not yet repaired.
@@ -245,8 +255,10 @@ class Surgeon:
         outputs, inputs = consumer.weight.shape
         device = consumer.weight.device
         fitted = self.held - max(1, int(self.held * HELD_OUT)) if self.held else None
-        sums = Sums(inputs, outputs, dtype=dtype, device=device)
-        held = None if fitted is None else Sums(inputs, outputs, dtype=dtype, device=device)
+        windows, length = streams.step.walk.tokens.shape
+        taking_up = partial(gathering, inputs=inputs, outputs=outputs, dtype=dtype, device=device)
+        sums = taking_up(length * (windows if fitted is None else fitted))
+        held = None if fitted is None else taking_up(length * (windows - fitted))
         powers: list[Tensor] = []
         for part in streams.left_by(consumer):
             first = len(part.left)
