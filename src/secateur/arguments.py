@@ -10,6 +10,7 @@ import errno
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from os import PathLike
@@ -22,12 +23,18 @@ from .progress import Logged, Progress
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Held by the thread whose call of a public function is running; such calls may be nested.
+_RUNNING = threading.RLock()
+
 # Takes the name of an argument and its value; gives the value to pass on.
 Check = Callable[[str, Any], Any]
 
 
 def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Check the arguments named; say what the system refuses as a `SecateurError`."""
+    """Check the arguments named; say what the system refuses as a `SecateurError`.
+
+    Calls from several threads of a process take turns.
+    """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
@@ -39,7 +46,7 @@ def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 bound.arguments[name] = check(name, bound.arguments[name])
             own = bound.arguments.get("progress")
             try:
-                with _arithmetic_of_ours():
+                with _one_at_a_time(own), _arithmetic_of_ours():
                     return function(*bound.args, **bound.kwargs)
             except BaseException as error:  # a panic in Rust is no Exception
                 said = refusal(error)
@@ -53,6 +60,22 @@ def public(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return checked
 
     return decorate
+
+
+@contextmanager
+def _one_at_a_time(told: Any) -> Iterator[None]:
+    """Wait for a call that another thread of this process has made.
+
+    While transformers builds a model, the model's dtype is torch's default for all threads.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        if isinstance(told, Progress):
+            told.note("waiting: another thread of this process is at it, and calls take turns")
+        _RUNNING.acquire()
+    try:
+        yield
+    finally:
+        _RUNNING.release()
 
 
 @contextmanager
