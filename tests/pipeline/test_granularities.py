@@ -12,14 +12,18 @@ from torch import Tensor
 
 import secateur
 from conftest import EVERY_FAMILY, EVERY_FAMILY_SLOWLY, left_padded, masked, tiny_model
+from secateur.config import make_config
 from secateur.errors import SecateurError
 from secateur.export import pruned_form
 from secateur.export.proof import ragged_plan
+from secateur.methods import BEST, METHODS
 from secateur.models import OpenModel, filled, open_model
 from secateur.pipeline import read_plan
+from secateur.pipeline.checks import idle_settings
 from secateur.report import layer_rows
+from secateur.search import SEARCHES
 from secateur.structure import GRANULARITIES, Plan, Structure
-from secateur.surgery import pruned_view
+from secateur.surgery import REPAIRS, pruned_view
 
 BLOCKS = ("attention_block", "mlp_block")
 
@@ -365,3 +369,26 @@ def test_blocks_and_kv_groups_go_together_where_heads_have_slopes(
     )  # fmt: skip
     with torch.no_grad():
         assert torch.isfinite(result.load()(torch.tensor([[5, 6, 7]])).logits).all()
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {BEST}))
+@pytest.mark.parametrize("granularity", ["layer", "mlp_block", "attention_block, mlp_block"])
+def test_every_method_has_a_search_and_a_repair_for_whole_units(
+    method: str, granularity: str
+) -> None:
+    config = make_config(model="m", method=method, granularity=granularity)
+    assert SEARCHES[config.search_name].across
+    assert config.repair_name == "none" or REPAIRS[config.repair_name].fits
+    told = idle_settings(config)
+    own = METHODS[method]
+    for kind, named in (("search", own.search), ("repair", own.repair)):
+        taken = getattr(config, f"{kind}_name")
+        assert any(f"--{kind})" in text for text in told) == (taken != named)
+        assert (
+            getattr(make_config(model="m", method=method, granularity="channel"), f"{kind}_name")
+            == named
+        )
+    asked = make_config(
+        model="m", method=method, granularity=granularity, search="uniform", repair="bias"
+    )
+    assert (asked.search_name, asked.repair_name) == ("uniform", "bias")

@@ -12,7 +12,7 @@ from ..importance import IMPORTANCE, REDUCTIONS
 from ..methods import BEST, EFFORTS, METHODS, use
 from ..profiles import PROFILES
 from ..search import SCALES, SEARCHES
-from ..surgery import REPAIRS, TARGETS
+from ..surgery import REPAIRS, TARGETS, WHOLE
 from .budgeting import Latency, Memory, Parameters, one_budget
 from .explain import explained
 from .reading import (
@@ -30,6 +30,11 @@ from .reading import (
 
 # The settings that fusions take; which of them takes which, `FUSIONS` says.
 OF_FUSIONS = ("tau", "probes", "splits", "shrinkage", "scope")
+
+
+# What takes the place of a method's own where whole layers or blocks go: there is no share of one,
+# and what it leaves is mended by a fit alone.
+_OF_WHOLE_UNITS = {"search": "AL-AM", "repair": "refit"}
 
 
 # The groups of options in --help: those that it shows, and those that --help-all shows besides.
@@ -248,7 +253,9 @@ class PruneConfig(Reading):
     @property
     def search_name(self) -> str:
         """The search in force."""
-        return self.search or METHODS[self.method].search
+        own = METHODS[self.method].search
+        fits = not self.whole_units or SEARCHES[own].across
+        return self.search or (own if fits else _OF_WHOLE_UNITS["search"])
 
     @property
     def asks_loss(self) -> bool:
@@ -278,7 +285,14 @@ class PruneConfig(Reading):
     @property
     def repair_name(self) -> str:
         """The repair in force."""
-        return self.repair or METHODS[self.method].repair
+        own = METHODS[self.method].repair
+        fits = not self.whole_units or own == "none" or REPAIRS[own].fits
+        return self.repair or (own if fits else _OF_WHOLE_UNITS["repair"])
+
+    @property
+    def whole_units(self) -> bool:
+        """Whether whole layers or blocks are units."""
+        return any(name.strip() in WHOLE for name in (self.granularity or "").split(","))
 
 
 def make_config(**settings: Any) -> PruneConfig:

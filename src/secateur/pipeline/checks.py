@@ -14,7 +14,7 @@ from ..errors import SecateurError
 from ..export import Form
 from ..fusion import FUSIONS
 from ..importance import IMPORTANCE, gradients_needed
-from ..methods import BEST
+from ..methods import BEST, METHODS
 from ..models import OpenModel
 from ..paths import expanded, resolved, typed_path
 from ..progress import note
@@ -179,7 +179,22 @@ def idle_settings(config: PruneConfig) -> list[str]:
         for name in unread
         if getattr(config, name) != PruneConfig.model_fields[name].default
     ]
-    return told + _idle_here(config)
+    return told + _idle_here(config) + _replaced(config)
+
+
+def _replaced(config: PruneConfig) -> list[str]:
+    """What whole layers or blocks put in the place of the method's own."""
+    own, told = METHODS[config.method], []
+    for kind, named, taken in (
+        ("search", own.search, config.search_name),
+        ("repair", own.repair, config.repair_name),
+    ):
+        if getattr(config, kind) is None and taken != named:
+            told.append(
+                f"{config.method}'s {kind} {named} knows no whole layers or blocks: {taken} takes"
+                f" its place (--{kind})"
+            )
+    return told
 
 
 def _idle_here(config: PruneConfig) -> list[str]:
