@@ -46,6 +46,10 @@ class Thread(Ranks):
         rows = self._all(what, [tensor.clone() for tensor in tensors])
         return [torch.stack(list(parts)).sum(dim=0) for parts in zip(*rows, strict=True)]
 
+    def add_up(self, what: str, tensors: Sequence[Tensor]) -> None:
+        for one, total in zip(tensors, self.summed(what, tensors), strict=True):
+            one.copy_(total)
+
     def gathered(self, what: str, rows: Tensor) -> Tensor:
         return torch.cat(self._all(what, rows.clone()))
 
@@ -63,6 +67,9 @@ class Thread(Ranks):
         if error is not None:
             raise SecateurError(error)
         return value
+
+    def sent(self, what: str, make: Callable[[], Tensor]) -> Tensor:
+        return self.told(what, make).clone()
 
 
 def side_by_side(count: int, work: Callable[[], T]) -> list[T]:

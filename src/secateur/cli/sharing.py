@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ASKS_HELP = ("-h", "--help", "--help-all")
 # Those that share their work; all others do it in one process.
-_SHARED = ("prune", "apply")
+_SHARED = ("prune", "apply", "recover")
 # How a rank ends: it has said why, or was interrupted by a signal or by the end of another.
 _SAID, _INTERRUPTED = "said", "interrupted"
 # Seconds that the first rank has to say what all would.
@@ -64,7 +64,7 @@ def check_shared(command: str, shared: bool) -> None:
     if count > 1 and not shared:
         raise SecateurError(
             f"{command} runs in one process, and torchrun started {count}.\n"
-            f"Type: secateur {command} ... (prune and apply alone share their work)"
+            f"Type: secateur {command} ... (prune, apply and recover alone share their work)"
         )
 
 

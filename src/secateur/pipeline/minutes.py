@@ -8,6 +8,7 @@ with the number in the file beside its state.
 import math
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from ..errors import SecateurError
 from ..progress import note, telling, timed, track
+from ..ranks import this
 from ..recovery import (
     Clock,
     Pace,
@@ -46,7 +48,7 @@ MEASURING, TRAINING = "measuring", "training"
 def in_minutes(
     student: Student,
     given: Mapping[str, Any],
-    state: Path,
+    state: Path | None,
     *,
     anew: bool,
     clock: Clock = time.monotonic,
@@ -54,7 +56,7 @@ def in_minutes(
     """`student` with the number of steps that fit in its minutes, if it has any; and its data.
 
     `state` is the file of the training's state, `anew` forgets a damaged one; `given` are texts in
-    the place of those that the settings name.
+    the place of those that the settings name. Of several ranks the first has file and clock.
 
     Raises:
         SecateurError: as `read_data`, or there is time for too few steps.
@@ -67,7 +69,8 @@ def in_minutes(
             "The data can be read only once, and a training of some minutes reads the first of it"
             " before.\nGive it as a list, or --steps in place of --minutes."
         )
-    began = clock()
+    of_first = partial(this().told, "the clock", clock)
+    began = of_first()
     trial = trial_of(student)
     with telling():  # the run itself tells it again
         data = read_data(trial.opened, trial.config, texts=given)
@@ -75,8 +78,8 @@ def in_minutes(
     steps = _settled(state, known_by, anew=anew)
     if steps is None:
         with timed(MEASURING):
-            pace = measured(trial, data, clock, _SHARE * 60 * config.minutes)
-        return _planned(student, given, pace, clock() - began, state, known_by)
+            pace = measured(trial, data, of_first, _SHARE * 60 * config.minutes)
+        return _planned(student, given, pace, of_first() - began, state, known_by)
     note(f"{config.minutes:g} minutes are {steps:,} steps, as was settled before")
     student = student.under(steps=steps, minutes=None)
     return student, read_data(student.opened, student.config, texts=given)
@@ -125,7 +128,7 @@ def _planned(
     given: Mapping[str, Any],
     pace: Pace,
     spent: float,
-    state: Path,
+    state: Path | None,
     known_by: str,
 ) -> tuple[Student, TrainingData]:
     """As many steps as fit after the seconds `spent`, and their data; the number is kept."""
@@ -139,9 +142,10 @@ def _planned(
         f"{student.config.minutes:g} minutes are {steps:,} steps: {pace.step:.2g} s each, and"
         f" {pace.teacher * len(data.examples) + pace.once:.2g} s before them"
     )
-    values = {"steps": steps}
     try:
-        write_state(state, State({}, values), known_by, steps_file(state, known_by))
+        if state is not None:
+            values = {"steps": steps}
+            write_state(state, State({}, values), known_by, steps_file(state, known_by))
     except SecateurError as error:  # a full disk, say
         note(f"{error} Training goes on; cut short, it begins anew.")
     return longer, data
@@ -178,8 +182,14 @@ def steps_within(student: Student, pace: Pace, spent: float, examples: int | Non
     return steps
 
 
-def _settled(state: Path, known_by: str, *, anew: bool) -> int | None:
+def _settled(state: Path | None, known_by: str, *, anew: bool) -> int | None:
     """How many steps a run that was cut short has settled on, if there is one."""
+    return this().told("steps", lambda: _read_steps(state, known_by, anew=anew))
+
+
+def _read_steps(state: Path | None, known_by: str, *, anew: bool) -> int | None:
+    if state is None:
+        return None
     file = steps_file(state, known_by)
     if anew:
         forget_other(file, known_by)

@@ -25,6 +25,7 @@ from ..errors import SecateurError
 from ..evaluation import Perplexity
 from ..models import StreamedModel, load
 from ..progress import Progress, Told, note, telling, timed
+from ..ranks import this
 from .checks import output_folder, path_of
 from .held_out import compared, streamed
 from .keeping import Stored, keeping
@@ -115,10 +116,10 @@ def recover(
                 f" {config.trained}.\nType: --recipe lora --keep-adapter"
             )
         with output_folder(out, force, *student.read, training=True) as folder:
-            assert folder is not None, "there is a path"
-            adapter = folder / "adapter" if keep_adapter else None
+            adapter = folder / "adapter" if folder is not None and keep_adapter else None
+            state = None if folder is None else training_file(folder.parent, real_path(out))
             with (
-                resumable(state := training_file(folder.parent, real_path(out))),
+                resumable(state),
                 keeping(store, folder, out, fresh=fresh) as kept,
             ):
                 student = student.keeping(kept)
@@ -130,8 +131,8 @@ def recover(
 def recovered(
     student: Student,
     given: Mapping[str, Any],
-    folder: Path,
-    state: Path,
+    folder: Path | None,
+    state: Path | None,
     adapter: Path | None,
     out: Path,
     told: Told,
@@ -141,6 +142,8 @@ def recovered(
     earlier: Sequence[Mapping[str, Any]] = (),
 ) -> Recovery:
     """The recipe: read, measure, train, measure again, write.
+
+    Of several ranks the first has a `folder`, a `state` and what else is written.
 
     `track` is where steps are drawn, `earlier` are the trainings that the student has behind it,
     for the record.
@@ -154,7 +157,7 @@ def recovered(
         what = "too little text" if len(data.text.text.ids) else "instructions alone, and no text"
         note(f"there is {what} to take perplexity on; name one: --evaluate FILE.txt")
     run = f"{student.config.recipe}-{known_by[:8]}"  # one that goes on has the same name
-    with curves(track, run, student.config.model_dump()):
+    with curves(track if this().first else None, run, student.config.model_dump()):
         before = _perplexities(student, data, student.source, "before")
         student.source.supply.let_go()  # the whole model takes the room
         with timed(TRAINING):
@@ -171,7 +174,9 @@ def recovered(
         numbers["minutes"] = minutes
     if earlier:
         numbers["earlier"] = list(earlier)
-    numbers = publish_recovery(folder, student, trained, small, numbers)
+    numbers = this().told(
+        "the result", lambda: publish_recovery(folder, student, trained, small, numbers)
+    )
     speed = trained.outcome.tokens / max(trained.outcome.seconds, 1e-9)
     config = student.config.model_copy(update={"model": student.name})
     return Recovery(config, numbers, told.seconds["total"], speed, tuple(told.notes), out)
@@ -218,12 +223,12 @@ def _numbers(
 
 
 @contextmanager
-def resumable(*states: Path) -> Iterator[None]:
+def resumable(*states: Path | None) -> Iterator[None]:
     """An interrupt says where the state of the latest training is, if there is one."""
     try:
         yield
     except KeyboardInterrupt as interruption:
-        there = [state.name for state in states if state.exists()]
+        there = [state.name for state in states if state is not None and state.exists()]
         if not there:
             raise
         raise KeyboardInterrupt(

@@ -17,6 +17,7 @@ from ..data import Examples
 from ..device_memory import free_bytes
 from ..export import Form, pruned_form, with_around
 from ..progress import note
+from ..ranks import this
 from ..recovery import (
     STATE_FORMAT,
     CachedDistillation,
@@ -76,29 +77,38 @@ class Trained:
     parameters: int
 
 
-def find_state(student: Student, data: TrainingData, state: Path, *, anew: bool) -> str:
+def find_state(student: Student, data: TrainingData, state: Path | None, *, anew: bool) -> str:
     """What a training is known by, in the file `state` too; `anew` forgets another one's there.
+
+    Of several ranks the first has the file.
 
     Raises:
         SecateurError: the state there is another training's: it is told before the long work.
     """
     known_by = fingerprint(student, data)
-    if anew:
-        forget_other(state, known_by)
-    read_state(state, known_by)
+
+    def find() -> None:
+        if state is not None and anew:
+            forget_other(state, known_by)
+        if state is not None:
+            read_state(state, known_by)
+
+    this().told(f"the state of {known_by}", find)
     return known_by
 
 
 def train(
     student: Student,
     data: TrainingData,
-    state: Path,
+    state: Path | None,
     known_by: str,
     *,
     anew: bool,
     adapter: Path | None,
 ) -> Trained:
     """Train, keeping the state in a file; LoRA's adapter goes to the folder `adapter`, if asked.
+
+    Of several ranks the first has both.
 
     Raises:
         SecateurError: the loss is not finite from the first step.
@@ -157,7 +167,8 @@ def _recomputes(student: Student, trainer: Trainer) -> bool:
     asked, device = student.config.recompute, student.device
     if asked != "auto" or device.type != "cuda":
         return asked == "always"
-    if fits(trainer.kept_bytes(), trainer.parameters, free_bytes(device)):
+    own = fits(trainer.kept_bytes(), trainer.parameters, free_bytes(device))
+    if all(this().each("whether it fits", own)):
         return False
     note("layers run again on the way back: what they keep does not fit (--recompute)")
     return True

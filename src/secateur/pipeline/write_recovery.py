@@ -9,6 +9,7 @@ from ..checkpoint import belongs, companions_beside
 from ..config import TRAINED, RecoverConfig, to_toml
 from ..export import Form, model_index, packed_form, recovery_card
 from ..models import OpenModel, StreamedModel
+from ..ranks import ALONE, joined_as
 from ..report import evaluation_line, number_rows
 from .checks import seen_settings, unread_recovery_settings
 from .look import bytes_before
@@ -22,14 +23,19 @@ from .training import Trained
 _HISTORY = ("plan.json", "run.toml")
 
 
+@joined_as(ALONE)
 def publish_recovery(
-    folder: Path,
+    folder: Path | None,
     student: Student,
     trained: Trained,
     small: StreamedModel,
     numbers: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the folder; give the numbers with the bytes of the weight files and their form."""
+    """Write the folder; give the numbers with the bytes of the weight files and their form.
+
+    The rank that has the folder does, and what it looks at on the way it looks at alone.
+    """
+    assert folder is not None, "this is that rank"
     opened = student.opened
     form = trained.form if trained.packed is None else packed_form(trained.form, trained.packed)
     size = write_folder(folder, form, opened, format=student.config.format)

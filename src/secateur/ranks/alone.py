@@ -4,7 +4,9 @@
     ranks.share(7)                     # this rank's part of seven windows: slice(3, 7) of rank 1
     ranks.summed("grams", [gram])      # the sums over all ranks, the same bits on each
     ranks.gathered("losses", losses)   # the rows of all ranks, one after the other
+    ranks.add_up("step", gradients)    # the same in place, many tensors in few exchanges
     ranks.told("clock", time.time)     # what the first rank makes
+    ranks.sent("best", read)           # the same of a tensor
 
 All ranks call these in the same order: each names what it is about, and where two ranks are about
 different things, both say so instead of waiting for ever. Whatever is decided is decided by every
@@ -49,6 +51,9 @@ class Ranks:
         """The sum over all ranks of each of `tensors`, which may be changed in place."""
         return list(tensors)
 
+    def add_up(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """Make each of `tensors` its sum over all ranks, the same bits on each."""
+
     def gathered(self, what: str, rows: Tensor) -> Tensor:
         """The rows of all ranks, in order of ranks, on the CPU if there are several."""
         return rows
@@ -62,6 +67,14 @@ class Ranks:
 
         Raises:
             SecateurError: it did there.
+        """
+        return make()
+
+    def sent(self, what: str, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor that the first rank makes, on the CPU if there are several.
+
+        Raises:
+            SecateurError: it raised one there.
         """
         return make()
 

@@ -36,6 +36,8 @@ _MEETING = timedelta(minutes=5)
 # A rank that fails waits so long for others that fail likewise; one that lost another, so many
 # seconds to hear from those that are left.
 _FAILING, _ROLL_CALL = timedelta(seconds=10), 8.0
+# Bytes that are summed in one exchange: a copy of them is made.
+_AT_ONCE = 2**26
 
 
 class Parted(Exception):  # noqa: N818 - what went wrong is another rank's
@@ -82,6 +84,14 @@ class Group(Ranks):
             dist.all_reduce(own)
         return own.to(tensor.device)
 
+    def add_up(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """See `Ranks`; tensors of one kind go together, some `_AT_ONCE` bytes of them."""
+        self._meet(f"sums of {what}: {[(str(t.dtype), list(t.shape)) for t in tensors]}")
+        for some in _bundles(tensors):
+            total = self._summed(torch.cat([one.flatten() for one in some]))
+            for one, own in zip(some, total.split([one.numel() for one in some]), strict=True):
+                one.copy_(own.view_as(one))
+
     def gathered(self, what: str, rows: Tensor) -> Tensor:
         """See `Ranks`."""
         about = f"rows of {what}: {rows.dtype}, {list(rows.shape[1:])}"
@@ -110,6 +120,20 @@ class Group(Ranks):
             raise SecateurError(said["error"])
         value: T = said["value"]
         return value
+
+    def sent(self, what: str, make: Callable[[], Tensor]) -> Tensor:
+        """See `Ranks`."""
+        made: list[Tensor] = []
+
+        def begin() -> list[Any]:
+            made.append(make().detach().cpu().contiguous())
+            return [str(made[0].dtype).removeprefix("torch."), list(made[0].shape)]
+
+        dtype, shape = self.told(what, begin)
+        own = made[0] if made else torch.empty(shape, dtype=getattr(torch, dtype))
+        with _connected():
+            dist.broadcast(own, 0)
+        return own
 
     def failed(self, message: str) -> list[str | None] | None:
         """Tell the others that this rank has failed; the failures of all, by rank.
@@ -185,6 +209,18 @@ class Group(Ranks):
             assert work is not None, "this rank is in the group"
             work.wait(patience)
         return found
+
+
+def _bundles(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype and device together, in their order, up to so many bytes."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        some = kinds.setdefault((tensor.dtype, tensor.device), [])
+        if some and sum(one.nbytes for one in some) + tensor.nbytes > _AT_ONCE:
+            yield some
+            kinds[tensor.dtype, tensor.device] = some = []
+        some.append(tensor)
+    yield from (some for some in kinds.values() if some)
 
 
 @contextmanager

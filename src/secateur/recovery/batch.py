@@ -21,7 +21,8 @@ TOKENS_AT_ONCE = 2048
 class Batch:
     """Token ids on the device; of each place, its number in `ids` laid flat and the next token.
 
-    `rows` and `positions` say on the host which example of the data it is in, and where.
+    `rows` and `positions` say on the host which example of the data it is in, and where. One that
+    does not count is gone through because other ranks have more: its loss is no part of any.
     """
 
     ids: Int64[Tensor, "example token"]
@@ -29,9 +30,17 @@ class Batch:
     labels: Int64[Tensor, " place"]
     rows: Int64[Tensor, " place"]
     positions: Int64[Tensor, " place"]
+    counts: bool = True
 
     @classmethod
-    def of(cls, data: Examples, rows: Int64[Tensor, " example"], device: torch.device) -> "Batch":
+    def of(
+        cls,
+        data: Examples,
+        rows: Int64[Tensor, " example"],
+        device: torch.device,
+        *,
+        counts: bool = True,
+    ) -> "Batch":
         """The examples `rows` of `data`."""
         part = data[rows]
         example, position = (part.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
@@ -43,7 +52,7 @@ class Batch:
                 part.labels[example, position + 1],
             )
         )
-        return cls(ids, places, labels, rows[example], position)
+        return cls(ids, places, labels, rows[example], position, counts)
 
 
 def micro_batches(

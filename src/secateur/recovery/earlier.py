@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .state import State
+from ..checkpoint import OnDemand
+from ..errors import SecateurError
+from ..ranks import this
+from .state import State, damaged, forget, read_state
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -63,16 +68,14 @@ class Earlier:
     since: list[tuple[float, int]]
 
     @classmethod
-    def of(cls, state: State, parameters: Mapping[str, Tensor], steps: int) -> "Earlier":
-        """What `state` holds, if it fits `parameters` and a training of so many `steps`.
+    def of(cls, state: State, steps: int) -> "Earlier":
+        """What `state` says, of a training of so many `steps`; its tensors are not looked at.
 
         Raises:
-            KeyError, TypeError, ValueError: it does not.
+            KeyError, TypeError, ValueError: it is of another kind.
         """
         values = dict(state.values)
         mark, now = str(values.pop("best")), "best" if values.pop("at_best") else "now"
-        for name, parameter in parameters.items():
-            _check_tensors(state.tensors, now, name, parameter)
         best_loss, share = float(values.pop("best_loss")), float(values.pop("share"))
         worse = _count(values.pop("worse"))
         since = [(float(loss), _count(count)) for loss, count in values.pop("since")]
@@ -84,11 +87,52 @@ class Earlier:
         return cls(state.tensors, outcome, best_loss, worse, share, mark, now, since)
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], now: str, name: str, parameter: Tensor) -> None:
+def earlier_run(
+    store: Path | None,
+    fingerprint: str,
+    shapes: Mapping[str, torch.Size],
+    steps: int,
+    *,
+    anew: bool,
+) -> Earlier | None:
+    """What an earlier run left in the file `store`, which the first rank has; None if nothing.
+
+    Its tensors come from there when they are asked for, by all ranks in the same order. `shapes`
+    are those of what is trained; a damaged state is forgotten, if `anew`.
+
+    Raises:
+        SecateurError: it is of another run, or damaged.
+    """
+    ranks, found = this(), list[State]()
+
+    def look() -> Any:
+        state = read_state(store, fingerprint) if store else None
+        if state is None or store is None:
+            return None
+        try:
+            now = Earlier.of(state, steps).now
+            for name, shape in shapes.items():
+                _check_tensors(state.tensors, now, name, shape)
+        except (KeyError, TypeError, ValueError, SecateurError) as error:
+            if not anew:
+                raise damaged(store) from error
+            forget(store)
+            return None
+        found.append(state)
+        return {"names": list(state.tensors), "values": dict(state.values)}
+
+    said = ranks.told("an earlier run", look)
+    if said is None:
+        return None
+    tensors = OnDemand(said["names"], lambda name: ranks.sent(name, lambda: found[0].tensors[name]))
+    return Earlier.of(State(tensors, said["values"]), steps)
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], now: str, name: str, shape: torch.Size) -> None:
     moments = [f"{key}/{name}" for key in MOMENTS if f"{key}/{name}" in tensors]
     for key in {f"{now}/{name}", f"best/{name}", *moments}:
         tensor = tensors[key]
-        if tensor.shape != parameter.shape or not tensor.is_floating_point():
+        if tensor.shape != shape or not tensor.is_floating_point():
             raise ValueError(f"{key} is of another kind")
     if not tensors[f"best/{name}"].isfinite().all():  # it would be the result
         raise ValueError(f"the best {name} is not finite")

@@ -15,6 +15,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+# Of a model and its base: what is called in the base's place.
+BeginBase = Callable[[Any, nn.Module], Callable[..., Any]]
+
 # Logits of the two halves and of the whole may differ by so much of the largest: kernels differ.
 _ROUNDING = 0.02
 
@@ -23,19 +26,25 @@ class Halves:
     """The halves of `model` (in evaluation mode), which are run in the context `within()`.
 
     They are compared with the whole on `ids` [example, token], a few tokens on the model's device.
+    Of a model whose weights are on many ranks, `begin` gives what gathers them for its base.
     """
 
     def __init__(
-        self, model: Any, ids: Tensor, within: Callable[[], AbstractContextManager[Any]]
+        self,
+        model: Any,
+        ids: Tensor,
+        within: Callable[[], AbstractContextManager[Any]],
+        begin: BeginBase | None = None,
     ) -> None:
         self._model, self._within = model, within
         self._base: nn.Module | None = None
+        self._run: Callable[..., Any] | None = None
         self._output: Any = None
         with torch.no_grad(), within():
             whole = model(input_ids=ids, use_cache=False).logits
         self.vocabulary: int = whole.shape[-1]
         for base in _bases(model):
-            self._base = base
+            self._base, self._run = base, begin(model, base) if begin else base
             if self._agree(ids, whole):
                 return
         self._base = None
@@ -60,10 +69,10 @@ class Halves:
     def hidden(self, ids: Int64[Tensor, "example token"]) -> Float[Tensor, "example token hidden"]:
         """The last hidden states; where a model runs whole, logits in their place."""
         with self._within():
-            if self._base is None:
+            if self._base is None or self._run is None:
                 whole: Tensor = self._model(input_ids=ids, use_cache=False).logits
                 return whole
-            output = self._base(input_ids=ids, use_cache=False)
+            output = self._run(input_ids=ids, use_cache=False)
         self._output = None if isinstance(output, tuple) else type(output)
         last: Tensor = output[0] if self._output is None else output.last_hidden_state
         return last
@@ -76,7 +85,8 @@ class Halves:
         given = hidden[None]
         output = (given,) if self._output is None else self._output(last_hidden_state=given)
         with self._within(), _stand_in(self._base, output):
-            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+            # no hook of the whole model: what is gathered for its base is there
+            logits: Tensor = self._model.forward(input_ids=ids, use_cache=False).logits
         return logits[0]
 
     def _agree(self, ids: Tensor, whole: Tensor) -> bool:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..checkpoint import checksum, damaged
+from ..ranks import Ranks
 from ..stats import Activations, Walk
 from ..stats.loss import in_pieces
 from .batch import Batch
@@ -26,6 +27,8 @@ from .halves import Halves
 from .picked import picked_logs
 
 _TINY = 1e-9
+# Windows of each rank whose predictions are handed round at once.
+_ROUND = 64
 
 # Of logits [place, vocabulary] and which of the batch's places they are at: the loss, summed.
 PieceLoss = Callable[[Tensor, slice], Tensor]
@@ -75,12 +78,15 @@ class CachedDistillation:
 
     The cache is 6 bytes a token and entry, in files of the pass, or in memory up to `walk.limit`
     bytes and else in unnamed files. The teacher streams through `walk`, one layer in memory.
+    Several ranks share the windows, and each then has what all have found: any example may come to
+    any rank.
 
     Raises:
         SecateurError: what an earlier run kept is damaged.
     """
 
     def __init__(self, walk: Walk, top: int) -> None:
+        walk = walk.shared()
         count, length = walk.tokens.shape
         shape, third = (count, length - 1, top), walk.limit // 3
         self._pass = walk.kept("teacher", top=top)
@@ -107,7 +113,24 @@ class CachedDistillation:
                 shape = (*hidden.shape[:2], top)
                 self._tokens[windows] = tokens.int().view(shape)
                 self._logs[windows] = logs.half().view(shape)
+        if walk.ranks.several:
+            self._hand_round(walk.ranks)
         self._pass.end(value=self._sums())
+
+    def _hand_round(self, ranks: Ranks) -> None:
+        """Have what the other ranks found of their windows."""
+        for kept in (self._tokens.tensor, self._logs.tensor):
+            shares = [Ranks(index, ranks.count).share(len(kept)) for index in range(ranks.count)]
+            most = max(share.stop - share.start for share in shares)
+            for begin in range(0, most, _ROUND):
+                parts = [
+                    slice(share.start + begin, min(share.start + begin + _ROUND, share.stop))
+                    for share in shares
+                ]
+                found = ranks.gathered("the teacher's", kept[parts[ranks.index]])
+                for part in parts:
+                    kept[part] = found[: len(kept[part])]
+                    found = found[len(kept[part]) :]
 
     def _sums(self) -> list[int]:
         return [checksum(kept.tensor) for kept in (self._tokens, self._logs)]

@@ -29,25 +29,31 @@ def pieces(halves: Halves, told: Float[Tensor, "place hidden"]) -> list[slice]:
 
 
 def loss_of(halves: Halves, objective: Objective, batch: Batch) -> list[Tensor]:
-    """The loss of each piece of a batch."""
+    """The loss of each piece of a batch, if it counts."""
     piece_loss = objective(batch)
     with torch.no_grad():
         told = halves.hidden(batch.ids).flatten(0, 1)[batch.places]
+        if not batch.counts:
+            return []
         return [piece_loss(halves.logits(told[piece]), piece) for piece in pieces(halves, told)]
 
 
 def backward(halves: Halves, objective: Objective, batch: Batch, share: float) -> list[Tensor]:
-    """The loss of each piece of a batch; `share` times its gradient is added to the parameters'."""
+    """The loss of each piece of a batch; `share` times its gradient is added to the parameters'.
+
+    One that does not count adds nothing, and goes all the way back for the ranks that wait there.
+    """
     piece_loss = objective(batch)
     told = halves.hidden(batch.ids).flatten(0, 1)[batch.places]
     losses: list[Tensor] = []
     gradients: list[Tensor] = []
+    share = share if batch.counts else 0.0
     for piece in pieces(halves, told):
         leaf = told.detach()[piece].requires_grad_()
         loss = piece_loss(halves.logits(leaf), piece)
         (loss * share).backward()
         losses.append(loss.detach())
         gradients.append(leaf.new_zeros(leaf.shape) if leaf.grad is None else leaf.grad)
-    if told.requires_grad and gradients:
-        told.backward(torch.cat(gradients))
-    return losses
+    if told.requires_grad:
+        told.backward(torch.cat(gradients) if gradients else told.detach())
+    return losses if batch.counts else []

@@ -10,7 +10,7 @@ themselves are written once.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,17 @@ from ..parsing import parse_json
 STATE_FORMAT = "3"
 
 
+class Spread(OnDemand):
+    """Tensors of which each rank has a part: all ranks ask for one at once, and get it whole.
+
+    `like` are tensors without memory that have their shapes and dtypes.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
+        super().__init__(like, make)
+        self.like = like
+
+
 @dataclass(frozen=True)
 class State:
     """Tensors by name, and everything else as JSON has it."""
@@ -38,28 +49,42 @@ class State:
 def write_state(path: Path, state: State, fingerprint: str, place: Path | None = None) -> None:
     """Write `state`, one tensor after the other; `fingerprint` says which run it belongs to.
 
-    With `place` it is a part of the state `path` that lies there, beside it.
+    With `place` it is a part of the state `path` that lies there, beside it. All that is spread
+    over ranks is asked for, whatever goes wrong: the others are at it.
 
     Raises:
         SecateurError: the place cannot be written to.
     """
+    names = iter(state.tensors)
     about = {"fingerprint": fingerprint, "values": json.dumps(dict(state.values))}
     partial = path.with_name(f"{path.name}.partial-{token()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(header(state.tensors, about))
-            for name in state.tensors:  # of those on a GPU one is here at a time
+            file.write(header(like(state.tensors), about))
+            for name in names:  # of those on a GPU one is here at a time
                 data = state.tensors[name].detach().cpu().contiguous().flatten()
                 file.write(data.view(torch.uint8).numpy().data)
         partial.replace(place or path)
     except OSError as error:
         reason = error.strerror or error
+        gather(state.tensors, names)
         raise SecateurError(
             f"Cannot keep the state of training in {path.parent}: {reason}."
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def like(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors of the same shapes and dtypes, of which nothing need be there."""
+    return tensors.like if isinstance(tensors, Spread) else tensors
+
+
+def gather(tensors: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Take part in what other ranks ask for, if anything is spread over them."""
+    for name in names if isinstance(tensors, Spread) else ():
+        tensors[name]
 
 
 def best_file(path: Path, mark: str) -> Path:

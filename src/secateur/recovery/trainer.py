@@ -2,6 +2,7 @@
 
 Everything that a step does follows from the seed and its number: which examples it sees, and what
 dropout draws. So a run that was cut short goes on from its last checkpoint to the same weights.
+Several ranks take their parts of each step (`together`), and decide the same of the same numbers.
 
     AdamW (no weight decay), linear warm-up, then linear decay to 0; gradients of the mean loss over
     the labelled tokens of a batch, clipped to norm 1
@@ -27,25 +28,27 @@ from torch import Tensor, nn
 from ..data import Examples
 from ..errors import SecateurError
 from ..progress import draw, note, status, track
-from .batch import TOKENS_AT_ONCE, Batch, micro_batches
-from .earlier import MOMENTS, Check, Earlier, Outcome
+from .batch import TOKENS_AT_ONCE, Batch
+from .earlier import MOMENTS, Check, Outcome, earlier_run
 from .halves import Halves
 from .objectives import Objective
 from .passes import backward, loss_of
-from .plain_weights import relative_rate
 from .recompute import kept_bytes
 from .saving import Saving
 from .schedule import Schedule
-from .state import State, damaged, forget, read_state
+from .together import Copies
 
 # Steps after which the state is saved at the latest, and the largest norm of a gradient.
 _SAVE_EVERY, _CLIP = 25, 1.0
+# What the seeds of two ranks are apart: they draw other dropout.
+_APART = 0x9E3779B97F4A7C15
 
 
 class Trainer:
     """Trains `parameters` of `model` on the first examples of `data`; the last `held` are held out.
 
-    `device` and `autocast` (None: no) say where and in what the passes run. The state is kept in
+    `device` and `autocast` (None: no) say where and in what the passes run. `together` is how the
+    ranks of this run share the work (default: each has a copy of the model). The state is kept in
     the file `store`, if there is one, and training goes on from there if `fingerprint` is that of
     the state; one that is damaged is an error, or forgotten (`anew`).
     """
@@ -64,16 +67,20 @@ class Trainer:
         store: Path | None = None,
         fingerprint: str = "",
         anew: bool = False,
+        together: Copies | None = None,
     ) -> None:
-        self._model, self._parameters = model, dict(parameters)
+        self._together = together or Copies(parameters)
+        self._model, self._parameters = model, self._together.parameters
         self._data, self._train = data, len(data) - held
         self._objective, self._schedule = objective, schedule
         self._device, self._autocast = device, autocast
         self._store, self._fingerprint, self._anew = store, fingerprint, anew
-        self._optimizer = _optimizer(self._parameters, schedule)
+        self._optimizer = _optimizer(self._together, schedule)
         model.eval()  # the model's own dropout is no part of any recipe
         self._dropouts = [m for name, m in model.named_modules() if "lora_dropout" in name]
-        self.halves = Halves(model, data.ids[:2, :3].to(device), self._in_autocast)
+        self.halves = Halves(
+            model, data.ids[:2, :3].to(device), self._in_autocast, self._together.begin
+        )
         self._saving = Saving(store, fingerprint)
         self._outcome = Outcome()
         self._best = {name: torch.empty_like(p, device="cpu") for name, p in self._named()}
@@ -144,18 +151,18 @@ class Trainer:
         tokens = max(self._data[rows].tokens, 1)
         losses: list[Tensor] = []
         with torch.random.fork_rng(devices=self._cuda), self._dropping():
-            torch.manual_seed(self._schedule.seed * 1_000_003 + step)
+            own = self._together.ranks.index * _APART % 2**62
+            torch.manual_seed(self._schedule.seed * 1_000_003 + step + own)
             for batch in self._batches(rows):
                 losses += backward(self.halves, self._objective, batch, 1 / tokens)
-        norm = torch.nn.utils.get_total_norm(self._gradients)
-        total, size = _added(losses, norm)
+        total, size = self._together.step_sums(losses)
         if not math.isfinite(total) or not math.isfinite(size):
             what = "loss" if not math.isfinite(total) else "gradient"
             self._outcome.stopped = f"the {what} of step {step + 1} is NaN or infinite"
             return
         if size > _CLIP:
             parameters = self._parameters.values()
-            torch.nn.utils.clip_grads_with_norm_(parameters, _CLIP, norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, _CLIP, torch.tensor(size))
         self._optimizer.step()
         self._at_best = False
         self._outcome.steps = step + 1
@@ -172,13 +179,9 @@ class Trainer:
             draw(self._outcome.steps, loss=total / tokens, rate=self._schedule.rate * pace)
 
     def _batches(self, rows: Int64[Tensor, " example"]) -> Iterator[Batch]:
-        """What goes through the model at once, of some examples."""
-        for part in micro_batches(self._data, rows, self._schedule.micro):
-            yield Batch.of(self._data, part, self._device)
-
-    @property
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._parameters.values() if p.grad is not None]
+        """What goes through the model at once on this rank, of some examples."""
+        for part, counts in self._together.parts(self._data, rows, self._schedule.micro):
+            yield Batch.of(self._data, part, self._device, counts=counts)
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
@@ -196,7 +199,7 @@ class Trainer:
         losses: list[Tensor] = []
         for batch in self._batches(rows):
             losses += loss_of(self.halves, self._objective, batch)
-        return _added(losses)[0] / max(self._data[rows].tokens, 1)
+        return self._together.loss_sum(losses) / max(self._data[rows].tokens, 1)
 
     def _check(self, done: int) -> None:
         """Take the held-out loss; keep the state if it is the best so far."""
@@ -248,8 +251,8 @@ class Trainer:
 
     def _resume(self) -> int:
         """Take up the state in the file, if there is one; the number of steps done."""
-        state = read_state(self._store, self._fingerprint) if self._store else None
-        earlier = None if state is None else self._checked(state)
+        shapes, steps = self._together.shapes, self._schedule.steps
+        earlier = earlier_run(self._store, self._fingerprint, shapes, steps, anew=self._anew)
         if earlier is None:
             self._check(0)
             if not math.isfinite(self._best_loss):
@@ -258,11 +261,12 @@ class Trainer:
                     " state to start from.\nTry --dtype float32, or another recipe."
                 )
             return 0
+        part = self._together.part
         for name, parameter in self._named():
-            self._best[name].copy_(earlier.tensors[f"best/{name}"])
-            parameter.copy_(earlier.tensors[f"{earlier.now}/{name}"])
+            self._best[name].copy_(part(earlier.tensors[f"best/{name}"]))
+            parameter.copy_(part(earlier.tensors[f"{earlier.now}/{name}"]))
             moments = {
-                key: earlier.tensors[f"{key}/{name}"].to(parameter.device)
+                key: part(earlier.tensors[f"{key}/{name}"]).to(parameter.device)
                 for key in (*MOMENTS, "step")
                 if f"{key}/{name}" in earlier.tensors
             }
@@ -275,17 +279,6 @@ class Trainer:
         self._outcome = earlier.outcome
         note(f"going on after step {self._outcome.steps} of an earlier run")
         return self._outcome.steps
-
-    def _checked(self, state: State) -> Earlier | None:
-        """What the state holds; None if it is damaged and is to be forgotten."""
-        assert self._store is not None, "a state comes from a file"
-        try:
-            return Earlier.of(state, self._parameters, self._schedule.steps)
-        except (KeyError, TypeError, ValueError, SecateurError) as error:
-            if not self._anew:
-                raise damaged(self._store) from error
-            forget(self._store)
-            return None
 
     def _save(self) -> None:
         state: dict[str, Tensor] = {}
@@ -302,7 +295,7 @@ class Trainer:
             "at_best": self._at_best,
         }
         best = {f"best/{name}": tensor for name, tensor in self._best.items()}
-        self._saving.save(state, best, values)
+        self._saving.save(self._together.whole(state), self._together.whole(best), values)
 
     @property
     def _cuda(self) -> Sequence[torch.device]:
@@ -314,21 +307,15 @@ class Trainer:
         return torch.autocast(self._device.type, dtype=self._autocast)
 
 
-def _optimizer(parameters: Mapping[str, nn.Parameter], schedule: Schedule) -> torch.optim.AdamW:
+def _optimizer(together: Copies, schedule: Schedule) -> torch.optim.AdamW:
     """AdamW with what is trained at one rate in one group: a kernel updates a group at once."""
     groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in parameters.values():
-        suits = relative_rate(parameter) if schedule.relative else 1.0
+    for name, parameter in together.parameters.items():
+        suits = together.rate(name) if schedule.relative else 1.0
         groups.setdefault(schedule.rate * suits, []).append(parameter)
-    devices = {parameter.device.type for parameter in parameters.values()}
+    devices = {parameter.device.type for parameter in together.parameters.values()}
     return torch.optim.AdamW(
         [{"params": params, "lr": rate, "rate": rate} for rate, params in groups.items()],
         weight_decay=0.0,
         fused=devices <= {"cpu", "cuda"},
     )
-
-
-def _added(losses: Sequence[Tensor], *others: Tensor) -> tuple[float, ...]:
-    """The sum of losses, and other numbers as they are: read from the device at once."""
-    values = torch.stack([*losses, *others]).tolist() if losses or others else []
-    return sum(values[: len(losses)]), *values[len(losses) :]
