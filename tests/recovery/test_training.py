@@ -240,7 +240,7 @@ def test_layers_run_again_where_what_they_keep_does_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     student: Any = SimpleNamespace(
-        config=SimpleNamespace(recompute="auto"), device=torch.device("cuda")
+        config=SimpleNamespace(recompute="auto"), device=torch.device("cuda"), divided=False
     )
     made, _ = trainer(micro=1)
     kept, to_come = made.kept_bytes(), 3 * sum(p.nbytes for p in made.parameters)

@@ -115,8 +115,8 @@ RECOVER_GROUPS = {
     "Texts": ("samples length evaluate", "field bos evaluate_tokens prompts"),
     "Machine": (
         "device dtype store",
-        "fresh hidden_gib device_gib resident recompute merge_adapter dequantise text_only format"
-        " push_to_hub private track",
+        "fresh hidden_gib device_gib resident recompute shard merge_adapter dequantise text_only"
+        " format push_to_hub private track",
     ),
 }
 
@@ -180,6 +180,9 @@ class RecoverConfig(Reading):
     recompute: Annotated[
         str, Field(description="Activations made again on the way back, to save memory")
     ] = "auto"
+    shard: Annotated[
+        bool, Field(description="Each rank holds its shard of the weights, and not all of them")
+    ] = False
     rate: Annotated[
         float | None,
         Field(
@@ -276,6 +279,11 @@ def make_recover_config(**settings: Any) -> RecoverConfig:
         example = "secateur recover DIR --recipe distil --data text.txt --out DIR2"
         raise SecateurError(explained(error, RecoverConfig, example)) from error
     _check_how_long(config)
+    if config.shard and config.trained == "groupwise":
+        raise SecateurError(
+            "--shard divides weights in floating point, and groupwise trains linears in few bits.\n"
+            "Leave --shard out: each process then has all of the model."
+        )
     own = RECIPES[config.recipe].train
     if config.recipe == "distil" and not config.distils:
         raise SecateurError(

@@ -92,6 +92,7 @@ class RecoverSettings(TypedDict, total=False):
     batch: int | None
     micro: int | None
     recompute: str
+    shard: bool
     rate: float | None
     warmup: int | None
     patience: int

@@ -77,7 +77,7 @@ def in_minutes(
     known_by = fingerprint(student, data)
     steps = _settled(state, known_by, anew=anew)
     if steps is None:
-        with timed(MEASURING):
+        with timed(MEASURING), this().linked():
             pace = measured(trial, data, of_first, _SHARE * 60 * config.minutes)
         return _planned(student, given, pace, of_first() - began, state, known_by)
     note(f"{config.minutes:g} minutes are {steps:,} steps, as was settled before")

@@ -25,7 +25,7 @@ from ..errors import SecateurError
 from ..evaluation import Perplexity
 from ..models import StreamedModel, load
 from ..progress import Progress, Told, note, telling, timed
-from ..ranks import this
+from ..ranks import ALONE, joined_as, this
 from .checks import output_folder, path_of
 from .held_out import compared, streamed
 from .keeping import Stored, keeping
@@ -160,7 +160,7 @@ def recovered(
     with curves(track if this().first else None, run, student.config.model_dump()):
         before = _perplexities(student, data, student.source, "before")
         student.source.supply.let_go()  # the whole model takes the room
-        with timed(TRAINING):
+        with timed(TRAINING), this().linked():
             trained = train(student, data, state, known_by, anew=anew, adapter=adapter)
     if minutes is not None:
         taken = (told.seconds.get(MEASURING, 0) + told.seconds[TRAINING]) / 60
@@ -168,7 +168,7 @@ def recovered(
     small = streamed(
         trained.form, student.opened, student.source, known_by, str(trained.outcome.checks)
     )
-    after = _perplexities(student, data, small, "after")
+    after = _after(student, data, small)
     numbers = _numbers(student, data, trained, compared(before, after))
     if minutes is not None:
         numbers["minutes"] = minutes
@@ -191,6 +191,18 @@ def _perplexities(
         return ()
     limit = hidden_bytes(student.config.hidden_gib)
     return text.perplexities(model, AT_ONCE, when, limit=limit, store=student.store)
+
+
+def _after(student: Student, data: TrainingData, small: StreamedModel) -> Sequence[Perplexity]:
+    """Perplexity after the training; of a model that is divided the first rank has all of it."""
+    if not student.divided:
+        return _perplexities(student, data, small, "after")
+
+    @joined_as(ALONE)
+    def alone() -> list[dict[str, Any]]:
+        return [asdict(one) for one in _perplexities(student, data, small, "after")]
+
+    return [Perplexity(**one) for one in this().told("perplexity after", alone)]
 
 
 def _numbers(

@@ -11,6 +11,7 @@ from ..config import RecoverConfig
 from ..errors import SecateurError
 from ..models import OpenModel, StreamedModel, open_model, resolve_device
 from ..progress import note
+from ..ranks import this
 from .calibration import window_length
 from .checks import idle_recovery_settings, reading_notes, vocabulary
 from .look import read_plan
@@ -37,6 +38,11 @@ class Student:
     def device(self) -> torch.device:
         """Where it is trained."""
         return torch.device(self.config.device)
+
+    @property
+    def divided(self) -> bool:
+        """Whether each of several ranks has a part of its weights."""
+        return self.config.shard and this().several
 
     @property
     def autocast(self) -> torch.dtype | None:

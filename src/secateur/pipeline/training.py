@@ -16,11 +16,13 @@ from ..config import READING
 from ..data import Examples
 from ..device_memory import free_bytes
 from ..export import Form, pruned_form, with_around
+from ..models import OpenModel
 from ..progress import note
 from ..ranks import this
 from ..recovery import (
     STATE_FORMAT,
     CachedDistillation,
+    Copies,
     FullDistillation,
     Groupwise,
     Halves,
@@ -56,6 +58,7 @@ _NOT_IN_WEIGHTS = (
     "hidden_gib",
     "device_gib",
     "resident",
+    "shard",
     "model",
     "recompute",
     "teacher",
@@ -123,11 +126,13 @@ def train(
     outcome = trainer.run()
     _explain(outcome, trainer.steps)
     packed = trained.packed() if isinstance(trained, Groupwise) else None
-    form = _form(student, trained_tensors(trained, student.opened), own=packed is not None)
+    # of a model that is divided the first rank has what was trained
+    whole = this().first or not student.divided
+    tensors = trained_tensors(trained, student.opened) if whole else {}
+    form = _form(student, tensors, own=packed is not None)
     if adapter is not None and isinstance(trained, Lora):
         trained.save(adapter)
-    count = sum(p.numel() for p in dict(trained.parameters).values())
-    return Trained(form, packed, outcome, count)
+    return Trained(form, packed, outcome, trainer.elements)
 
 
 def make_trainer(
@@ -140,7 +145,8 @@ def make_trainer(
     anew: bool = False,
 ) -> tuple[AnyTrained, Trainer]:
     """What is trained, and the loop that trains it."""
-    model = _whole(student)
+    # what is divided goes to the device layer by layer
+    model = _whole(student).to("cpu" if student.divided else student.device)
     trained = make_trained(model, student.opened, student.config, student.linears)
     if student.autocast is not None:
         narrowed(model, student.autocast)
@@ -156,10 +162,22 @@ def make_trainer(
         store=state,
         fingerprint=known_by,
         anew=anew,
+        together=_divided(student, model, trained) if student.divided else None,
     )
     if _recomputes(student, trainer):
         recomputed(model.get_submodule(student.opened.family.layers))
     return trained, trainer
+
+
+def _divided(student: Student, model: Any, trained: AnyTrained) -> Copies:
+    """The model divided over the ranks, and what is trained as this rank has it."""
+    from ..recovery.sharding import Shards
+
+    assert not isinstance(trained, Groupwise), "the settings refuse it"
+    layers = model.get_submodule(student.opened.family.layers)
+    together = Shards(model, layers, trained.parameters, this(), student.device)
+    trained.parameters = together.parameters  # the whole ones go
+    return together
 
 
 def _recomputes(student: Student, trainer: Trainer) -> bool:
@@ -167,6 +185,8 @@ def _recomputes(student: Student, trainer: Trainer) -> bool:
     asked, device = student.config.recompute, student.device
     if asked != "auto" or device.type != "cuda":
         return asked == "always"
+    if student.divided:  # ranks that find out by trying would wait for each other
+        return True
     own = fits(trainer.kept_bytes(), trainer.parameters, free_bytes(device))
     if all(this().each("whether it fits", own)):
         return False
@@ -198,20 +218,31 @@ def make_objective(student: Student, examples: Examples) -> Objective:
         return next_token
     assert teacher is not None, "a distillation has one"
     if config.top_k == 0:
-        dense = teacher.whole(student.autocast or torch.float32).to(student.device)
-        return FullDistillation(
-            Halves(dense.eval(), examples.ids[:2, :3].to(student.device), nullcontext)
-        )
+        return FullDistillation(_whole_teacher(student, teacher, examples))
     limit = hidden_bytes(config.hidden_gib) // 2  # the states and the cache share it
     source = teacher.streamed(**config.machine)
     walk = Walk(source, examples.ids, batch=AT_ONCE, limit=limit, store=student.store)
     return CachedDistillation(walk, min(config.top_k, vocabulary(teacher) - 1))
 
 
+def _whole_teacher(student: Student, teacher: OpenModel, examples: Examples) -> Halves:
+    """The dense model in memory; divided over the ranks as the student is."""
+    dense, begin = teacher.whole(student.autocast or torch.float32).eval(), None
+    if student.divided:
+        from ..recovery.sharding import base_of, divide
+
+        dense.requires_grad_(False)
+        divide(dense, dense.get_submodule(teacher.family.layers), this(), student.device)
+        begin = base_of
+    else:
+        dense = dense.to(student.device)
+    return Halves(dense, examples.ids[:2, :3].to(student.device), nullcontext, begin)
+
+
 def _whole(student: Student) -> Any:
-    """The model in memory, whole: fp32 on a CPU, bf16 where the passes are (trained: fp32)."""
+    """The model in the host's memory, whole: fp32 for a CPU, else bf16 where the passes are."""
     half = student.autocast is not None and student.device.type != "cpu"
-    return student.opened.whole(torch.bfloat16 if half else torch.float32).to(student.device)
+    return student.opened.whole(torch.bfloat16 if half else torch.float32)
 
 
 def _form(student: Student, tensors: Mapping[str, Tensor], *, own: bool) -> Form:

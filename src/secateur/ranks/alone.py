@@ -15,7 +15,7 @@ is told by the first. A process alone imports nothing for all this.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -77,6 +77,10 @@ class Ranks:
             SecateurError: it raised one there.
         """
         return make()
+
+    def linked(self) -> AbstractContextManager[None]:
+        """While entered, ranks may exchange by other ways than these; one that is lost is named."""
+        return nullcontext()
 
 
 ALONE = Ranks()

@@ -11,7 +11,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -135,6 +135,10 @@ class Group(Ranks):
             dist.broadcast(own, 0)
         return own
 
+    def linked(self) -> AbstractContextManager[None]:
+        """See `Ranks`: by torch.distributed itself."""
+        return _connected(_of_exchange)
+
     def failed(self, message: str) -> list[str | None] | None:
         """Tell the others that this rank has failed; the failures of all, by rank.
 
@@ -223,11 +227,18 @@ def _bundles(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     yield from (some for some in kinds.values() if some)
 
 
+def _of_exchange(error: RuntimeError) -> bool:
+    """Whether what raised it was an exchange; gloo's errors are known by what they say alone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 @contextmanager
-def _connected() -> Iterator[None]:
+def _connected(lost: Callable[[RuntimeError], bool] = lambda _: True) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what gloo and NCCL raise where a connection is closed
+        if not lost(error):
+            raise
         with suppress(ValueError):  # torchrun ends those that are left: not in the midst of tidying
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Lost(str(error).split("\n")[0]) from error

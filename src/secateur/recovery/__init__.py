@@ -12,4 +12,5 @@ from .plain_weights import Plain, narrowed
 from .recompute import fits, kept_bytes, recomputed
 from .schedule import Schedule
 from .state import STATE_FORMAT, State, damaged, forget_other, read_state, steps_file, write_state
+from .together import Copies
 from .trainer import Trainer

@@ -69,6 +69,12 @@ class Copies:
             return own
         return self.ranks.summed("losses", [torch.tensor(own, dtype=torch.float64)])[0].item()
 
+    def rest(self) -> None:
+        """Between passes: what was made for one that had no way back may be of no use now."""
+
+    def gather(self) -> None:
+        """Have all of what was trained in `parameters`, on the first rank at least."""
+
     def whole(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Tensors as they are written, of those that this rank has."""
         return tensors

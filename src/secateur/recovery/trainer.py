@@ -81,6 +81,7 @@ class Trainer:
         self.halves = Halves(
             model, data.ids[:2, :3].to(device), self._in_autocast, self._together.begin
         )
+        self._together.rest()
         self._saving = Saving(store, fingerprint)
         self._outcome = Outcome()
         self._best = {name: torch.empty_like(p, device="cpu") for name, p in self._named()}
@@ -97,8 +98,13 @@ class Trainer:
 
     @property
     def parameters(self) -> Sequence[nn.Parameter]:
-        """What is trained."""
+        """What is trained, as this rank has it."""
         return tuple(self._parameters.values())
+
+    @property
+    def elements(self) -> int:
+        """How many parameters are trained, on all ranks together."""
+        return sum(shape.numel() for shape in self._together.shapes.values())
 
     def kept_bytes(self) -> float:
         """Bytes that layers keep for the way back of as much as goes through the model at once.
@@ -116,7 +122,7 @@ class Trainer:
             return math.inf
 
     def run(self) -> Outcome:
-        """Train; the parameters hold the best state afterwards.
+        """Train; the parameters hold the best state afterwards, on the first rank all of it.
 
         Raises:
             SecateurError: the state in the file belongs to another run, or the loss is not finite
@@ -140,6 +146,7 @@ class Trainer:
         self._outcome.seconds = time.monotonic() - started
         for name, parameter in self._named():
             parameter.copy_(self._best[name])
+        self._together.gather()
         return self._outcome
 
     def step(self, step: int) -> None:
@@ -199,6 +206,7 @@ class Trainer:
         losses: list[Tensor] = []
         for batch in self._batches(rows):
             losses += loss_of(self.halves, self._objective, batch)
+        self._together.rest()
         return self._together.loss_sum(losses) / max(self._data[rows].tokens, 1)
 
     def _check(self, done: int) -> None:
