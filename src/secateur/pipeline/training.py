@@ -16,6 +16,7 @@ from ..config import READING
 from ..data import Examples
 from ..device_memory import free_bytes
 from ..export import Form, pruned_form, with_around
+from ..memory import give_back
 from ..models import OpenModel
 from ..progress import note
 from ..ranks import this
@@ -177,6 +178,7 @@ def _divided(student: Student, model: Any, trained: AnyTrained) -> Copies:
     layers = model.get_submodule(student.opened.family.layers)
     together = Shards(model, layers, trained.parameters, this(), student.device)
     trained.parameters = together.parameters  # the whole ones go
+    give_back()
     return together
 
 

@@ -1,0 +1,51 @@
+"""Recoveries one after the other, as one rank of several.
+
+    torchrun --nproc-per-node 3 many_trainings.py CALLS.json
+
+Each call is a list: the model, the folder for the outcome, the step before which all ranks break
+off (or null), and settings. Ranks but the first have another folder for it, where nothing is to be.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import secateur
+from secateur.launched import launched
+from secateur.progress import Quiet
+from secateur.ranks.group import joined
+from secateur.recovery import saving
+
+
+class Cut(Quiet):
+    """Breaks training off before a step: `conftest` has the same, and much that is not for here."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def track(self, items: Any, stage: str, total: int, unit: str) -> Iterator[Any]:
+        """Give the items up to that step."""
+        for item in items:
+            if stage == "training" and item == self.step:
+                raise KeyboardInterrupt
+            yield item
+
+
+torch.set_num_threads(1)
+saving._FREE = float("inf")  # a state is kept after every check
+rank = int(os.environ["RANK"])
+with joined(launched()):
+    for model, out, cut, settings in json.loads(Path(sys.argv[1]).read_text()):
+        place = Path(out) if rank == 0 else Path(out).parent / f"rank-{rank}" / Path(out).name
+        try:
+            done = secateur.recover(model, out=place, progress=cut and Cut(cut), **settings)
+        except KeyboardInterrupt:
+            assert cut, "this one goes to its end"
+            continue
+        said = place.with_suffix(".json") if rank == 0 else Path(f"{out}-{rank}.json")
+        said.write_text(json.dumps(done.numbers["checks"]))
