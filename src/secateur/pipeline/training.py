@@ -151,9 +151,10 @@ def make_trainer(
     trained = make_trained(model, student.opened, student.config, student.linears)
     if student.autocast is not None:
         narrowed(model, student.autocast)
+    together = _divided(student, model, trained) if student.divided else Copies(trained.parameters)
     trainer = Trainer(
         model,
-        trained.parameters,
+        together,
         data.examples,
         data.held,
         objective,
@@ -163,7 +164,6 @@ def make_trainer(
         store=state,
         fingerprint=known_by,
         anew=anew,
-        together=_divided(student, model, trained) if student.divided else None,
     )
     if _recomputes(student, trainer):
         recomputed(model.get_submodule(student.opened.family.layers))
@@ -177,7 +177,7 @@ def _divided(student: Student, model: Any, trained: AnyTrained) -> Copies:
     assert not isinstance(trained, Groupwise), "the settings refuse it"
     layers = model.get_submodule(student.opened.family.layers)
     together = Shards(model, layers, trained.parameters, this(), student.device)
-    trained.parameters = together.parameters  # the whole ones go
+    trained.parameters = together.parameters
     give_back()
     return together
 

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 
 from ..data import Examples
 from ..errors import SecateurError
+from ..memory import give_back
 from ..ranks import Ranks
 from .plain_weights import relative_rate
 from .state import Spread
@@ -65,14 +66,15 @@ def base_of(model: Any, base: nn.Module) -> Callable[..., Any]:
 class Shards(Copies):
     """Every rank has some rows of all tensors of `model`, of which `parameters` are trained.
 
-    `self.parameters` are this rank's rows, which alias those of the model.
+    `self.parameters` are this rank's rows, which alias those of the model. The given mapping is
+    emptied: the whole ones go as they are divided.
     """
 
     def __init__(
         self,
         model: Any,
         layers: Iterable[nn.Module],
-        parameters: Mapping[str, nn.Parameter],
+        parameters: dict[str, nn.Parameter],
         ranks: Ranks,
         device: torch.device,
     ) -> None:
@@ -80,6 +82,7 @@ class Shards(Copies):
         self.ranks, self._model = ranks, model
         self.shapes = {name: own.shape for name, own in parameters.items()}
         self._rates = {name: relative_rate(own) for name, own in parameters.items()}
+        parameters.clear()
         divide(model, layers, ranks, device)
         self._divided: dict[str, Any] = {
             name: getattr(module, attribute) for name, (module, attribute) in self._places.items()
@@ -112,6 +115,7 @@ class Shards(Copies):
             gradient = self._divided[name].grad
             own.grad = None if gradient is None else gradient.to_local()
             self._divided[name].grad = None
+        give_back()  # what was gathered went in pieces
         total, norm = added(losses, self._norm())
         sums = torch.tensor([total, norm**2], dtype=torch.float64)
         (of_all,) = self.ranks.summed("a step", [sums])
@@ -121,6 +125,7 @@ class Shards(Copies):
     def rest(self) -> None:
         """See `Copies`: what is outside the layers was gathered, and stays until a way back."""
         self._model.reshard()
+        give_back()
 
     def gather(self) -> None:
         """See `Copies`: on the first rank, in the model too."""

@@ -45,18 +45,18 @@ _APART = 0x9E3779B97F4A7C15
 
 
 class Trainer:
-    """Trains `parameters` of `model` on the first examples of `data`; the last `held` are held out.
+    """Trains parameters of `model` on the first examples of `data`; the last `held` are held out.
 
-    `device` and `autocast` (None: no) say where and in what the passes run. `together` is how the
-    ranks of this run share the work (default: each has a copy of the model). The state is kept in
-    the file `store`, if there is one, and training goes on from there if `fingerprint` is that of
-    the state; one that is damaged is an error, or forgotten (`anew`).
+    `trained` says which they are, and how ranks share the work (parameters by name: each has a copy
+    of the model); `device` and `autocast` (None: no) where and in what the passes run. The state is
+    kept in the file `store`, if there is one, and training goes on from there if `fingerprint` is
+    that of the state; one that is damaged is an error, or forgotten (`anew`).
     """
 
     def __init__(
         self,
         model: Any,
-        parameters: Mapping[str, nn.Parameter],
+        trained: Copies | Mapping[str, nn.Parameter],
         data: Examples,
         held: int,
         objective: Objective,
@@ -67,9 +67,8 @@ class Trainer:
         store: Path | None = None,
         fingerprint: str = "",
         anew: bool = False,
-        together: Copies | None = None,
     ) -> None:
-        self._together = together or Copies(parameters)
+        self._together = trained if isinstance(trained, Copies) else Copies(trained)
         self._model, self._parameters = model, self._together.parameters
         self._data, self._train = data, len(data) - held
         self._objective, self._schedule = objective, schedule
