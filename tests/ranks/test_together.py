@@ -25,6 +25,19 @@ from secateur.stats import Walk
 LONG = {"steps": 12, "rate": 0.15}
 
 
+def recorded(together: Copies) -> list[tuple[float, float]]:
+    """The loss of every step to come, and the norm of its gradient."""
+    sums: list[tuple[float, float]] = []
+    own = together.step_sums
+
+    def step_sums(losses: Any) -> tuple[float, float]:
+        sums.append(own(losses))
+        return sums[-1]
+
+    together.step_sums = step_sums  # type: ignore[method-assign]
+    return sums
+
+
 def curve(outcome: Any) -> list[float]:
     return [value for check in outcome.checks for value in (check.trained or 0.0, check.held_out)]
 
@@ -35,18 +48,24 @@ def close(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize(("count", "batch"), [(2, 5), (3, 5), (3, 2)])
 def test_the_curve_is_that_of_one(count: int, batch: int) -> None:
-    """Steps of 5 are no even share; of 2 a rank has none."""
+    """Steps of 5 are no even share; of 2 a rank has none.
+
+    A gradient that is divided by ranks would train alike, for Adam knows no size.
+    """
     made, plain = trainer(batch=batch)
+    sums = recorded(made._together)
     alone = made.run()
     trainers = [trainer(batch=batch) for _ in range(count)]  # not by threads
 
     def run() -> Any:
         made, _ = trainers[this().index]
         made._together = Copies(made._parameters)
-        return made.run()
+        return recorded(made._together), made.run()
 
-    outcomes = side_by_side(count, run)
-    for outcome in outcomes:
+    done = side_by_side(count, run)
+    outcomes = [outcome for _, outcome in done]
+    for own, outcome in done:
+        assert torch.allclose(torch.tensor(own), torch.tensor(sums), rtol=1e-3)
         assert curve(outcome) == pytest.approx(curve(alone), abs=1e-4)
         assert outcome.checks == outcomes[0].checks, "to the bit"
         assert (outcome.tokens, outcome.best_step) == (alone.tokens, alone.best_step)

@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 3 training_rank.py counted FOLDER STEP recover ...
 
 RANK is killed before step STEP (from 0). Counted are, after that step, the elements of the
-parameters, gradients and moments that a rank has memory for; one file a rank in FOLDER.
+parameters, gradients and moments that a rank has memory for; one file a rank in FOLDER. It has the
+loss and the norm of the gradient of every step as well.
 """
 
 import json
@@ -21,19 +22,26 @@ from secateur.recovery import Trainer, saving
 from secateur_command import main
 
 HOW, WHERE, STEP = sys.argv[1], sys.argv[2], int(sys.argv[3])
-RANK = os.environ["RANK"]
+RANK = os.environ.get("RANK", "0")
 plain = Trainer.step
 # a state is kept after every check
 saving._FREE = float("inf")
+
+
+sums: list[tuple[float, float]] = []
 
 
 def step(self: Any, number: int) -> None:
     """A step of the training, and what is done to this rank."""
     if HOW == "killed" and RANK == WHERE and number == STEP:
         os.kill(os.getpid(), signal.SIGKILL)
+    own = self._together.step_sums
+    self._together.step_sums = lambda losses: sums.append(own(losses)) or sums[-1]
     plain(self, number)
+    self._together.step_sums = own
     if HOW == "counted" and number == STEP:
-        (Path(WHERE) / f"{RANK}.json").write_text(json.dumps(counted(self)))
+        said = json.dumps({**counted(self), "sums": sums})
+        (Path(WHERE) / f"{RANK}.json").write_text(said)
 
 
 def counted(trainer: Any) -> dict[str, int]:
