@@ -144,6 +144,12 @@ def main(arguments: Sequence[str] | None = None, *, started: float | None = None
         sys.stdout.flush()
     except OSError as error:
         code = _unheard(error.strerror)
+    if launched().count > 1:
+        # meshes of a divided model are cached by torch: threads of the group would be there while
+        # the interpreter is taken down, which sometimes ends in an abort
+        with suppress(OSError):
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -4,7 +4,6 @@ Every exchange begins with a header of three numbers from each rank: what it is 
 bytes it says, whether the rank has failed. So ranks that have parted find out at once.
 """
 
-import gc
 import json
 import signal
 import socket
@@ -292,7 +291,5 @@ def joined(started: Launched) -> Iterator[Group]:
         with joined_as(group):
             yield group
     finally:
-        # a divided model holds the group in cycles: its threads would outlive the interpreter
-        gc.collect()
         with suppress(Exception):  # of a group that has broken
             dist.destroy_process_group()
