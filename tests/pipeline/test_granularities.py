@@ -267,8 +267,8 @@ def test_costs_add_up() -> None:
 
 def test_blocks_have_no_uniform_share(tiny_folder: Any, text_file: Path) -> None:
     with pytest.raises(SecateurError, match="AL-AM"):
-        secateur.prune(tiny_folder(), granularity="layer", method="wanda-sp", dry_run=True,
-                       search="uniform", calibration=str(text_file), samples=4, length=16)  # fmt: skip
+        secateur.prune(tiny_folder(), granularity="layer", method="wanda-sp", search="uniform",
+                       dry_run=True, calibration=str(text_file), samples=4, length=16)  # fmt: skip
     with pytest.raises(SecateurError, match="magnitude-l2"):
         secateur.prune(tiny_folder(), granularity="hidden", dry_run=True, repair="none",
                        method="flap", calibration=str(text_file), samples=4, length=16)  # fmt: skip
