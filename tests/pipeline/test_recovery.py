@@ -298,6 +298,15 @@ def test_a_teacher_is_idle_where_it_neither_teaches_nor_writes() -> None:
         assert bool(noted) == idle
 
 
+@pytest.mark.parametrize("shard", [True, False])
+def test_shards_of_one_process_are_told(shard: bool, pruned: Any, text_file: Path) -> None:
+    settings = {"model": str(pruned()), "data": str(text_file), "shard": shard}
+    with telling() as told:
+        student = open_student(make_recover_config(**settings))
+    assert any("--shard changes nothing" in note for note in told.notes) == shard
+    assert not student.divided
+
+
 def test_the_adapter_alone_can_be_kept(
     pruned: Any, text_file: Path, tmp_path: Path, tokens: Tensor
 ) -> None:

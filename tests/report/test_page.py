@@ -24,6 +24,7 @@ from secateur.report.comparing import winner
 from secateur.report.facts import facts, headline, lost_most
 from secateur.report.page import html
 from secateur.report.sections import sections
+from secateur.report.words import words
 from secateur.structure import Plan
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\u2028\x1b[31m&"
@@ -559,3 +560,18 @@ def test_what_is_not_finite_wins_nothing() -> None:
     broken = {**ROW, "perplexity": [{**PERPLEXITY[0], "after": None}]}
     found = report({**COMPARED, "rows": [broken]})
     assert 'class="mark"' not in html(found)
+
+
+def test_names_of_scores_searches_and_repairs_are_explained() -> None:
+    found = dict(words(Report.model_validate(FULL)))
+    for name in ("wifv (score)", "global (search)", "refit (repair)"):
+        assert name in found
+        assert len(found[name]) > 20
+    assert not any(EVIL in name for name in found), "what nobody knows is not explained"
+    rows = [
+        Row.model_validate({**ROW, "method": method, "repair": repair})
+        for method, repair in (("flap", "bias"), ("wanda-sp", "bias"))
+    ]
+    compared = Report.model_validate({"schema": 1, "kind": "compare", "model": "m", "rows": rows})
+    names = [name for name, _ in words(compared) if "(" in name]
+    assert names == ["wanda-sp (score)", "bias (repair)"]

@@ -91,6 +91,8 @@ def open_student(config: RecoverConfig, name: str | None = None) -> Student:
     linears = adaptable(opened, config)
     for message in idle_recovery_settings(config):
         note(message)
+    if config.shard and not this().several:
+        note("--shard changes nothing in one process: torchrun --nproc-per-node N starts several")
     if opened.packed and config.trained != "groupwise":
         note(
             "the weights are in few bits, and are written in floating point: only --train"

@@ -1,5 +1,12 @@
 """What the words of a report mean, for somebody who prunes for the first time."""
 
+from collections.abc import Iterator, Mapping, Sequence
+
+from ..fusion import FUSIONS
+from ..importance import IMPORTANCE
+from ..registry import Registered
+from ..search import SEARCHES
+from ..surgery import REPAIRS
 from .averages import averages, several_seeds
 from .value import Report
 
@@ -62,8 +69,29 @@ _RUN = (
 
 def words(report: Report) -> tuple[tuple[str, str], ...]:
     """(word, meaning) of those that stand on the page of `report`."""
+    named = tuple(_names(report))
     if report.kind == "compare":
         means = averages(report.rows)
         best = any(row.method == "best" for row in report.rows)
-        return (*_ALWAYS, *_BEST * best, *_SEEDS * several_seeds(means))
-    return (*_ALWAYS, *_RUN)
+        return (*_ALWAYS, *_BEST * best, *_SEEDS * several_seeds(means), *named)
+    return (*_ALWAYS, *_RUN, *named)
+
+
+def _names(report: Report) -> Iterator[tuple[str, str]]:
+    """The names of scores, searches and repairs on the page, as their registries explain them."""
+    parts = [*filter(None, [report.method]), *report.contest]
+    scores = [*(one.importance for one in parts), *(row.method for row in report.rows)]
+    searches = [one.search for one in parts]
+    repairs = [*(one.repair for one in parts), *(row.repair for row in report.rows)]
+    yield from _explained("score", scores, {**FUSIONS, **IMPORTANCE})
+    yield from _explained("search", searches, SEARCHES)
+    yield from _explained("repair", repairs, REPAIRS)
+
+
+def _explained(
+    kind: str, names: Sequence[str], known: Mapping[str, Registered]
+) -> Iterator[tuple[str, str]]:
+    """(name and kind, summary) of those that are known; a user's own may not be, by then."""
+    for name in dict.fromkeys(names):
+        if name in known and (said := known[name].summary):
+            yield f"{name} ({kind})", said
