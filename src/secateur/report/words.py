@@ -8,7 +8,7 @@ from ..registry import Registered
 from ..search import SEARCHES
 from ..surgery import REPAIRS
 from .averages import averages, several_seeds
-from .value import Report
+from .value import Method, Report, Way
 
 _ALWAYS = (
     (
@@ -79,7 +79,7 @@ def words(report: Report) -> tuple[tuple[str, str], ...]:
 
 def _names(report: Report) -> Iterator[tuple[str, str]]:
     """The names of scores, searches and repairs on the page, as their registries explain them."""
-    parts = [*filter(None, [report.method]), *report.contest]
+    parts: list[Method | Way] = [*filter(None, [report.method]), *report.contest]
     scores = [*(one.importance for one in parts), *(row.method for row in report.rows)]
     searches = [one.search for one in parts]
     repairs = [*(one.repair for one in parts), *(row.repair for row in report.rows)]
