@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from conftest import snapshot
 from secateur import pipeline
 from secateur.checkpoint import folder as folder_module
 from secateur.checkpoint import shards
+from secateur.errors import SecateurError
+from secateur.structure import Plan
 from secateur.units import size_text
 
 SUPPORTED = "llama, mistral, qwen2, qwen3"
@@ -102,6 +105,31 @@ def test_a_place_without_permission_is_refused(
     monkeypatch.setattr(folder_module.Path, "mkdir", denied)
     words = ["Cannot write to", "Permission denied", "another --out"]
     assert_refused("prune", model, *calibrated, "--out", tmp_path / "small", says=words)
+
+
+@pytest.mark.parametrize("budget", [{"ratio": 0.2}, {"parameters": "60K"}, {"memory": "240kB"}])
+def test_too_little_space_is_refused_before_any_pass(
+    budget: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the weights is known by the budget, of a plan and of a training."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    texts = {"calibration": "no such text", "evaluate": "none"}
+    with pytest.raises(SecateurError, match="weights take"):
+        secateur.prune(model, out=tmp_path / "small", **texts, **budget)
+    opened = secateur.open_model(model)
+    plan = Plan({}, opened.structure.architecture, opened.structure.weights)
+    with pytest.raises(SecateurError, match="weights take"):
+        secateur.apply(plan, model, out=tmp_path / "small")
+    with pytest.raises(SecateurError, match="weights take"):
+        secateur.recover(model, out=tmp_path / "small", data=["no", "text"], teacher=str(model))
+    assert not (tmp_path / "small").exists()
+
+
+def test_what_a_large_result_takes_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.pipeline.room._WORTH", 1000)
+    result = secateur.prune(model, out=model.parent / "small", method="magnitude",
+                            evaluate="none", prompts=0)  # fmt: skip
+    assert any(re.match(r"the result takes about \d+ kB of ", note) for note in result.notes)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -1,6 +1,5 @@
 """Checks that a run makes before it spends time or touches a folder."""
 
-import shutil
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,7 +22,6 @@ from ..registry import choose
 from ..search import SEARCHES, check_division, check_search
 from ..structure import GRANULARITIES, Structure, parse_ranges
 from ..surgery import REPAIRS, WHOLE
-from ..units import size_text
 
 
 def output_folder(
@@ -383,21 +381,6 @@ def _check_repair_of_coarse(structure: Structure, config: PruneConfig) -> None:
         f"--repair {repair} mends the linears that read KV groups and channels, and"
         f" {coarse[0].granularity} units are read by others.\nType --repair none."
     )
-
-
-def check_space(folder: Path, form: Form) -> None:
-    """Make sure that the weights fit on the disk before they are written.
-
-    Raises:
-        SecateurError: they do not.
-    """
-    needed = sum(spec.bytes for spec in form.stored.specs.values())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise SecateurError(
-            f"The weights take {size_text(needed)}, but {folder.parent} has"
-            f" {size_text(free)} free.\nFree some, or choose another --out."
-        )
 
 
 @overload

@@ -34,6 +34,7 @@ from .publishing import publish
 from .pushing import pushing
 from .record import write_plan
 from .result import Result
+from .room import check_room, check_room_of_plan
 from .subject import name_of, open_subject
 from .texts import named, read_texts, texts_of
 
@@ -106,6 +107,8 @@ def prune(
             output_folder(out, force, opened.opened, *texts_of(opened)) as folder,
             keeping(store, folder, out, fresh=fresh) as kept,
         ):
+            if not dry_run:
+                check_room(folder, ways[0])
             ways, texts = read_for(ways, kept, given, measure=not dry_run)
             seen = look_for(ways, ways[0].scored, texts.tokens)
             best = best_of(ways, texts.tokens, seen)
@@ -175,6 +178,7 @@ def apply(
             output_folder(out, force, subject.opened, *texts_of(subject)) as folder,
             keeping(store, folder, out, fresh=fresh) as kept,
         ):
+            check_room_of_plan(folder, subject, plan)
             subject = subject.keeping(kept)
             needs = needs_of_repair(subject.config)
             subject, texts = read_texts(

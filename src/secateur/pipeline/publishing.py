@@ -9,13 +9,14 @@ from ..models import OpenModel
 from ..progress import timed
 from ..ranks import ALONE, joined_as
 from ..structure import Plan
-from .checks import check_space, tokenizer_class, tokenizer_to_write
+from .checks import tokenizer_class, tokenizer_to_write
 from .contest import Chosen
 from .cutting import Cut
 from .held_out import streamed
 from .look import bytes_before
 from .record import write_record
 from .reporting import report_run
+from .room import check_space
 from .subject import Subject
 from .texts import Texts
 
@@ -68,7 +69,7 @@ def write_folder(
     Raises:
         SecateurError: there is no space for the weights.
     """
-    check_space(folder, form)
+    check_space(folder, sum(spec.bytes for spec in form.stored.specs.values()))
     size = EXPORTERS[format](folder, form)
     copy_companions(
         folder,

@@ -32,6 +32,7 @@ from .keeping import Stored, keeping
 from .minutes import MEASURING, TRAINING, in_minutes
 from .passes import hidden_bytes
 from .pushing import pushing
+from .room import check_room_of_training
 from .student import Student, open_student
 from .texts import named
 from .tracking import Track, curves, logs_beside, track_of
@@ -122,6 +123,7 @@ def recover(
                 resumable(state),
                 keeping(store, folder, out, fresh=fresh) as kept,
             ):
+                check_room_of_training(folder, student)
                 student = student.keeping(kept)
                 return recovered(
                     student, texts, folder, state, adapter, out, told, anew=force, track=drawn
