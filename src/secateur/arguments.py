@@ -85,6 +85,20 @@ def _one_at_a_time(told: Any) -> Iterator[None]:
 
 
 @contextmanager
+def others_go_on() -> Iterator[None]:
+    """While entered, calls from other threads are let in: those that this one waits for."""
+    try:
+        _RUNNING.release()
+    except RuntimeError:  # this thread has not taken its turn
+        yield
+        return
+    try:
+        yield
+    finally:
+        _RUNNING.acquire()
+
+
+@contextmanager
 def _arithmetic_of_ours() -> Iterator[None]:
     """Leave a caller's inference mode and autocast for a while: gradients are taken, in `dtype`."""
     torch: Any = sys.modules.get("torch")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import secateur
-from secateur.arguments import a_progress, a_whole, public
+from secateur.arguments import a_progress, a_whole, others_go_on, public
 from secateur.data.sources import embedded_folder
 from secateur.errors import SecateurError
 from secateur.progress import Quiet
@@ -59,6 +59,25 @@ def test_a_call_within_a_call_does_not_wait_and_one_that_fails_leaves_nothing_lo
     thread.start()
     thread.join(timeout=10)
     assert found == ["done"]
+
+
+def test_a_call_that_waits_for_calls_of_other_threads_lets_them_in() -> None:
+    @public(number=a_whole)
+    def inner(number: int) -> int:
+        return number
+
+    @public()
+    def outer() -> list[int]:
+        with others_go_on(), ThreadPoolExecutor(2) as pool:
+            return list(pool.map(inner, range(4)))
+
+    found: list[list[int]] = []
+    thread = threading.Thread(target=lambda: found.append(outer()), daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    assert found == [[0, 1, 2, 3]]
+    with others_go_on():  # of no call
+        assert inner(7) == 7
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from ..arguments import (
     an_output,
     of_kind,
     optional,
+    others_go_on,
     public,
 )
 from ..config import SweepConfig, make_sweep, read_sweep
@@ -194,7 +195,7 @@ def _made(folder: SweepFolder, schedule: Schedule, works: Sequence[Work]) -> dic
     """Make what is left, and keep each as soon as it is done."""
     found: dict[str, Outcome] = {}
     total = sum(len(work.make) for work in works)
-    with closing(schedule.outcomes()) as outcomes:
+    with others_go_on(), closing(schedule.outcomes()) as outcomes:
         try:
             for cell, outcome in track(outcomes, "sweep", total, "run"):
                 folder.keep(cell, outcome)
