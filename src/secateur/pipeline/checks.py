@@ -187,6 +187,8 @@ def _replaced(config: PruneConfig) -> list[str]:
         ("search", own.search, config.search_name),
         ("repair", own.repair, config.repair_name),
     ):
+        if kind == "search" and config.rescore:  # which takes its place in turn
+            continue
         if getattr(config, kind) is None and taken != named:
             told.append(
                 f"{config.method}'s {kind} {named} knows no whole layers or blocks: {taken} takes"
