@@ -253,9 +253,11 @@ class PruneConfig(Reading):
     @property
     def search_name(self) -> str:
         """The search in force."""
+        if self.search is not None:  # of a plan, the method may be known no more
+            return self.search
         own = METHODS[self.method].search
         fits = not self.whole_units or SEARCHES[own].across
-        return self.search or (own if fits else _OF_WHOLE_UNITS["search"])
+        return own if fits else _OF_WHOLE_UNITS["search"]
 
     @property
     def asks_loss(self) -> bool:
@@ -285,9 +287,11 @@ class PruneConfig(Reading):
     @property
     def repair_name(self) -> str:
         """The repair in force."""
+        if self.repair is not None:
+            return self.repair
         own = METHODS[self.method].repair
         fits = not self.whole_units or own == "none" or REPAIRS[own].fits
-        return self.repair or (own if fits else _OF_WHOLE_UNITS["repair"])
+        return own if fits else _OF_WHOLE_UNITS["repair"]
 
     @property
     def whole_units(self) -> bool:

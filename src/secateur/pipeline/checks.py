@@ -182,14 +182,12 @@ def idle_settings(config: PruneConfig) -> list[str]:
 
 def _replaced(config: PruneConfig) -> list[str]:
     """What whole layers or blocks put in the place of the method's own."""
-    own, told = METHODS[config.method], []
-    for kind, named, taken in (
-        ("search", own.search, config.search_name),
-        ("repair", own.repair, config.repair_name),
-    ):
-        if kind == "search" and config.rescore:  # which takes its place in turn
-            continue
-        if getattr(config, kind) is None and taken != named:
+    told = []
+    for kind, taken in (("search", config.search_name), ("repair", config.repair_name)):
+        if getattr(config, kind) is not None or (kind == "search" and config.rescore):
+            continue  # it was asked for, or --rescore takes its place in turn
+        named = getattr(METHODS[config.method], kind)
+        if taken != named:
             told.append(
                 f"{config.method}'s {kind} {named} knows no whole layers or blocks: {taken} takes"
                 f" its place (--{kind})"
