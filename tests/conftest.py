@@ -28,6 +28,7 @@ from safetensors.torch import save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import secateur  # noqa: E402  (registers the pruned classes)
+from breaking_off import Cut as Cut  # noqa: E402
 from documentation import desk as desk  # noqa: E402
 from hub_here import hub_here  # noqa: E402
 from secateur.cli.main import run  # noqa: E402
@@ -35,7 +36,7 @@ from secateur.export.proof import mask  # noqa: E402
 from secateur.methods import EFFORTS, Effort, Parts  # noqa: E402
 from secateur.models import OpenModel  # noqa: E402
 from secateur.pipeline import added_biases  # noqa: E402
-from secateur.progress import Lines, Quiet  # noqa: E402
+from secateur.progress import Lines  # noqa: E402
 from secateur.stats import Walk, collect  # noqa: E402
 from secateur.structure import Plan, Structure  # noqa: E402
 
@@ -448,19 +449,6 @@ def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Logits of a model in memory."""
     with torch.no_grad():
         return model(tokens).logits
-
-
-class Cut(Quiet):
-    """Breaks training off before a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def track(self, items: Any, stage: str, total: int, unit: str) -> Iterator[Any]:
-        for item in items:
-            if stage == "training" and item == self.step:
-                raise KeyboardInterrupt
-            yield item
 
 
 def masked(model: Any, structure: Structure, plan: Plan) -> Any:

@@ -23,6 +23,7 @@ from secateur import pipeline
 from secateur.checkpoint import folder as folder_module
 from secateur.checkpoint import shards
 from secateur.errors import SecateurError
+from secateur.pipeline import room
 from secateur.structure import Plan
 from secateur.units import size_text
 
@@ -123,6 +124,25 @@ def test_too_little_space_is_refused_before_any_pass(
     with pytest.raises(SecateurError, match="weights take"):
         secateur.recover(model, out=tmp_path / "small", data=["no", "text"], teacher=str(model))
     assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize("budget", [{"ratio": 0.3}, {"parameters": "60K"}, {"memory": "240kB"}])
+def test_what_is_foreseen_is_what_is_written(
+    budget: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each budget, of the plan, and of a training, to some units; what is refused is in one."""
+    looked: list[float] = []
+    monkeypatch.setattr(room, "check_space", lambda folder, needed: looked.append(needed))
+    quick: dict[str, Any] = {"evaluate": "none", "prompts": 0}
+    small, again, better = (tmp_path / name for name in ("small", "again", "better"))
+    result = secateur.prune(model, out=small, method="magnitude", repair="none", **quick, **budget)
+    written = result.numbers["bytes"]["after"]
+    secateur.apply(result.plan, model, out=again, repair="none", **quick)
+    texts = {"data": ["A cat sat on a mat and saw a dog."] * 40, "length": 8, "steps": 1}
+    secateur.recover(small, out=better, **texts, **quick)
+    assert looked == pytest.approx([written] * 3, rel=0.1)
+    assert looked[1:] == pytest.approx([written] * 2, rel=0.03)
+    assert looked[0] < 0.95 * result.numbers["bytes"]["before"]
 
 
 def test_what_a_large_result_takes_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

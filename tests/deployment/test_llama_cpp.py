@@ -163,3 +163,23 @@ def test_trained_models_that_were_cut(name: str, ratio: float, way: str, tmp_pat
             found.eval(ids)
             assert numpy.isfinite(found.scores[: len(ids)]).all()
             assert len(greedy(found, ids[:8], 20)) == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"), [("q4_k_m", "q4_0"), ("q4_k_m", "f16"), ("q4_0", "q4_0")]
+)
+def test_embedding_and_head_have_their_own_format_and_run(
+    kind: str, head: str, tiny_folder: Any, tmp_path: Path
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    folder = tiny_folder(
+        "llama-gqa", hidden_size=256, intermediate_size=256, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64,
+    )  # fmt: skip
+    file = exported(folder, tmp_path / "out", kind, head_type=head, no_tokenizer=True)
+    kinds = {one.name: one.tensor_type.name for one in gguf.GGUFReader(file).tensors}
+    assert kinds["token_embd.weight"] == kinds["output.weight"] == head.upper()
+    assert kinds["blk.0.ffn_up.weight"] == {"q4_k_m": "Q4_K"}.get(kind, kind.upper())
+    with engine(file) as found:
+        found.eval([5, 6, 7])
+        assert numpy.isfinite(numpy.array(found.scores[:3])).all()

@@ -19,7 +19,7 @@ from secateur.export.proof import ragged_plan
 from secateur.methods import BEST, METHODS
 from secateur.models import OpenModel, filled, open_model
 from secateur.pipeline import read_plan
-from secateur.pipeline.checks import idle_settings
+from secateur.pipeline.idle import idle_settings
 from secateur.report import layer_rows
 from secateur.search import SEARCHES
 from secateur.structure import GRANULARITIES, Plan, Structure

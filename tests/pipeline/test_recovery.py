@@ -29,7 +29,7 @@ from secateur.config import LOSSES, RECIPES, make_recover_config, read_toml
 from secateur.errors import SecateurError
 from secateur.models import open_config, open_model
 from secateur.pipeline import recovering
-from secateur.pipeline.checks import idle_recovery_settings
+from secateur.pipeline.idle import idle_recovery_settings
 from secateur.pipeline.look import bytes_before
 from secateur.pipeline.student import Student, open_student
 from secateur.pipeline.training import fingerprint

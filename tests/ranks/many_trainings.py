@@ -9,32 +9,15 @@ off (or null), and settings. Ranks but the first have another folder for it, whe
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import secateur
+from breaking_off import Cut
 from secateur.launched import launched
-from secateur.progress import Quiet
 from secateur.ranks.group import joined
 from secateur.recovery import saving
-
-
-class Cut(Quiet):
-    """Breaks training off before a step: `conftest` has the same, and much that is not for here."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def track(self, items: Any, stage: str, total: int, unit: str) -> Iterator[Any]:
-        """Give the items up to that step."""
-        for item in items:
-            if stage == "training" and item == self.step:
-                raise KeyboardInterrupt
-            yield item
-
 
 torch.set_num_threads(1)
 saving._FREE = float("inf")  # a state is kept after every check

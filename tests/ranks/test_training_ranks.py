@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -52,7 +53,11 @@ def words_of(settings: dict[str, Any]) -> list[str]:
 def torchrun(count: int, script: str, *words: object) -> "subprocess.CompletedProcess[str]":
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command = [*start, str(count), str(HERE / script), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=500,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
 
 
 def trained(count: int, calls: list[Any], folder: Path) -> None:

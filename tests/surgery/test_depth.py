@@ -16,7 +16,7 @@ from secateur.checkpoint import Store
 from secateur.config import make_config
 from secateur.importance import IMPORTANCE
 from secateur.models import OpenModel, open_model
-from secateur.pipeline.checks import idle_settings
+from secateur.pipeline.idle import idle_settings
 from secateur.search import one_by_one
 from secateur.stats import Walk, collect, collect_gradients
 from secateur.structure import Plan, Structure

@@ -107,8 +107,8 @@ def test_rows_in_fp32_are_as_good_as_those_in_fp64() -> None:
 
 
 def test_where_nothing_is_left_nothing_changes_to_the_bit() -> None:
-    inputs, residual, _ = problem()
-    _, rows = both(inputs, torch.zeros_like(residual))
+    inputs, residual, weights = problem()
+    _, rows = both(inputs, torch.zeros_like(residual), weights)
     fit = refit(rows, 0.01)
     assert not fit.change.any()
     assert not fit.added.any()
@@ -151,3 +151,25 @@ def test_a_repair_by_rows_is_the_one_by_products(
     assert set(found[Rows]) == set(found[Sums])
     for name, tensor in found[Sums].items():
         assert torch.allclose(found[Rows][name], tensor, atol=2e-4), name
+
+
+@pytest.mark.parametrize(("kind", "again"), [(Rows, False), (Sums, True)])
+def test_rows_are_not_taken_up_again_in_fp64(
+    kind: Any, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums are where less is left than their rounding could tell; rows are exact as they are."""
+    opened = open_model(tiny_model("llama-gqa"))
+    axis = next(axis for axis in opened.structure.axes if axis.kind == "mlp")
+    keep = {axis.name: tuple(range(axis.units // 2))}
+    plan = Plan(keep, opened.structure.architecture, opened.structure.weights)
+    asked: list[torch.dtype] = []
+
+    def spied(tokens: int, *, dtype: torch.dtype, **options: Any) -> Any:
+        asked.append(dtype)
+        return kind(dtype=dtype, **options)
+
+    monkeypatch.setattr(operating, "gathering", spied)
+    monkeypatch.setattr(operating, "TOLERANCE", 10.0)  # whatever is left counts as little
+    tokens = torch.randint(3, opened.config.vocab_size, (5, 3))
+    sequential_repair(Walk(opened.streamed(), tokens, batch=2), opened.structure, plan)
+    assert (torch.float64 in asked) == again

@@ -26,7 +26,7 @@ from ..report import (
     plan_difference,
 )
 from ..structure import Plan, Structure
-from .checks import seen_settings, unread_settings
+from .idle import seen_settings, unread_settings
 from .stock import standing
 
 

@@ -13,7 +13,7 @@ from ..export import Form, licence_files, model_card, model_index
 from ..report import bos_line, cut_words, evaluation_line, layer_rows, number_rows
 from ..structure import Plan, Structure
 from ..surgery import removed_parameters
-from .checks import seen_settings, unread_here, unread_settings
+from .idle import seen_settings, unread_here, unread_settings
 from .subject import Subject
 
 _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")

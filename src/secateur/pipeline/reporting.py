@@ -37,9 +37,9 @@ from ..report import (
 )
 from ..search.stability import fluctuation
 from ..structure import Axis, Plan, Structure
-from .checks import seen_settings, unread_recovery_settings
 from .contest import Chosen
 from .continuing import samples
+from .idle import seen_settings, unread_recovery_settings
 from .passes import hidden_bytes
 from .record import settings_in_force, versions
 from .student import Student

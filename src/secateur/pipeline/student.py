@@ -13,7 +13,8 @@ from ..models import OpenModel, StreamedModel, open_model, resolve_device
 from ..progress import note
 from ..ranks import this
 from .calibration import window_length
-from .checks import idle_recovery_settings, reading_notes, vocabulary
+from .checks import reading_notes, vocabulary
+from .idle import idle_recovery_settings
 from .look import read_plan
 from .trainable import adaptable
 from .training_data import no_dense_model, teacher_reading, with_target

@@ -17,8 +17,9 @@ from ..progress import note
 from ..search import Limits
 from ..structure import Axis, Structure
 from .budgeting import budget_of
-from .checks import idle_settings, reading_notes, selected
+from .checks import reading_notes, selected
 from .choice import limits_of
+from .idle import idle_settings
 from .profiled import profiled
 from .scoring import fine_axes
 from .stock import keep_to_stock

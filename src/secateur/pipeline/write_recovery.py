@@ -11,7 +11,7 @@ from ..export import Form, model_index, packed_form, recovery_card
 from ..models import OpenModel, StreamedModel
 from ..ranks import ALONE, joined_as
 from ..report import evaluation_line, number_rows
-from .checks import seen_settings, unread_recovery_settings
+from .idle import seen_settings, unread_recovery_settings
 from .look import bytes_before
 from .publishing import write_folder
 from .record import versions

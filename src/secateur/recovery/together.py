@@ -20,10 +20,7 @@ from .plain_weights import relative_rate
 
 
 class Copies:
-    """Every rank has a copy of the model and of `parameters`, which are trained.
-
-    `rates` are what suits each of them (`relative_rate`).
-    """
+    """Every rank has a copy of the model and of `parameters`, which are trained."""
 
     begin: BeginBase | None = None
 

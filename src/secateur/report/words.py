@@ -21,6 +21,11 @@ _ALWAYS = (
         "One neuron of a layer's MLP: a row of its first linears, a column of its last.",
     ),
     (
+        "consumer",
+        "The linear that reads what a layer's units give: the attention's output projection, the"
+        " MLP's last linear.",
+    ),
+    (
         "perplexity",
         "How many tokens the model hesitates between, on average, when it predicts the next one of"
         " a text. Only numbers of one text and one window length compare: a window is how many"
@@ -36,7 +41,7 @@ _ALWAYS = (
     (
         "custom, stock",
         "A stock checkpoint loads like the dense model; a custom one has layers of several widths,"
-        " and loads with trust_remote_code=True or after `import secateur`.",
+        ' and loads with trust_remote_code=True or after "import secateur".',
     ),
 )
 _SEEDS = (

@@ -132,11 +132,9 @@ class Rows:
         self,
         inputs: Float[Tensor, "token in"],
         residual: Float[Tensor, "token out"],
-        weights: Float[Tensor, " token"] | None = None,
+        weights: Float[Tensor, " token"],
     ) -> None:
-        """Keep the tokens of one batch; each counts as much as its weight, or 1."""
-        if weights is None:
-            weights = torch.ones(len(inputs), device=inputs.device)
+        """Keep the tokens of one batch; each counts as much as its weight."""
         dtype = self._inputs[0].dtype
         self._inputs.append(inputs.to(dtype))
         self._residual.append(residual.to(dtype))
