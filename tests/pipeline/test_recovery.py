@@ -27,7 +27,7 @@ from secateur.checkpoint import read_json
 from secateur.cli.main import run
 from secateur.config import LOSSES, RECIPES, make_recover_config, read_toml
 from secateur.errors import SecateurError
-from secateur.models import open_config, open_model
+from secateur.models import OpenModel, open_config, open_model
 from secateur.pipeline import recovering
 from secateur.pipeline.idle import idle_recovery_settings
 from secateur.pipeline.look import bytes_before
@@ -692,6 +692,31 @@ def test_another_arithmetic_is_another_training(
     assert one == again != fingerprint(student, data)
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "dtype", "asked", "expected"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16, "auto", torch.bfloat16),
+        ({"bf16": True, "neon": True}, torch.float16, "auto", torch.bfloat16),
+        ({"amx_bf16": True}, torch.float32, "auto", None),
+        ({"avx512_bf16": False, "avx2": True}, torch.bfloat16, "auto", None),
+        ({}, torch.bfloat16, "bfloat16", torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16, "float32", None),
+    ],
+)
+def test_a_training_is_in_bf16_where_the_cpu_has_it(
+    capabilities: dict[str, bool], dtype: torch.dtype, asked: str, expected: torch.dtype | None,
+    pruned: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """And the checkpoint is in half precision, unless another dtype is asked for."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(OpenModel, "dtype", dtype)
+    config = make_recover_config(model=str(pruned()), data=str(text_file), dtype=asked, **QUICK)
+    assert open_student(config).autocast is expected
+    if asked == "auto":  # a torch that does not say what its CPU can do
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
+        assert open_student(config).autocast is None
+
+
 def test_the_state_of_a_training_is_no_weight_of_the_model(pruned: Any) -> None:
     folder = pruned()
     before = bytes_before(open_model(folder))
@@ -705,13 +730,13 @@ def test_the_schedule_follows_the_recipe_and_the_data() -> None:
     lora = make_recover_config(model="x", recipe="lora").schedule(6400)
     assert (lora.steps, lora.batch, lora.rate, lora.warmup) == (200, 64, 1e-4, 20)
     distil = make_recover_config(model="x").schedule(6400)
-    assert (distil.steps, distil.batch, distil.relative) == (200, 16, True)
+    assert (distil.steps, distil.batch, distil.relative) == (800, 4, True)
     adapters = make_recover_config(model="x", train="lora").schedule(6400)
     assert (adapters.rate, adapters.relative) == (1e-4, False)
     assert adapters == make_recover_config(model="x", recipe="lora", loss="kl").schedule(6400)
     few = make_recover_config(model="x", recipe="groupwise", loss="next-token").schedule(6400)
     assert (few.steps, few.batch, few.rate, few.warmup) == (200, 64, 1e-3, 20)
-    assert make_recover_config(model="x", epochs=3).schedule(160).steps == 30
+    assert make_recover_config(model="x", epochs=3).schedule(160).steps == 120
     assert make_recover_config(model="x", batch=99).schedule(7).batch == 7
 
 

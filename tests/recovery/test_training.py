@@ -398,10 +398,10 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_the_relative_rate_follows_size_and_width() -> None:
     narrow = torch.full((4, 9), 2.0)
-    assert relative_rate(narrow) == pytest.approx(2 / 6**0.5)
+    assert relative_rate(narrow) == pytest.approx(10 * 2 / 6)
     assert relative_rate(0.1 * narrow) == pytest.approx(0.1 * relative_rate(narrow))
-    assert relative_rate(narrow.repeat(4, 4)) == pytest.approx(relative_rate(narrow) / 2)
-    assert relative_rate(torch.zeros(16)) == pytest.approx(1e-3 / 4)
+    assert relative_rate(narrow.repeat(4, 4)) == pytest.approx(relative_rate(narrow) / 4)
+    assert relative_rate(torch.zeros(16)) == pytest.approx(10 * 1e-3 / 16)
 
 
 def test_a_models_own_dropout_is_no_part_of_a_recipe(pruned: Any) -> None:

@@ -40,8 +40,9 @@ class Loss:
 
 
 LOSSES = {
-    # Steps and not epochs: the dense model runs over no more examples than these see.
-    "kl": Loss("KL divergence from the dense model's predictions", 16, 2, 200, 10),
+    # Steps and not epochs: the dense model runs over no more examples than these see. Small batches
+    # bring a model back with fewer tokens.
+    "kl": Loss("KL divergence from the dense model's predictions", 4, 2, 800, 40),
     # LLM-Pruner's recipe (2305.11627), as are rate, rank, alpha and dropout of LoRA.
     "next-token": Loss("cross-entropy of the text's next token", 64, 2, None, 100),
 }
@@ -63,13 +64,13 @@ class Trainable:
 
 TRAINED = {
     "consumers": Trainable(
-        "the linears that read heads and channels (o_proj, down_proj), and their biases", 0.4, True
+        "the linears that read heads and channels (o_proj, down_proj), and their biases", 0.3, True
     ),
     "lora": Trainable("low-rank changes of every linear, merged", 1e-4, False),
     "groupwise": Trainable(
         "low-rank changes of the zero points of linears in few bits, merged", 1e-3, False
     ),
-    "all": Trainable("every weight", 0.4, True),
+    "all": Trainable("every weight", 0.15, True),
 }
 
 
@@ -213,7 +214,7 @@ class RecoverConfig(Reading):
     prompts: Prompts = 3
     seed: Annotated[int, Field(ge=0, le=2**40, description="Seed of every draw")] = 0
     device: Device = "auto"
-    dtype: Annotated[str, Field(description="Arithmetic; auto: bfloat16 on a GPU")] = "auto"
+    dtype: Annotated[str, Field(description="Arithmetic; auto: bfloat16 where it is fast")] = "auto"
     hidden_gib: Annotated[
         float,
         Field(

@@ -1,11 +1,17 @@
 """Devices and dtypes by the names that people give them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from ..errors import SecateurError
 from ..launched import launched
 from ..ranks import this
 from ..registry import choose
+
+# What CPUs call their instructions for bf16: x86-64's, and ARM's.
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -48,6 +54,17 @@ def _of_rank(name: str) -> str:
             f"Type torchrun --nproc-per-node {max(gpus, 1)}, or --device cpu."
         )
     return f"cuda:{started.local}"
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether `device` has instructions that multiply matrices of bf16; fp32 is faster without.
+
+    A torch that does not say what its CPU can do has one that cannot.
+    """
+    if device.type != "cpu":
+        return True
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in _BFLOAT16)
 
 
 def resolve_dtype(name: str) -> torch.dtype | None:

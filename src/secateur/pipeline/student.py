@@ -9,7 +9,7 @@ import torch
 from ..checkpoint import Store
 from ..config import RecoverConfig
 from ..errors import SecateurError
-from ..models import OpenModel, StreamedModel, open_model, resolve_device
+from ..models import OpenModel, StreamedModel, multiplies_bfloat16, open_model, resolve_device
 from ..progress import note
 from ..ranks import this
 from .calibration import window_length
@@ -47,9 +47,15 @@ class Student:
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The dtype of the passes; None for fp32."""
-        dtype = self.config.dtype
-        bf16 = dtype == "bfloat16" or (dtype == "auto" and self.device.type == "cuda")
+        """The dtype of the passes; None for fp32.
+
+        By itself a CPU computes in bf16 if it can and the checkpoint is in half precision: layers
+        of small models, which mostly are in fp32, spend more time on casts than they gain.
+        """
+        dtype, suits = self.config.dtype, self.device.type == "cuda"
+        if self.device.type == "cpu":
+            suits = self.opened.dtype.itemsize < 4 and multiplies_bfloat16(self.device)
+        bf16 = dtype == "bfloat16" or (dtype == "auto" and suits)
         return torch.bfloat16 if bf16 else None
 
     @cached_property
