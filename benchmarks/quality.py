@@ -10,6 +10,7 @@ time. With `--page`, the tables alone are written from what is there.
 import argparse
 import json
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -62,21 +63,22 @@ def key(name: str, ratio: float, seed: int) -> str:
     return f"{name} | {ratio} | {seed}"
 
 
-def measured(model: Any, arguments: argparse.Namespace, tokenizer: Any = None) -> float:
+def measured(model: str | Path, arguments: argparse.Namespace) -> float:
     """Perplexity on the held-out text."""
     (found,) = secateur.evaluate(
         model,
         str(arguments.heldout),
         evaluate_lengths=[arguments.window],
         evaluate_tokens=arguments.tokens,
-        tokenizer=tokenizer,
         dtype=arguments.dtype,
     )
     return found.value
 
 
-def trial(model: str, settings: Mapping[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row: perplexity, seconds of `prune` (with the store, of what is new), parameters."""
+def trial(
+    model: str, name: str, settings: Mapping[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The row `name`: perplexity, seconds (of what the store has not), parameters."""
     settings = dict(settings)
     minutes = settings.pop("minutes", None)
     settings |= {
@@ -90,18 +92,16 @@ def trial(model: str, settings: Mapping[str, Any], arguments: argparse.Namespace
     started = time.monotonic()
     row: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
+        small = (arguments.keep or Path(folder)) / "-".join(re.findall(r"[\w.]+", name))
         if minutes is None:
-            result = secateur.prune(model, **settings)
-            small: Any = result.load()
+            result = secateur.prune(model, out=small, force=True, **settings)
         else:
-            small = Path(folder) / "distilled"
             result, recovery = secateur.prune_and_recover(
-                model, out=small, recipe="distil", minutes=minutes, **settings
+                model, out=small, force=True, recipe="distil", minutes=minutes, **settings
             )
             row["steps"] = recovery.config.steps
         row["seconds"] = round(time.monotonic() - started, 1)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-        row["perplexity"] = measured(small, arguments, tokenizer)
+        row["perplexity"] = measured(small, arguments)
     row["parameters"] = result.numbers["parameters"]
     if contest := result.numbers.get("contest"):
         row["contest"] = contest
@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--only", nargs="+", choices=list(TRIALS))
     parser.add_argument("--store", type=Path, help="keeps passes over the model for other rows")
+    parser.add_argument("--keep", type=Path, help="a folder for the models, which are lost without")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--page", action="store_true")
     arguments = parser.parse_args()
@@ -189,9 +190,9 @@ def main() -> None:
             if key(name, ratio, seed) in found["rows"]:
                 continue
             settings = {**TRIALS[name], "ratio": ratio, "seed": seed}
-            row = trial(arguments.model, settings, arguments)
-            print(key(name, ratio, seed), row, flush=True)
-            found["rows"][key(name, ratio, seed)] = row
+            place = key(name, ratio, seed)
+            row = found["rows"][place] = trial(arguments.model, place, settings, arguments)
+            print(place, row, flush=True)
             arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     print(page(found, Path(arguments.model).name))
 
