@@ -143,10 +143,15 @@ def test_few_data_come_again(clock: Any, pruned: Any, text_file: Path, tmp_path:
     folder = pruned()
     done = trained(folder, text_file, tmp_path / "out", minutes=1, length=60)
     seen = done.numbers["steps"] * SHORT["batch"]
-    assert seen > done.numbers["data"]["examples"]  # all that the text has
+    examples = done.numbers["data"]["examples"]
+    assert seen > 1.5 * examples  # all that the text has
+    told = f"{examples:,} examples comes {seen / examples:.1f} times: more text would serve better"
+    assert any(told in note for note in done.notes)
     # what the teacher is not asked of again, steps get
     more = trained(folder, text_file, tmp_path / "few", minutes=1, length=60, samples=40)
     assert more.numbers["steps"] > done.numbers["steps"]
+    enough = trained(folder, text_file, tmp_path / "enough", minutes=0.6)
+    assert not any("more text" in note for note in enough.notes)
 
 
 def test_what_is_asked_in_vain_is_told(
