@@ -696,7 +696,8 @@ def test_another_arithmetic_is_another_training(
     ("capabilities", "dtype", "asked", "expected"),
     [
         ({"avx512_bf16": True}, torch.bfloat16, "auto", torch.bfloat16),
-        ({"bf16": True, "neon": True}, torch.float16, "auto", torch.bfloat16),
+        ({"amx_bf16": True}, torch.float16, "auto", torch.bfloat16),
+        ({"bf16": True, "neon": True}, torch.bfloat16, "auto", None),
         ({"amx_bf16": True}, torch.float32, "auto", None),
         ({"avx512_bf16": False, "avx2": True}, torch.bfloat16, "auto", None),
         ({}, torch.bfloat16, "bfloat16", torch.bfloat16),
