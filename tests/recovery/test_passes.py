@@ -43,6 +43,7 @@ def data(tokens: Tensor) -> Examples:
 
 def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateur.recovery.passes._PIECE", 7 * 4 * 128)
+    monkeypatch.setattr("secateur.recovery.passes._ROWS", 1)
 
 
 def by_hand(model: Any, given: Examples, share: float) -> Tensor:
@@ -113,6 +114,18 @@ def test_logits_are_made_of_labelled_places_alone_and_never_of_all(
     backward(halves, next_token, Batch.of(given, torch.arange(len(tokens)), CPU), 1.0)
     assert max(rows) == 7
     assert sum(rows) == given.tokens < tokens.numel()
+
+
+@pytest.mark.parametrize(("vocabulary", "rows"), [(49_152, 170), (262_144, 128), (2**21, 128)])
+def test_a_piece_has_rows_enough_for_the_head_to_be_worth_reading(
+    vocabulary: int, rows: int
+) -> None:
+    """32 MiB of logits on a CPU, or where the vocabulary is large 128 rows."""
+    halves = halves_of(tiny_model().requires_grad_(False))
+    halves.vocabulary = vocabulary
+    found = pieces(halves, torch.empty(1000, 8))
+    assert [piece.stop - piece.start for piece in found[:-1]] == [rows] * (len(found) - 1)
+    assert (found[0].start, found[-1].stop) == (0, 1000)
 
 
 def test_a_head_that_is_trained_goes_in_fewer_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

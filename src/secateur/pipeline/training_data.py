@@ -25,7 +25,7 @@ FEW_TOKENS = 100_000
 # As many examples as a model writes itself, unless told otherwise: they are slow to make.
 OWN_EXAMPLES = 512
 # Of the examples, the share that is held out, and the most that are.
-_HELD_OUT, _HELD_OUT_MOST = 1 / 10, 128
+_HELD_OUT, _HELD_OUT_MOST = 1 / 10, 64
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from .halves import Halves
 from .objectives import Objective
 
 # Bytes of fp32 logits that are there at once: about what a CPU keeps in its caches; a GPU needs
-# more rows to be busy.
-_PIECE, _PIECE_GPU = 2**25, 2**29
+# more rows to be busy. Fewer rows than these wait for the weights of the head to be read.
+_PIECE, _PIECE_GPU, _ROWS = 2**25, 2**29, 128
 
 
 def pieces(halves: Halves, told: Float[Tensor, "place hidden"]) -> list[slice]:
     """Which of some places go through the head together."""
     count, width = told.shape
     room = _PIECE if told.device.type == "cpu" else _PIECE_GPU
-    rows = max(1, room // (4 * halves.vocabulary))
+    rows = max(_ROWS, room // (4 * halves.vocabulary))
     if halves.head_trains:  # else what adds up its gradient moves more bytes than the logits do
         rows = max(rows, width)
     return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
