@@ -92,7 +92,9 @@ def trial(
     started = time.monotonic()
     row: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        small = (arguments.keep or Path(folder)) / "-".join(re.findall(r"[\w.]+", name))
+        kept = (arguments.keep or Path(folder)) / Path(model).name
+        kept.mkdir(parents=True, exist_ok=True)
+        small = kept / "-".join(re.findall(r"[\w.]+", name))
         if minutes is None:
             result = secateur.prune(model, out=small, force=True, **settings)
         else:

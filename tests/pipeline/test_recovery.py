@@ -718,6 +718,21 @@ def test_a_training_is_in_bf16_where_the_cpu_has_it(
         assert open_student(config).autocast is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"steps": 20}, True), ({"steps": 10}, False), ({"steps": None, "epochs": 3}, False)],
+)
+def test_text_that_comes_again_is_told(
+    settings: dict[str, Any], told: bool, pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    """Unless that is what was asked for: 20 steps of 4 go 2.2 times over 36 examples."""
+    done = recovered(pruned(), text_file, tmp_path / "out", **settings)
+    assert done.numbers["data"]["examples"] == 36
+    again = "each of 36 examples comes 2.2 times: more text would serve better"
+    assert (again in done.notes) is told
+    assert any("more text" in note for note in done.notes) is told
+
+
 def test_the_state_of_a_training_is_no_weight_of_the_model(pruned: Any) -> None:
     folder = pruned()
     before = bytes_before(open_model(folder))

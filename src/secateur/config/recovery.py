@@ -241,17 +241,21 @@ class RecoverConfig(Reading):
         return self.train or RECIPES[self.recipe].train
 
     @property
+    def own_steps(self) -> int | None:
+        """How many steps are asked for; None where they follow from epochs over the data."""
+        return self.steps or (None if self.epochs else LOSSES[self.loss_name].steps)
+
+    @property
     def most_examples(self) -> int:
         """How many examples the steps can see, if these do not follow from the data."""
-        loss = LOSSES[self.loss_name]
-        steps = self.steps or (None if self.epochs else loss.steps)
-        return self.samples if steps is None else steps * (self.batch or loss.batch)
+        steps, batch = self.own_steps, self.batch or LOSSES[self.loss_name].batch
+        return self.samples if steps is None else steps * batch
 
     def schedule(self, examples: int) -> Schedule:
         """Steps and rates for so many examples to train on."""
         loss, trained = LOSSES[self.loss_name], TRAINED[self.trained]
         batch = min(self.batch or loss.batch, examples)
-        steps = self.steps or (None if self.epochs else loss.steps)
+        steps = self.own_steps
         if steps is None:
             steps = max(1, math.ceil((self.epochs or loss.epochs) * examples / batch))
         warmup = min(loss.warmup, steps // 10) if self.warmup is None else self.warmup

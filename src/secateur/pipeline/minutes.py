@@ -41,8 +41,6 @@ _SHARE, _EXAMPLES = 0.04, 3 * AT_ONCE
 _PLANNED = 0.97
 # Fewer steps than these are not trained; fewer than those are, and it is said that they are few.
 _FEWEST, FEW_STEPS = 10, 50
-# How often an example may come before its second time teaches more of itself than of the model.
-_ROUNDS = 1.5
 # Where the stages of a run count their seconds.
 MEASURING, TRAINING = "measuring", "training"
 
@@ -144,10 +142,6 @@ def _planned(
         f"{student.config.minutes:g} minutes are {steps:,} steps: {pace.step:.2g} s each, and"
         f" {pace.teacher * len(data.examples) + pace.once:.2g} s before them"
     )
-    trained = len(data.examples) - data.held
-    rounds = longer.config.schedule(trained).batch * steps / trained
-    if rounds > _ROUNDS:
-        note(f"each of {trained:,} examples comes {rounds:.1f} times: more text would serve better")
     try:
         if state is not None:
             values = {"steps": steps}

@@ -52,10 +52,11 @@ class Student:
         By itself a CPU computes in bf16 if it can and the checkpoint is in half precision: layers
         of small models, which mostly are in fp32, spend more time on casts than they gain.
         """
-        dtype, suits = self.config.dtype, self.device.type == "cuda"
-        if self.device.type == "cpu":
-            suits = self.opened.dtype.itemsize < 4 and multiplies_bfloat16(self.device)
-        bf16 = dtype == "bfloat16" or (dtype == "auto" and suits)
+        if self.config.dtype == "auto":
+            half = self.device.type != "cpu" or self.opened.dtype.itemsize < 4
+            bf16 = half and multiplies_bfloat16(self.device)
+        else:
+            bf16 = self.config.dtype == "bfloat16"
         return torch.bfloat16 if bf16 else None
 
     @cached_property

@@ -65,6 +65,8 @@ _NOT_IN_WEIGHTS = (
     "teacher",
     *READING,
 )
+# How often an example may come before its second time teaches more of itself than of the model.
+_ROUNDS = 1.5
 AT_ONCE = 8  # windows in a pass of the teacher or of an evaluation
 
 
@@ -122,6 +124,7 @@ def train(
             f"{data.trained_tokens:,} tokens to train on are few (under {FEW_TOKENS:,}): what is"
             " gained may not hold on other text"
         )
+    _tell_rounds(student, data)
     objective = make_objective(student, data.examples)
     trained, trainer = make_trainer(student, data, objective, state, known_by, anew=anew)
     outcome = trainer.run()
@@ -134,6 +137,15 @@ def train(
     if adapter is not None and isinstance(trained, Lora):
         trained.save(adapter)
     return Trained(form, packed, outcome, trainer.elements)
+
+
+def _tell_rounds(student: Student, data: TrainingData) -> None:
+    """Say how often each example comes, where that was not asked for and there are too few."""
+    count = len(data.examples) - data.held
+    schedule = student.config.schedule(count)
+    rounds = schedule.batch * schedule.steps / count
+    if student.config.own_steps is not None and rounds > _ROUNDS:
+        note(f"each of {count:,} examples comes {rounds:.1f} times: more text would serve better")
 
 
 def make_trainer(
