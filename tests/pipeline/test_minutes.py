@@ -207,6 +207,7 @@ def test_the_teacher_sees_what_the_steps_see() -> None:
             config = make_recover_config(model="x", steps=steps, batch=batch)
             examples = most_examples(config)
             assert examples - held_out(examples) == steps * batch
+            assert 1 <= held_out(examples) <= 64
 
 
 def test_most_steps_are_the_most_that_fit() -> None:

@@ -713,6 +713,8 @@ def test_a_training_is_in_bf16_where_the_cpu_has_it(
     monkeypatch.setattr(OpenModel, "dtype", dtype)
     config = make_recover_config(model=str(pruned()), data=str(text_file), dtype=asked, **QUICK)
     assert open_student(config).autocast is expected
+    on_gpu = open_student(config).under(device="cuda").autocast
+    assert on_gpu is (None if asked == "float32" else torch.bfloat16)
     if asked == "auto":  # a torch that does not say what its CPU can do
         monkeypatch.delattr(torch.cpu, "get_capabilities")
         assert open_student(config).autocast is None
