@@ -1,4 +1,4 @@
-"""Threads that wait for others sleep where other processes are busy, and nowhere else."""
+"""What is said before torch is there: how threads wait, and in what pages memory is."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from secateur.cli import threads
+from secateur.cli.large_pages import ask_for_large_pages
 
 
 @pytest.mark.parametrize(
@@ -39,25 +40,38 @@ def test_threads_sleep_beside_others(
 
 
 @pytest.mark.parametrize(
-    ("command", "policy"),
-    [("prune m", "PASSIVE"), ("recover m", "PASSIVE"), ("inspect m", None), ("prune --help", None)],
+    ("command", "said"),
+    [
+        ("prune m", "PASSIVE 1"),
+        ("recover m", "PASSIVE 1"),
+        ("inspect m", "None None"),
+        ("prune --help", "None None"),
+    ],
 )
-def test_the_program_says_so_before_torch_is_there(command: str, policy: str | None) -> None:
+def test_the_program_says_so_before_torch_is_there(command: str, said: str) -> None:
     """In a process of its own, whose command is not run."""
     code = f"""
 import os, sys, time
 from secateur.cli import main, threads
 program = sys.modules["secateur.cli.main"]
 threads._others_are_busy = lambda: True
-program.run = lambda _: print("torch" in sys.modules, os.environ.get("OMP_WAIT_POLICY")) or 0
+names = ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")
+program.run = lambda _: print("torch" in sys.modules, *map(os.environ.get, names)) or 0
 program.main({command.split()!r}, started=time.monotonic())
 """
-    own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    ours = ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE")
+    own = {name: value for name, value in os.environ.items() if name not in ours}
     source = "import sys; sys.argv = ['secateur']; import secateur_command" + code
     done = subprocess.run(
         [sys.executable, "-c", source], env=own, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == f"False {policy}"
+    assert done.stdout.strip() == f"False {said}"
+
+
+def test_who_has_said_something_of_large_pages_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"THP_MEM_ALLOC_ENABLE": "0"})
+    ask_for_large_pages()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
 def test_where_nobody_says_threads_are_left_alone(

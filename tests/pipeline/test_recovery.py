@@ -193,6 +193,18 @@ def test_distillation_trains_what_it_is_told_to(
         assert ("model.embed_tokens.weight" in changed) == (train == "all")
 
 
+def test_predictions_that_were_kept_teach_the_places_drawn_what_all_of_them_teach(
+    pruned: Any, text_file: Path, tmp_path: Path
+) -> None:
+    folder = pruned()
+    kept, anew = (
+        recovered(folder, text_file, tmp_path / str(top), top_k=top, places=0.4, rate=0.01)
+        for top in (127, 0)
+    )
+    for one, other in zip(kept.numbers["checks"], anew.numbers["checks"], strict=True):
+        assert one["held_out"] == pytest.approx(other["held_out"], rel=1e-3)
+
+
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 

@@ -270,14 +270,15 @@ def test_a_step_reads_no_more_of_the_device_the_more_micro_batches_it_has(
     for micro in (1, 5):
         made, _ = trainer(micro=micro)
         made.step(0)
-        batches = list(made._batches(made._schedule.rows(1, made._train)))
+        rows = made._schedule.rows(1, made._train)
+        batches = list(made._batches(made._data[rows], rows))
         hidden = iter([made.halves.hidden(batch.ids) for batch in batches])
         with monkeypatch.context() as patch, Reads() as reads:
             patch.setattr(made.halves, "hidden", lambda _, hidden=hidden: next(hidden))
-            patch.setattr(made, "_batches", lambda _, batches=batches: iter(batches))
+            patch.setattr(made, "_batches", lambda *_, batches=batches: iter(batches))
             made.step(1)
         counts.append(reads.count)
-    assert counts[0] == counts[1] == 3  # the labels of the step; sums are read by `tolist`
+    assert counts[0] == counts[1] == 4  # labels of the step, all and drawn; `tolist` reads sums
 
 
 @pytest.mark.parametrize("relative", [True, False])

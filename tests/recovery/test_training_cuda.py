@@ -5,14 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from short_training import schedule
+from short_training import trainer
 from torch import Tensor
 
 import secateur
-from conftest import ALL, Cut, tiny_model
-from secateur.data import Examples
+from conftest import ALL, Cut
 from secateur.device_memory import free_bytes
-from secateur.models import open_model
 from secateur.progress import telling
 from secateur.recovery import Batch, Plain, Trainer, next_token
 from secateur.recovery.passes import pieces
@@ -21,20 +19,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 CUDA = torch.device("cuda")
 
 
-def on(
-    device: torch.device, variant: str = "llama-gqa", autocast: Any = None, **changes: Any
-) -> tuple[Trainer, Plain]:
-    store = changes.pop("store", None)
-    model = tiny_model(variant)
-    consumers = {a.consumer.tensor for a in open_model(model).structure.axes}
-    model = model.to(device)
-    plain = Plain(model, sorted(consumers))
-    ids = torch.randint(3, 128, (23, 16), generator=torch.Generator().manual_seed(2))
-    made = Trainer(
-        model, plain.parameters, Examples.of_windows(ids), 4, next_token, schedule(**changes),
-        device=device, autocast=autocast, store=store,
-    )  # fmt: skip
-    return made, plain
+def on(device: torch.device, variant: str = "llama-gqa", **changes: Any) -> tuple[Trainer, Plain]:
+    return trainer(variant=variant, device=device, **changes)
 
 
 @pytest.mark.parametrize("variant", ALL)

@@ -17,6 +17,7 @@ from ..arguments import refusal
 from ..errors import SecateurError
 from ..launched import launched
 from ..shown import one_line
+from .large_pages import ask_for_large_pages
 from .screen import close_screens, count_from, hush, say
 from .sharing import ASKS_HELP, sharing
 from .threads import let_threads_sleep_beside_others
@@ -139,6 +140,7 @@ def main(arguments: Sequence[str] | None = None, *, started: float | None = None
         count_from(started, reads=reads)
         if reads:
             let_threads_sleep_beside_others()
+            ask_for_large_pages()
     code = run(arguments)
     try:
         sys.stdout.flush()

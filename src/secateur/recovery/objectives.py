@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..checkpoint import checksum, damaged
+from ..data import token_hash
 from ..ranks import Ranks
 from ..stats import Activations, Walk
 from ..stats.loss import in_pieces
@@ -79,40 +80,45 @@ class CachedDistillation:
     The cache is 6 bytes a token and entry, in files of the pass, or in memory up to `walk.limit`
     bytes and else in unnamed files. The teacher streams through `walk`, one layer in memory.
     Several ranks share the windows, and each then has what all have found: any example may come to
-    any rank.
+    any rank. It is asked before the tokens that are `told`, or all; elsewhere it says nothing.
 
     Raises:
         SecateurError: what an earlier run kept is damaged.
     """
 
-    def __init__(self, walk: Walk, top: int) -> None:
+    def __init__(
+        self, walk: Walk, top: int, told: Bool[Tensor, "window token"] | None = None
+    ) -> None:
         walk = walk.shared()
+        told = torch.ones_like(walk.tokens, dtype=torch.bool) if told is None else told
         count, length = walk.tokens.shape
         shape, third = (count, length - 1, top), walk.limit // 3
-        self._pass = walk.kept("teacher", top=top)
+        self._pass = walk.kept("teacher", top=top, told=token_hash(told.long()))
         self._tokens = Activations.kept(self._pass, "tokens", shape, torch.int32, 2 * third)
         self._logs = Activations.kept(self._pass, "logs", shape, torch.float16, third)
         if not self._pass.whole:
-            self._ask(walk, top)
+            self._ask(walk, top, told[:, 1:])
         elif self._pass.ended[1] != self._sums():
             raise damaged(self._pass.folder or Path())
 
-    def _ask(self, walk: Walk, top: int) -> None:
-        """The pass: what the teacher thinks likeliest after each token."""
+    def _ask(self, walk: Walk, top: int, told: Bool[Tensor, "window place"]) -> None:
+        """The pass: what the teacher thinks likeliest at each place that is told."""
         states = walk.embed(self._pass)
         for step in walk.layers(self._pass, {"hidden": states}, stage="teacher"):
             step.run(states)
         with walk.source.back() as logits_of:
             for windows in walk.batches:
-                hidden = states[windows][:, :-1]
+                asked = told[windows]
+                hidden = states[windows][:, :-1][asked.to(states[windows].device)]
+                if not len(hidden):
+                    continue
                 found = [
                     torch.log_softmax(logits, dim=-1, dtype=torch.float32).topk(top, dim=-1)
-                    for _, _, logits in in_pieces(logits_of, hidden.flatten(0, 1))
+                    for _, _, logits in in_pieces(logits_of, hidden)
                 ]
                 logs, tokens = map(torch.cat, zip(*found, strict=True))
-                shape = (*hidden.shape[:2], top)
-                self._tokens[windows] = tokens.int().view(shape)
-                self._logs[windows] = logs.half().view(shape)
+                self._tokens.tensor[windows][asked] = tokens.int().cpu()
+                self._logs.tensor[windows][asked] = logs.half().cpu()
         if walk.ranks.several:
             self._hand_round(walk.ranks)
         self._pass.end(value=self._sums())
