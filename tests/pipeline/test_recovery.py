@@ -193,13 +193,15 @@ def test_distillation_trains_what_it_is_told_to(
         assert ("model.embed_tokens.weight" in changed) == (train == "all")
 
 
-def test_predictions_that_were_kept_teach_the_places_drawn_what_all_of_them_teach(
-    pruned: Any, text_file: Path, tmp_path: Path
+def test_predictions_that_were_kept_teach_instructions_what_all_of_them_teach(
+    pruned: Any, tmp_path: Path
 ) -> None:
-    folder = pruned()
+    """Those before a token without a label were not asked for."""
+    folder, file = pruned(), tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"Say {n}:", "completion": f"{n} " * (n % 7 + 1)} for n in range(40)]
+    file.write_text("\n".join(map(json.dumps, rows)))
     kept, anew = (
-        recovered(folder, text_file, tmp_path / str(top), top_k=top, places=0.4, rate=0.01)
-        for top in (127, 0)
+        recovered(folder, file, tmp_path / str(top), top_k=top, rate=0.01) for top in (127, 0)
     )
     for one, other in zip(kept.numbers["checks"], anew.numbers["checks"], strict=True):
         assert one["held_out"] == pytest.approx(other["held_out"], rel=1e-3)

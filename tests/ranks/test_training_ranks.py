@@ -35,7 +35,6 @@ ALIKE: dict[str, dict[str, Any]] = {
     "lora": {"recipe": "lora", "rate": 0.01, "dropout": 0.0},
     "groupwise": {"recipe": "groupwise", "group": 16},
     "whole teacher": {"top_k": 0},
-    "some places": {"places": 0.4},
     "recomputed": {"recompute": "always"},
 }
 DIVIDED = [name for name in ALIKE if name != "groupwise"]

@@ -110,7 +110,7 @@ RECOVER_GROUPS = {
     "Most used": ("out config recipe data teacher", ""),
     "What is trained, and towards what": (
         "train loss rank bits group",
-        "alpha dropout grid keep_adapter top_k places on_prompts",
+        "alpha dropout grid keep_adapter top_k on_prompts",
     ),
     "Steps": ("steps minutes batch rate", "epochs micro warmup patience seed"),
     "Texts": ("samples length evaluate", "field bos evaluate_tokens prompts"),
@@ -154,15 +154,6 @@ class RecoverConfig(Reading):
     top_k: Annotated[
         int, Field(ge=0, description="Likeliest tokens kept of the teacher; 0: all")
     ] = 128
-    places: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=1,
-            description="Share of an example's places that a step's loss is taken at; default: by"
-            " the size of the head",
-        ),
-    ] = None
     samples: Annotated[int, Field(ge=2, description="Examples at most, held-out ones too")] = 50_000
     length: Annotated[
         int | None, Field(ge=2, description="Tokens of an example at most  [256]")
@@ -277,7 +268,6 @@ class RecoverConfig(Reading):
             warmup=warmup,
             seed=self.seed,
             patience=self.patience,
-            places=self.places or 1.0,
         )
 
 

@@ -81,7 +81,6 @@ class RecoverSettings(TypedDict, total=False):
     loss: str | None
     teacher: str | None
     top_k: int
-    places: float | None
     samples: int
     length: int | None
     field: str | None

@@ -8,7 +8,6 @@ with the number in the file beside its state.
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from ..recovery import (
     Pace,
     State,
     damaged,
-    drawn,
     forget_other,
     most_steps,
     read_state,
@@ -34,7 +32,7 @@ from ..recovery import (
     write_state,
 )
 from .student import Student
-from .training import AT_ONCE, fingerprint, make_objective, make_schedule, make_trainer
+from .training import AT_ONCE, fingerprint, make_objective, make_trainer
 from .training_data import TrainingData, held_out, most_examples, read_data
 
 # What is timed: steps for this share of the time, a pass of the teacher over so many examples.
@@ -107,10 +105,6 @@ def measured(trial: Student, data: TrainingData, clock: Clock, seconds: float) -
     def objective(count: int) -> Any:
         return make_objective(trial, data.examples[torch.arange(count)])
 
-    # of examples drawn once all is told: as much as is drawn of others
-    share = make_schedule(trial, data).places
-    data = replace(data, examples=drawn(data.examples, share, 0))
-    trial = trial.under(places=1.0)
     count = len(data.examples)
     for _ in track((None,), MEASURING, 1, "part"):
         with telling():

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from ..recovery import (
     Lora,
     Objective,
     Outcome,
-    Schedule,
     Trainer,
     fits,
     forget_other,
@@ -126,8 +125,7 @@ def train(
             " gained may not hold on other text"
         )
     _tell_rounds(student, data)
-    told = make_schedule(student, data).told_ever(data.examples, data.held)
-    objective = make_objective(student, data.examples, told)
+    objective = make_objective(student, data.examples)
     trained, trainer = make_trainer(student, data, objective, state, known_by, anew=anew)
     outcome = trainer.run()
     _explain(outcome, trainer.steps)
@@ -172,7 +170,7 @@ def make_trainer(
         data.examples,
         data.held,
         objective,
-        make_schedule(student, data),
+        student.config.schedule(len(data.examples) - data.held),
         device=student.device,
         autocast=student.autocast,
         store=state,
@@ -182,23 +180,6 @@ def make_trainer(
     if _recomputes(student, trainer):
         recomputed(model.get_submodule(student.opened.family.layers))
     return trained, trainer
-
-
-def make_schedule(student: Student, data: TrainingData) -> Schedule:
-    """Steps and rates, and at how many places a step's loss is taken.
-
-    By itself a distillation takes so many that the head costs no more than the layers: of a cut
-    model with a vocabulary of 262,144 it would be most of a step. A loss on the next token learns
-    one number a place, and takes all.
-    """
-    schedule = student.config.schedule(len(data.examples) - data.held)
-    if student.config.places is not None or not student.config.distils:
-        return schedule
-    skeleton = student.opened.skeleton
-    layers = skeleton.get_submodule(student.opened.family.layers)
-    head = skeleton.get_output_embeddings()  # type: ignore[operator]
-    sizes = [sum(p.numel() for p in part.parameters()) for part in (layers, head)]
-    return replace(schedule, places=min(1.0, sizes[0] / max(sizes[1], 1)))
 
 
 def _divided(student: Student, model: Any, trained: AnyTrained) -> Copies:
@@ -244,21 +225,18 @@ def fingerprint(student: Student, data: TrainingData) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def make_objective(student: Student, examples: Examples, told: Tensor | None = None) -> Objective:
-    """What the training takes a loss of, before tokens that are `told` [example, token].
-
-    By itself those are all that have a label. A teacher whose predictions are kept has run by then.
-    """
+def make_objective(student: Student, examples: Examples) -> Objective:
+    """What the training takes a loss of; a teacher whose predictions are kept has run by then."""
     config, teacher = student.config, student.teacher
     if not config.distils:
         return next_token
     assert teacher is not None, "a distillation has one"
     if config.top_k == 0:
         return FullDistillation(_whole_teacher(student, teacher, examples))
-    told = examples.labels != IGNORED if told is None else told
     limit = hidden_bytes(config.hidden_gib) // 2  # the states and the cache share it
     source = teacher.streamed(**config.machine)
     walk = Walk(source, examples.ids, batch=AT_ONCE, limit=limit, store=student.store)
+    told = examples.labels != IGNORED
     return CachedDistillation(walk, min(config.top_k, vocabulary(teacher) - 1), told)
 
 

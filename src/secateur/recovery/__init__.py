@@ -1,6 +1,6 @@
 """Recovery: a short training that brings back what the cut took."""
 
-from .batch import TOKENS_AT_ONCE, Batch, drawn
+from .batch import TOKENS_AT_ONCE, Batch
 from .earlier import Check, Outcome
 from .grid import GRIDS, Quantised, quantised
 from .groupwise import Groupwise, GroupwiseLinear

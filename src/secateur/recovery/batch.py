@@ -1,11 +1,9 @@
 """Some examples on the device, and the places in them that a loss is taken at.
 
 A place is a position before a labelled token: what is foretold there is compared. All other
-positions need no logits. Of the places a part can be drawn: the mean of its losses is, but for
-chance, that of all.
+positions need no logits.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,13 +35,14 @@ class Batch:
     @classmethod
     def of(
         cls,
-        part: Examples,
+        data: Examples,
         rows: Int64[Tensor, " example"],
         device: torch.device,
         *,
         counts: bool = True,
     ) -> "Batch":
-        """The examples `part`, which are `rows` of the data."""
+        """The examples `rows` of `data`."""
+        part = data[rows]
         example, position = (part.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         ids, places, labels = (
             tensor.to(device, non_blocking=True)
@@ -54,19 +53,6 @@ class Batch:
             )
         )
         return cls(ids, places, labels, rows[example], position, counts)
-
-
-def drawn(data: Examples, share: float, seed: int) -> Examples:
-    """`data` with `share` of the labels of each example, and one at least: others have none."""
-    if share >= 1:
-        return data
-    told = data.labels[:, 1:] != IGNORED
-    chance = torch.rand(told.shape, generator=torch.Generator().manual_seed(seed))
-    order = chance.masked_fill(~told, math.inf).argsort(dim=1).argsort(dim=1)
-    kept = told & (order < (share * told.sum(dim=1, keepdim=True)).ceil())
-    labels = data.labels.clone()
-    labels[:, 1:].masked_fill_(~kept, IGNORED)
-    return Examples(data.ids, labels)
 
 
 def micro_batches(

@@ -4,11 +4,8 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 from torch import Tensor
-
-from ..data import IGNORED, Examples
-from .batch import drawn
 
 CHECKS = 10
 
@@ -20,9 +17,8 @@ class Schedule:
     With `micro` None as many go at once as have a number of tokens that suits any length.
 
     `rate` is the learning rate at its highest; with `relative` it is multiplied with what suits
-    each tensor (`relative_rate`). A step's loss is taken at `places` of the places of each example
-    (`drawn`), a share, others in every step. Training stops after `patience` checks in a row
-    without a better held-out loss.
+    each tensor (`relative_rate`). Training stops after `patience` checks in a row without a better
+    held-out loss.
     """
 
     steps: int
@@ -33,7 +29,6 @@ class Schedule:
     warmup: int
     seed: int
     patience: int = 4
-    places: float = 1.0
 
     @property
     def check_every(self) -> int:
@@ -64,27 +59,6 @@ class Schedule:
             for epoch in {place // count for place in places}
         }
         return torch.stack([orders[place // count][place % count] for place in places])
-
-    def seed_of(self, step: int | None) -> int:
-        """The seed of what step `step` (from 0) draws; None: of what every check draws."""
-        return self.seed if step is None else self.seed * 1_000_003 + step
-
-    def told(self, some: Examples, step: int | None = None) -> Examples:
-        """The examples, with labels where the loss of step `step`, or of a check, is taken."""
-        return drawn(some, self.places, self.seed_of(step))
-
-    def told_ever(self, data: Examples, held: int) -> Bool[Tensor, "example token"]:
-        """Before which tokens of `data` any step or check takes its loss; the last `held` check."""
-        if self.places >= 1:
-            return data.labels != IGNORED
-        count = len(data) - held
-        found = torch.zeros(data.labels.shape, dtype=torch.int32)
-        for step in (None, *range(self.steps)):
-            rows = torch.arange(count, len(data)) if step is None else self.rows(step, count)
-            labels = self.told(data[rows], step).labels
-            # where an epoch ends, an example can be in a step twice
-            found[:, : labels.shape[1]].index_add_(0, rows, (labels != IGNORED).int())
-        return found > 0
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

@@ -24,7 +24,7 @@ from ..errors import SecateurError
 from ..parsing import parse_json
 
 # Part of every fingerprint: a state of another format is that of another run.
-STATE_FORMAT = "5"
+STATE_FORMAT = "4"
 
 
 class Spread(OnDemand):

@@ -154,14 +154,12 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = group["rate"] * self._share * self._schedule.factor(step)
         self._optimizer.zero_grad(set_to_none=True)
-        whole = self._data[rows]
-        some = self._schedule.told(whole, step)
-        tokens = max(some.tokens, 1)
+        tokens = max(self._data[rows].tokens, 1)
         losses: list[Tensor] = []
         with torch.random.fork_rng(devices=self._cuda), self._dropping():
             own = self._together.ranks.index * _APART % 2**62
-            torch.manual_seed(self._schedule.seed_of(step) + own)
-            for batch in self._batches(some, rows):
+            torch.manual_seed(self._schedule.seed * 1_000_003 + step + own)
+            for batch in self._batches(rows):
                 losses += backward(self.halves, self._objective, batch, 1 / tokens)
         total, size = self._together.step_sums(losses)
         if not math.isfinite(total) or not math.isfinite(size):
@@ -174,7 +172,7 @@ class Trainer:
         self._optimizer.step()
         self._at_best = False
         self._outcome.steps = step + 1
-        self._outcome.tokens += whole.tokens
+        self._outcome.tokens += tokens
         self._since.append((total, tokens))
 
     def _say(self) -> None:
@@ -186,11 +184,10 @@ class Trainer:
             pace = self._share * self._schedule.factor(self._outcome.steps - 1)
             draw(self._outcome.steps, loss=total / tokens, rate=self._schedule.rate * pace)
 
-    def _batches(self, some: Examples, rows: Int64[Tensor, " example"]) -> Iterator[Batch]:
-        """What goes through the model at once on this rank, of the examples `rows`: `some`."""
-        each = torch.arange(len(rows))
-        for part, counts in self._together.parts(some, each, self._schedule.micro):
-            yield Batch.of(some[part], rows[part], self._device, counts=counts)
+    def _batches(self, rows: Int64[Tensor, " example"]) -> Iterator[Batch]:
+        """What goes through the model at once on this rank, of some examples."""
+        for part, counts in self._together.parts(self._data, rows, self._schedule.micro):
+            yield Batch.of(self._data, part, self._device, counts=counts)
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
@@ -204,13 +201,12 @@ class Trainer:
                 module.eval()
 
     def loss(self, rows: Int64[Tensor, " example"]) -> float:
-        """The loss per token on the examples `rows`, always at the same places."""
-        some = self._schedule.told(self._data[rows])
+        """The loss per token on the examples `rows`."""
         losses: list[Tensor] = []
-        for batch in self._batches(some, rows):
+        for batch in self._batches(rows):
             losses += loss_of(self.halves, self._objective, batch)
         self._together.rest()
-        return self._together.loss_sum(losses) / max(some.tokens, 1)
+        return self._together.loss_sum(losses) / max(self._data[rows].tokens, 1)
 
     def _check(self, done: int) -> None:
         """Take the held-out loss; keep the state if it is the best so far."""
