@@ -108,8 +108,8 @@ class CachedDistillation:
             step.run(states)
         with walk.source.back() as logits_of:
             for windows in walk.batches:
-                asked = told[windows]
-                hidden = states[windows][:, :-1][asked.to(states[windows].device)]
+                asked, hidden = told[windows], states[windows]
+                hidden = hidden[:, :-1][asked.to(hidden.device)]
                 if not len(hidden):
                     continue
                 found = [
