@@ -22,6 +22,7 @@ from ..checkpoint import checksum, damaged
 from ..data import token_hash
 from ..ranks import Ranks
 from ..stats import Activations, Walk
+from ..stats.blocks import in_cache
 from ..stats.loss import in_pieces
 from .batch import Batch
 from .halves import Halves
@@ -113,8 +114,9 @@ class CachedDistillation:
                 if not len(hidden):
                     continue
                 found = [
-                    torch.log_softmax(logits, dim=-1, dtype=torch.float32).topk(top, dim=-1)
+                    torch.log_softmax(own, dim=-1, dtype=torch.float32).topk(top, dim=-1)
                     for _, _, logits in in_pieces(logits_of, hidden)
+                    for own in in_cache(logits)
                 ]
                 logs, tokens = map(torch.cat, zip(*found, strict=True))
                 self._tokens.tensor[windows][asked] = tokens.int().cpu()

@@ -7,9 +7,11 @@ are still small beside its memory.
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-# So many values: 1 MiB in fp32, 256 MiB on a GPU.
+# So many values: 1 MiB in fp32, 256 MiB on a GPU. Of wide rows there are as many as threads on a
+# CPU: each takes a row, and has a cache of its own.
 _VALUES, _ON_GPU = 2**18, 2**26
 
 
@@ -20,7 +22,8 @@ def at_once(device: str) -> int:
 
 def blocks(count: int, width: int, device: str) -> Iterator[slice]:
     """Runs of `count` rows of `width` values, one after the other."""
-    rows = max(at_once(device) // max(width, 1), 1)
+    least = torch.get_num_threads() if device == "cpu" else 1
+    rows = max(at_once(device) // max(width, 1), least)
     for start in range(0, count, rows):
         yield slice(start, min(start + rows, count))
 

@@ -18,8 +18,9 @@ from .blocks import in_cache
 from .finite import Finite
 
 # Logits are made for so many values at once; on a GPU for 2,000 tokens of 128,000, or as many as
-# half of what is free holds with all that is made of them.
-_AT_ONCE, _ON_GPU, _BYTES = 2**24, 2**28, 16
+# half of what is free holds with all that is made of them. Fewer tokens than `_ROWS` wait for the
+# weights of a large head to be read.
+_AT_ONCE, _ON_GPU, _BYTES, _ROWS = 2**24, 2**28, 16, 128
 
 
 def _at_once(device: torch.device) -> int:
@@ -36,14 +37,14 @@ def in_pieces(
 
     The head looks at one position at a time, so positions of many windows go in one row.
     """
-    start, size = 0, 64
+    start, size = 0, _ROWS
     while start < len(hidden):
         tokens = slice(start, start + size)
         piece = hidden[None, tokens]
         logits = logits_of(piece)[0]
         yield tokens, piece, logits
         start += size
-        size = max(64, _at_once(logits.device) // logits.shape[-1])
+        size = max(_ROWS, _at_once(logits.device) // logits.shape[-1])
 
 
 def token_losses(
