@@ -202,7 +202,9 @@ def test_every_rank_has_what_the_teacher_said_of_all_windows(count: int) -> None
     models = [open_model(tiny_model()).streamed() for _ in range(count)]
 
     def found() -> CachedDistillation:
-        return CachedDistillation(Walk(models[this().index], tokens, batch=2), 5)
+        return CachedDistillation(
+            Walk(models[this().index], tokens, batch=2), 5, torch.ones_like(tokens).bool()
+        )
 
     alone = found()
     for one in side_by_side(count, found):

@@ -101,6 +101,10 @@ def told_by(objective: Any, given: Tensor, labels: Tensor, rows: Tensor, ids: Te
     return loss
 
 
+def everywhere(tokens: Tensor) -> Tensor:
+    return torch.ones_like(tokens, dtype=torch.bool)
+
+
 def live(teacher: Any) -> FullDistillation:
     ids = torch.arange(6).view(2, 3)
     return FullDistillation(Halves(teacher, ids, nullcontext))
@@ -113,7 +117,7 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn(tokens: Tensor) 
     full = live(model)
     assert float(told_by(full, given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-3)
     walk = Walk(open_model(model).streamed(device="cpu"), tokens, batch=4)
-    cached = CachedDistillation(walk, 20)
+    cached = CachedDistillation(walk, 20, everywhere(tokens))
     assert float(told_by(cached, given, tokens, rows, tokens)) == pytest.approx(0.0, abs=1e-2)
 
 
@@ -130,7 +134,9 @@ def test_the_cached_teacher_says_what_the_live_one_says(limit: int, tokens: Tens
     source = open_model(teacher).streamed(device="cpu")
     told = []
     for top in (4, 32, 127):
-        cached = CachedDistillation(Walk(source, tokens, batch=4, limit=limit), top)
+        cached = CachedDistillation(
+            Walk(source, tokens, batch=4, limit=limit), top, everywhere(tokens)
+        )
         told.append(float(told_by(cached, given, labels, rows, tokens)))
     assert told[0] < told[1] < told[2] + 1e-3
     # one that was asked where there are labels alone says the same there, and is asked nowhere else
@@ -152,7 +158,7 @@ def test_the_rest_of_a_cached_teacher_counts_as_one_more_token(tokens: Tensor) -
     teacher, student = tiny_model(), tiny_model(seed=1)
     top = 4
     cached = CachedDistillation(
-        Walk(open_model(teacher).streamed(device="cpu"), tokens, batch=4), top
+        Walk(open_model(teacher).streamed(device="cpu"), tokens, batch=4), top, everywhere(tokens)
     )
     given = logits(student, tokens)
     theirs, ours = (x[:, :-1].flatten(0, 1).softmax(-1) for x in (logits(teacher, tokens), given))
@@ -172,7 +178,9 @@ def test_a_cached_teacher_takes_no_more_memory_than_it_may(tokens: Tensor) -> No
     whole = tokens.shape[0] * (tokens.shape[1] - 1) * 20 * 6  # bytes
     in_memory = []
     for limit in (whole // 3, whole // 2, whole - 1, whole, 2 * whole):
-        cached = CachedDistillation(Walk(source, tokens, batch=4, limit=limit), 20)
+        cached = CachedDistillation(
+            Walk(source, tokens, batch=4, limit=limit), 20, everywhere(tokens)
+        )
         parts = [part for part in (cached._tokens, cached._logs) if not part.mapped]
         in_memory.append(sum(part.tensor.nbytes for part in parts))
         assert in_memory[-1] <= limit

@@ -81,17 +81,14 @@ class CachedDistillation:
     The cache is 6 bytes a token and entry, in files of the pass, or in memory up to `walk.limit`
     bytes and else in unnamed files. The teacher streams through `walk`, one layer in memory.
     Several ranks share the windows, and each then has what all have found: any example may come to
-    any rank. It is asked before the tokens that are `told`, or all; elsewhere it says nothing.
+    any rank. It is asked before the tokens that are `told`; elsewhere it says nothing.
 
     Raises:
         SecateurError: what an earlier run kept is damaged.
     """
 
-    def __init__(
-        self, walk: Walk, top: int, told: Bool[Tensor, "window token"] | None = None
-    ) -> None:
+    def __init__(self, walk: Walk, top: int, told: Bool[Tensor, "window token"]) -> None:
         walk = walk.shared()
-        told = torch.ones_like(walk.tokens, dtype=torch.bool) if told is None else told
         count, length = walk.tokens.shape
         shape, third = (count, length - 1, top), walk.limit // 3
         self._pass = walk.kept("teacher", top=top, told=token_hash(told.long()))

@@ -18,9 +18,10 @@ from .blocks import in_cache
 from .finite import Finite
 
 # Logits are made for so many values at once; on a GPU for 2,000 tokens of 128,000, or as many as
-# half of what is free holds with all that is made of them. Fewer tokens than `_ROWS` wait for the
-# weights of a large head to be read.
-_AT_ONCE, _ON_GPU, _BYTES, _ROWS = 2**24, 2**28, 16, 128
+# half of what is free holds with all that is made of them.
+_AT_ONCE, _ON_GPU, _BYTES = 2**24, 2**28, 16
+# Tokens whose logits are made at once at least; on a CPU fewer wait for a large head to be read.
+_LEAST, _LEAST_ON_CPU = 64, 128
 
 
 def _at_once(device: torch.device) -> int:
@@ -30,6 +31,12 @@ def _at_once(device: torch.device) -> int:
     return min(_ON_GPU, free_bytes(device) // (2 * _BYTES))
 
 
+def _tokens_at_once(logits: Tensor) -> int:
+    """The logits of how many tokens are made at once, if they are like these."""
+    least = _LEAST if logits.device.type == "cuda" else _LEAST_ON_CPU
+    return max(least, _at_once(logits.device) // logits.shape[-1])
+
+
 def in_pieces(
     logits_of: Callable[[Tensor], Tensor], hidden: Float[Tensor, "token hidden"]
 ) -> Iterator[tuple[slice, Tensor, Float[Tensor, "piece vocabulary"]]]:
@@ -37,14 +44,14 @@ def in_pieces(
 
     The head looks at one position at a time, so positions of many windows go in one row.
     """
-    start, size = 0, _ROWS
+    start, size = 0, _LEAST
     while start < len(hidden):
         tokens = slice(start, start + size)
         piece = hidden[None, tokens]
         logits = logits_of(piece)[0]
         yield tokens, piece, logits
         start += size
-        size = max(_ROWS, _at_once(logits.device) // logits.shape[-1])
+        size = _tokens_at_once(logits)
 
 
 def token_losses(
