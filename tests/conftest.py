@@ -32,13 +32,18 @@ from breaking_off import Cut as Cut  # noqa: E402
 from documentation import desk as desk  # noqa: E402
 from hub_here import hub_here  # noqa: E402
 from secateur.cli.main import run  # noqa: E402
+from secateur.export.exporters import EXPORTERS  # noqa: E402
 from secateur.export.proof import mask  # noqa: E402
-from secateur.methods import EFFORTS, Effort, Parts  # noqa: E402
+from secateur.fusion import FUSIONS  # noqa: E402
+from secateur.importance import IMPORTANCE  # noqa: E402
+from secateur.methods import EFFORTS, METHODS, Effort, Parts  # noqa: E402
 from secateur.models import OpenModel  # noqa: E402
 from secateur.pipeline import added_biases  # noqa: E402
 from secateur.progress import Lines  # noqa: E402
+from secateur.search import SEARCHES  # noqa: E402
 from secateur.stats import Walk, collect  # noqa: E402
 from secateur.structure import Plan, Structure  # noqa: E402
+from secateur.surgery import REPAIRS  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -303,6 +308,26 @@ def text_file(tmp_path: Path) -> Path:
 def tokens() -> torch.Tensor:
     """Six windows of 24 tokens."""
     return torch.randint(3, 128, (6, 24), generator=torch.Generator().manual_seed(5))
+
+
+REGISTRIES: tuple[dict[str, Any], ...] = (
+    IMPORTANCE,
+    FUSIONS,
+    SEARCHES,
+    REPAIRS,
+    METHODS,
+    EXPORTERS,
+)
+
+
+@pytest.fixture(autouse=True)
+def known() -> Iterator[None]:
+    """What a test registers is gone after it: help and errors of other tests list what there is."""
+    before = [dict(registry) for registry in REGISTRIES]
+    yield
+    for registry, was in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(was)
 
 
 @pytest.fixture(autouse=True)

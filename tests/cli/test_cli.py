@@ -534,14 +534,12 @@ def test_prune_help_names_every_choice_and_every_setting(said: Said) -> None:
         assert f"--{setting.replace('_', '-')}" in words
 
 
-def test_a_score_without_a_description_leaves_those_of_the_others(
-    said: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_score_without_a_description_leaves_those_of_the_others(said: Said) -> None:
     def plain(weight: torch.Tensor) -> torch.Tensor:
         return weight
 
     own = Importance("own-and-undescribed", plain, "", frozenset({"weight"}))
-    monkeypatch.setitem(IMPORTANCE, own.name, own)
+    IMPORTANCE[own.name] = own
     lines = said("prune", "--help-all").splitlines()
     assert f"  {own.name}" in (line.rstrip() for line in lines)
     assert any(re.match(r"  taylor-vector +Magnitude of weight times", line) for line in lines)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import pytest
 import torch
 
 import secateur
-from conftest import tiny_model
+from conftest import REGISTRIES, tiny_model
 from secateur.cli.main import run
 from secateur.errors import SecateurError
-from secateur.fusion import FUSIONS
 from secateur.importance import IMPORTANCE
 from secateur.methods import METHODS, use
 from secateur.models import open_model
@@ -21,7 +20,6 @@ from secateur.pipeline.scoring import masks_of_parts, sums_of_parts
 from secateur.search import SEARCHES, Loss, Removal, register_search, remove_lowest, search
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-REGISTRIES: tuple[dict[str, Any], ...] = (IMPORTANCE, FUSIONS, SEARCHES, METHODS)
 
 HEAD = """
 from secateur.search import register_search, remove_lowest
@@ -35,15 +33,6 @@ RANKED = """
 def my_ranking(removals, budget):
     return remove_lowest(removals, budget, nearest=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def known() -> Iterator[None]:
-    before = [dict(registry) for registry in REGISTRIES]
-    yield
-    for registry, was in zip(REGISTRIES, before, strict=True):
-        registry.clear()
-        registry.update(was)
 
 
 @pytest.fixture
