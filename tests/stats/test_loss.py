@@ -6,7 +6,13 @@ import torch
 from secateur.errors import SecateurError
 from secateur.stats import blocks, loss
 from secateur.stats.finite import Finite
-from secateur.stats.loss import each_loss, hidden_gradient, loss_and_gradient, token_losses
+from secateur.stats.loss import (
+    each_loss,
+    hidden_gradient,
+    in_pieces,
+    loss_and_gradient,
+    token_losses,
+)
 from secateur.stats.objective import drawn, entropy_and_gradient, of_labels
 
 VOCABULARY, TOKENS = 37, 150
@@ -16,6 +22,7 @@ VOCABULARY, TOKENS = 37, 150
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_VALUES", 5 * VOCABULARY)
     monkeypatch.setattr("secateur.stats.loss._AT_ONCE", 70 * VOCABULARY)
+    monkeypatch.setattr("secateur.stats.loss._LEAST_ON_CPU", 64)
 
 
 def _drawn() -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,6 +84,20 @@ def test_on_a_gpu_thousands_of_tokens_go_at_once_as_memory_allows(
         assert 32 * at_once <= free_gib * 2**30
         assert at_once // vocabulary < 2200
     assert loss._at_once(torch.device("cpu")) == 2**24
+
+
+def test_of_a_large_vocabulary_a_cpu_takes_more_tokens_at_once_than_memory_alone_says() -> None:
+    """And no more than that: what is there at once stays bounded."""
+    sizes = {
+        vocabulary: [
+            len(piece[0])
+            for _, piece, _ in in_pieces(
+                lambda hidden, width=vocabulary: hidden.expand(-1, -1, width), torch.zeros(400, 1)
+            )
+        ]
+        for vocabulary in (2**16, 2**20)
+    }
+    assert sizes == {2**16: [64, 256, 80], 2**20: [64, 128, 128, 80]}
 
 
 @pytest.mark.usefixtures("small_blocks")
