@@ -161,8 +161,12 @@ def test_a_model_whose_forward_does_more_than_its_halves_runs_whole(tokens: Tens
         assert torch.allclose(gradient, expected[name], rtol=1e-3, atol=1e-4), name
 
 
+@pytest.mark.parametrize("values", [1, 4 * 40, 2**18])  # of a block: rows of one thread, 4, all
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_picked_log_probabilities_are_those_of_the_softmax(dtype: torch.dtype) -> None:
+def test_picked_log_probabilities_are_those_of_the_softmax(
+    dtype: torch.dtype, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secateur.stats.blocks._VALUES", values)
     given = (5 * torch.randn(6, 40)).to(dtype)
     tokens = torch.randint(0, 40, (6, 5))
     tokens[:, 1] = tokens[:, 0]  # twice the same: its gradients add up
