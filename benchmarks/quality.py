@@ -23,14 +23,12 @@ import transformers
 
 import secateur
 
-# Minutes of distillation, where there are some.
-DISTIL = 30.0
-
-# By name: what is asked of `prune`. The first are the ones that the others are compared with.
+# By name: what is asked of `prune`. The first are the ones that the others are compared with. Those
+# that distil do it for so many minutes as are asked.
 TRIALS: dict[str, dict[str, Any]] = {
     "FLAP": {"method": "flap"},
     "best": {"method": "best"},
-    "best, then distil": {"method": "best", "minutes": DISTIL},
+    "best, then distil": {"method": "best", "recipe": "distil"},
     "FLAP, refit": {"method": "flap", "repair": "refit"},
     "best, effort fast": {"method": "best", "effort": "fast"},
     "best, effort max": {"method": "best", "effort": "max"},
@@ -42,7 +40,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "fast without errors weighed by loss": {"method": "obs-loss", "importance": "obs"},
     "fast without refit: bias alone": {"method": "obs-loss", "repair": "bias"},
     "fast without repair": {"method": "obs-loss", "repair": "none"},
-    "FLAP, then distil": {"method": "flap", "minutes": DISTIL},
+    "FLAP, then distil": {"method": "flap", "recipe": "distil"},
     "Wanda-sp": {"method": "wanda-sp"},
     "Wanda-sp, refit": {"method": "wanda-sp", "repair": "refit"},
     "LLM-Pruner": {"method": "llm-pruner"},
@@ -80,7 +78,7 @@ def trial(
 ) -> dict[str, Any]:
     """The row `name`: perplexity, seconds (of what the store has not), parameters."""
     settings = dict(settings)
-    minutes = settings.pop("minutes", None)
+    recipe = settings.pop("recipe", None)
     settings |= {
         "calibration": str(arguments.calibration),
         "samples": arguments.samples,
@@ -95,13 +93,13 @@ def trial(
         kept = (arguments.keep or Path(folder)) / Path(model).name
         kept.mkdir(parents=True, exist_ok=True)
         small = kept / "-".join(re.findall(r"[\w.]+", name))
-        if minutes is None:
+        if recipe is None:
             result = secateur.prune(model, out=small, force=True, **settings)
         else:
             result, recovery = secateur.prune_and_recover(
-                model, out=small, force=True, recipe="distil", minutes=minutes, **settings
+                model, out=small, force=True, recipe=recipe, minutes=arguments.minutes, **settings
             )
-            row["steps"] = recovery.config.steps
+            row |= {"minutes": arguments.minutes, "steps": recovery.config.steps}
         row["seconds"] = round(time.monotonic() - started, 1)
         row["perplexity"] = measured(small, arguments)
     row["parameters"] = result.numbers["parameters"]
@@ -164,6 +162,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=2**16)
+    parser.add_argument("--minutes", type=float, default=30.0, help="of a distillation")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--only", nargs="+", choices=list(TRIALS))
@@ -174,7 +173,7 @@ def main() -> None:
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
-    found = {"rows": {}}
+    found: dict[str, Any] = {"rows": {}}
     if arguments.out.exists():
         found = json.loads(arguments.out.read_text())
     about = (
