@@ -120,22 +120,32 @@ def page(found: Mapping[str, Any], model: str) -> str:
         "| what | " + " | ".join(f"{ratio:.0%} removed" for ratio in RATIOS) + " |",
         "|---|" + "---|" * len(RATIOS),
     ]
+    missing = []
     for name in TRIALS:
-        cells = []
-        for ratio in RATIOS:
-            own = [_of(rows, name, ratio, seed) for seed in range(100)]
-            flap = [_of(rows, "FLAP", ratio, seed) for seed in range(100)]
-            values = [value for value in own if value is not None]
-            both = [(a, b) for a, b in zip(own, flap, strict=True) if a and b]
-            if not values:
-                cells.append("-")
-                continue
-            spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-            shares = mean((a - dense) / (b - dense) for a, b in both) if both else None
-            share = "" if shares is None else f" ({shares:.0%})"
-            cells.append(f"{mean(values):,.1f}{spread}{share}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        cells = [_cell(rows, name, ratio) for ratio in RATIOS]
+        if any(cells):
+            lines.append(f"| {name} | " + " | ".join(cell or "-" for cell in cells) + " |")
+        else:
+            missing.append(name)
+    if missing:
+        lines += ["", f"Not measured: {'; '.join(missing)}."]
     return "\n".join(lines)
+
+
+def _cell(rows: Mapping[str, Any], name: str, ratio: float) -> str:
+    """Mean, spread, share and number of seeds where there is more than one; "": not measured."""
+    own = [_of(rows, name, ratio, seed) for seed in range(100)]
+    flap = [_of(rows, "FLAP", ratio, seed) for seed in range(100)]
+    dense = rows[DENSE]["perplexity"]
+    values = [value for value in own if value is not None]
+    if not values:
+        return ""
+    both = [(a, b) for a, b in zip(own, flap, strict=True) if a and b]
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    shares = mean((a - dense) / (b - dense) for a, b in both) if both else None
+    share = "" if shares is None else f" ({shares:.0%})"
+    seeds = f", {len(values)} seeds" if len(values) > 1 else ""
+    return f"{mean(values):,.1f}{spread}{share}{seeds}"
 
 
 def _of(rows: Mapping[str, Any], name: str, ratio: float, seed: int) -> float | None:
