@@ -11,16 +11,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import transformers
+import secateur_command  # noqa: F401  (a program: secateur leaves torch to what asks for it)
+from secateur.cli.large_pages import ask_for_large_pages
+from secateur.cli.threads import let_threads_sleep_beside_others
 
-import secateur
-from secateur.cli.screen import Screen, table
-from secateur.data.sources import embedded_folder
-from secateur.methods import METHODS
-from secateur.pipeline.reporting import blends_of, cuts_of, versions, write_report
-from secateur.report import Perplexity, Report, Row
-from secateur.report.comparison import Trial, trial_columns, trial_row
-from secateur.report.summary import form_word
+let_threads_sleep_beside_others()  # both are read when torch is imported, by what follows
+ask_for_large_pages()
+
+import transformers  # noqa: E402
+
+import secateur  # noqa: E402
+from secateur.cli.screen import Screen, table  # noqa: E402
+from secateur.data.sources import embedded_folder  # noqa: E402
+from secateur.methods import METHODS  # noqa: E402
+from secateur.pipeline.record import versions  # noqa: E402
+from secateur.pipeline.reporting import blends_of, cuts_of, write_report  # noqa: E402
+from secateur.report import Perplexity, Report, Row  # noqa: E402
+from secateur.report.comparison import Trial, trial_columns, trial_row  # noqa: E402
+from secateur.report.summary import form_word  # noqa: E402
 
 RATIOS = (0.2, 0.5)
 STEPS = 25
