@@ -160,12 +160,13 @@ METHODS = {
         ),
         Method(
             "saap",
-            "Coarse and fine gradient scores by their noise; unstable layers lose most.",
+            "Coarse and fine gradient scores by their noise; unstable middle layers lose most.",
             None,
             "two_stage",
             "none",
             "https://arxiv.org/abs/2412.15127",
             fusion="homoscedastic",
+            untouched=_MIDDLE,
             recovery="groupwise",
         ),
         Method(
