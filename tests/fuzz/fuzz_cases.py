@@ -57,7 +57,8 @@ class World:
         self._run("recover", self.pruned, "--recipe", "groupwise", *data, "--out", self.packed)
         self.state = self._state()
         # The harness reads all its own files at the first name that it does not know.
-        run(["evaluate", str(self.model), "--evaluate", "none", "--tasks", "no-such-task"])
+        slip = ["evaluate", str(self.model), "--evaluate", "none", "--tasks", "no-such-task"]
+        assert run(slip) == 2
 
     def _run(self, *arguments: object) -> None:
         assert run([str(argument) for argument in arguments]) == 0, arguments

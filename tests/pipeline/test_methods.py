@@ -82,13 +82,14 @@ def test_every_repair_goes_with_every_method(method: str, repair: str, pruned: A
         assert all(report["after"] <= report["before"] * 1.5 for report in reports)
 
 
-def test_the_middle_layers_alone_lose_units() -> None:
+@pytest.mark.parametrize("method", ["llm-pruner", "hywia", "saap"])
+def test_the_middle_layers_alone_lose_units(method: str) -> None:
     """LLM-Pruner's layers 4 to 29 of 32: here 2 to 14 of 16."""
     structure = open_model(tiny_model("llama-gqa", num_hidden_layers=16)).structure
-    config = make_config(model="m", method="llm-pruner")
+    config = make_config(model="m", method=method)
     assert layers_of(structure, config) == tuple(range(2, 15))
     assert layers_of(structure, make_config(model="m", method="flap")) is None
-    named = make_config(model="m", method="llm-pruner", layers="0-3")
+    named = make_config(model="m", method=method, layers="0-3")
     assert layers_of(structure, named) == (0, 1, 2, 3)
 
 
