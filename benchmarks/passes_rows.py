@@ -16,6 +16,7 @@ import secateur
 import secateur.data
 from floors import Floors
 from secateur.evaluation import window_lengths
+from secateur.models import computing_dtype
 from secateur.pipeline import evaluate
 from turns import RATIO, Clock, Time, now, planned, since
 
@@ -106,8 +107,9 @@ class Subject:
 
 
 def plainly(folder: str | Path) -> Any:
-    """The model as transformers loads it."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    """The model as transformers loads it, in the dtype that ours computes in."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    return model.to(computing_dtype("auto", model.dtype, model.device))
 
 
 def flap(subject: Subject) -> Row:

@@ -451,7 +451,8 @@ def test_what_float16_cannot_hold_is_told_the_dtype_that_can(
     folder = tiny_folder("gemma3", dtype=torch.float16)
     filled(60_000.0, "model.layers.0.mlp.down_proj.weight")(folder)
     words = ["computed in float16", "Try --dtype bfloat16 .or float32"]
-    assert_refused("evaluate", folder, "--evaluate", text_file, says=words)
+    told = ["--evaluate", text_file, "--dtype", "float16"]
+    assert_refused("evaluate", folder, *told, says=words)
 
 
 def test_experts_of_another_size_than_config_json_says_are_refused(tiny_folder: Any) -> None:

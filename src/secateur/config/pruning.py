@@ -199,7 +199,7 @@ class PruneConfig(Reading):
     batch: Annotated[int, Field(ge=1, description="Batch: windows at once")] = 8
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="Seed of every draw")] = 0
     device: Device = "auto"
-    dtype: Annotated[str, Field(description="Arithmetic; auto: the checkpoint's")] = "auto"
+    dtype: Annotated[str, Field(description="Arithmetic; auto: the checkpoint's if fast")] = "auto"
     hidden_gib: Annotated[
         float,
         Field(

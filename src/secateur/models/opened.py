@@ -19,7 +19,7 @@ from ..device_memory import Room
 from ..errors import SecateurError
 from ..structure import Structure
 from .adapters import Adapter
-from .devices import resolve_device, resolve_dtype
+from .devices import computing_dtype, resolve_device
 from .families import Family
 from .hub import hub_name, is_hub_name
 from .inputs import Outer, has_tokenizer, tokenizer_of
@@ -209,15 +209,15 @@ class OpenModel:
         resident: str = "auto",
         device_gib: float | None = None,
     ) -> StreamedModel:
-        """The model for the streaming pass, computing in `dtype` (`auto`: its own).
+        """The model for the streaming pass, computing in `dtype` (see `computing_dtype`).
 
         `resident` and `device_gib` (for hidden states) are the settings of these names.
 
         Raises:
             SecateurError: its weights are to be resident, and the device has no room for them.
         """
-        model = empty_model(self.config, resolve_dtype(dtype) or self.dtype)
         place = resolve_device(device)
+        model = empty_model(self.config, computing_dtype(dtype, self.dtype, place))
         source = StreamedModel(
             model,
             self.family,

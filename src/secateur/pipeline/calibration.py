@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import data
 from ..config import PruneConfig
 from ..errors import SecateurError
-from ..models import OpenModel, loaded
+from ..models import OpenModel, computing_dtype, loaded, resolve_device
 from ..progress import note
 from .checks import known_ids
 
@@ -102,5 +102,6 @@ def _own_text(opened: OpenModel, config: PruneConfig, length: int) -> Iterable[T
     """The model's own samples; it is loaded whole for that, as nothing else is."""
     if opened.folder is None:
         raise SecateurError("A live model is not sampled from; give calibration a text.")
-    model = loaded(opened, dtype=config.dtype).to(config.device)
+    device = resolve_device(config.device)
+    model = loaded(opened, dtype=computing_dtype(config.dtype, opened.dtype, device)).to(device)
     return data.generated_documents(model, length=length, batch=config.batch, seed=config.seed)

@@ -1,0 +1,53 @@
+"""What a model computes in: what its weights are stored in, where the machine is fast at that."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import secateur
+from secateur.models import computing_dtype, devices
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_is_the_stored_dtype_where_a_cpu_is_fast_at_it(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    flags = {"avx512_bf16": fast, "avx2": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    found = {stored: computing_dtype("auto", stored, CPU) for stored in (*HALF, torch.float32)}
+    assert found == {
+        torch.bfloat16: torch.bfloat16 if fast else torch.float32,
+        torch.float16: torch.float32,
+        torch.float32: torch.float32,
+    }
+
+
+@pytest.mark.parametrize("stored", HALF)
+def test_a_gpu_computes_in_what_is_stored_and_a_name_is_taken_at_its_word(
+    stored: torch.dtype,
+) -> None:
+    assert computing_dtype("auto", stored, GPU) == stored
+    assert computing_dtype("bfloat16", stored, CPU) == torch.bfloat16
+
+
+def test_a_slow_cpu_prunes_a_half_precision_model_as_in_fp32(
+    tmp_path: Path, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_folder()
+    source = secateur.load(folder, dtype="bfloat16")
+    source.save_pretrained(folder)
+    monkeypatch.setattr(devices, "multiplies_bfloat16", lambda device: False)
+    for name in ("auto", "float32", "bfloat16"):
+        secateur.prune(folder, out=tmp_path / name, ratio=0.3, method="flap", dtype=name)
+    auto, fp32, bf16 = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("auto", "float32", "bfloat16")
+    )
+    assert {tensor.dtype for tensor in auto.values()} == {torch.bfloat16}
+    assert all(torch.equal(auto[name], fp32[name]) for name in fp32)
+    assert any(not torch.equal(auto[name], bf16.get(name, fp32[name])) for name in auto)
