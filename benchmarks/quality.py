@@ -13,10 +13,12 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -38,6 +40,7 @@ TRIALS: dict[str, dict[str, Any]] = {
         "search": "uniform",
     },
     "fast without errors weighed by loss": {"method": "obs-loss", "importance": "obs"},
+    "fast without weighing tokens": {"method": "obs-loss", "tokens": "alike"},
     "fast without refit: bias alone": {"method": "obs-loss", "repair": "bias"},
     "fast without repair": {"method": "obs-loss", "repair": "none"},
     "FLAP, then distil": {"method": "flap", "recipe": "distil"},
@@ -73,23 +76,39 @@ def measured(model: str | Path, arguments: argparse.Namespace) -> float:
     return found.value
 
 
+@contextmanager
+def tokens_alike() -> Iterator[None]:
+    """While entered, every token of a score or a repair counts the same, sinks too."""
+
+    def ones(stream: torch.Tensor, _: object = None) -> torch.Tensor:
+        return torch.ones(stream.shape[:-1], device=stream.device)
+
+    with (
+        mock.patch("secateur.stats.spread.token_weights", ones),
+        mock.patch("secateur.surgery.streams.token_weights", ones),
+    ):
+        yield
+
+
 def trial(
     model: str, name: str, settings: Mapping[str, Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """The row `name`: perplexity, seconds (of what the store has not), parameters."""
     settings = dict(settings)
     recipe = settings.pop("recipe", None)
+    alike = settings.pop("tokens", None) == "alike"
     settings |= {
         "calibration": str(arguments.calibration),
         "samples": arguments.samples,
         "length": arguments.length,
         "dtype": arguments.dtype,
         "evaluate": "none",
-        "store": arguments.store,
+        # of what it keeps, nothing is known to depend on how tokens count
+        "store": None if alike else arguments.store,
     }
     started = time.monotonic()
     row: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tokens_alike() if alike else nullcontext():
         kept = (arguments.keep or Path(folder)) / Path(model).name
         kept.mkdir(parents=True, exist_ok=True)
         small = kept / "-".join(re.findall(r"[\w.]+", name))
