@@ -97,6 +97,8 @@ def trial(
     settings = dict(settings)
     recipe = settings.pop("recipe", None)
     alike = settings.pop("tokens", None) == "alike"
+    if settings.get("effort") == "max" and arguments.search_minutes is not None:
+        settings["search_minutes"] = arguments.search_minutes
     settings |= {
         "calibration": str(arguments.calibration),
         "samples": arguments.samples,
@@ -122,8 +124,7 @@ def trial(
         row["seconds"] = round(time.monotonic() - started, 1)
         row["perplexity"] = measured(small, arguments)
     row["parameters"] = result.numbers["parameters"]
-    if contest := result.numbers.get("contest"):
-        row["contest"] = contest
+    row |= {k: result.numbers[k] for k in ("contest", "search") if result.numbers.get(k)}
     return row
 
 
@@ -174,7 +175,7 @@ def _of(rows: Mapping[str, Any], name: str, ratio: float, seed: int) -> float | 
 
 def asked(arguments: argparse.Namespace) -> Iterable[tuple[str, float, int]]:
     """The rows, in the order in which they are run."""
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.from_seed, arguments.seeds):
         for name in arguments.only or TRIALS:
             for ratio in arguments.ratios:
                 yield name, ratio, seed
@@ -192,7 +193,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=2**16)
     parser.add_argument("--minutes", type=float, default=30.0, help="of a distillation")
+    parser.add_argument("--search-minutes", type=float, help="of the search of --effort max")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--from-seed", type=int, default=0)
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--only", nargs="+", choices=list(TRIALS))
     parser.add_argument("--store", type=Path, help="keeps passes over the model for other rows")

@@ -40,12 +40,16 @@ OF_LOSS = [name for name in GRADIENTS if name not in GATES]
 MODULES = {"attention": "qkvo", "mlp": ("gate", "up", "down")}
 
 
-def collected(model: Any, tokens: Tensor, *needs: str, **walk: Any) -> Statistics:
+def collected(
+    model: Any, tokens: Tensor, *needs: str, dtype: str = "auto", **walk: Any
+) -> Statistics:
     """The streamed terms of all axes."""
     opened = open_model(model)
     walk = {"batch": 4, **walk}
     return collect_gradients(
-        Walk(opened.streamed(device="cpu"), tokens, **walk), opened.structure.axes, needs
+        Walk(opened.streamed(device="cpu", dtype=dtype), tokens, **walk),
+        opened.structure.axes,
+        needs,
     )
 
 
@@ -173,7 +177,7 @@ def test_bf16_gradients_are_multiplied_and_summed_in_fp32(tokens: Tensor) -> Non
     model, tokens = tiny_model(), tokens[:, :17]
     frequencies = model.model.rotary_emb.inv_freq
     model.bfloat16().model.rotary_emb.inv_freq = frequencies  # a loaded model has them in fp32
-    statistics = collected(model, tokens, *OF_LOSS)
+    statistics = collected(model, tokens, *OF_LOSS, dtype="bfloat16")
     gradients = window_gradients(model, tokens)
     for axis in open_model(model).structure.axes:
         for name, expected in expected_terms(model, axis, gradients).items():
