@@ -199,6 +199,13 @@ def one_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setitem(EFFORTS, "good", quick)
 
 
+@pytest.fixture(autouse=True)
+def few_words(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models write two tokens for a report, each of them a walk, unless a test is about that."""
+    if request.node.get_closest_marker("samples") is None:
+        monkeypatch.setattr("secateur.pipeline.continuing._NEW", 2)
+
+
 @pytest.fixture
 def tiny_folder(tmp_path: Path) -> Callable[..., Path]:
     """Write a tiny random checkpoint with a tokenizer; give its folder."""

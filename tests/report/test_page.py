@@ -345,6 +345,7 @@ def test_a_run_writes_its_report_and_no_place_of_this_machine(
     assert str(text_file.parent) not in (tmp_path / "better" / "report.json").read_text()
 
 
+@pytest.mark.samples
 def test_samples_are_what_the_models_write(
     tiny_folder: Any, text_file: Path, tmp_path: Path, no_library: None
 ) -> None:
