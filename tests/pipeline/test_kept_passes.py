@@ -227,6 +227,7 @@ def test_recovery_and_comparison_go_on_too(
         shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.samples
 def test_what_a_model_wrote_is_not_written_again(tmp_path: Path, layers_run: list[int]) -> None:
     """Of two runs with one store the second writes with its own model alone; a third with none."""
     settings: dict[str, Any] = {
