@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import secateur
-from secateur.models import computing_dtype, devices
+from secateur.models import OpenModel, computing_dtype, devices
+from secateur.pipeline import calibration
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 HALF = [torch.bfloat16, torch.float16]
@@ -39,9 +40,7 @@ def test_a_gpu_computes_in_what_is_stored_and_a_name_is_taken_at_its_word(
 def test_a_slow_cpu_prunes_a_half_precision_model_as_in_fp32(
     tmp_path: Path, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tiny_folder()
-    source = secateur.load(folder, dtype="bfloat16")
-    source.save_pretrained(folder)
+    folder = tiny_folder(dtype=torch.bfloat16)
     monkeypatch.setattr(devices, "multiplies_bfloat16", lambda device: False)
     for name in ("auto", "float32", "bfloat16"):
         secateur.prune(folder, out=tmp_path / name, ratio=0.3, method="flap", dtype=name)
@@ -51,3 +50,19 @@ def test_a_slow_cpu_prunes_a_half_precision_model_as_in_fp32(
     assert {tensor.dtype for tensor in auto.values()} == {torch.bfloat16}
     assert all(torch.equal(auto[name], fp32[name]) for name in fp32)
     assert any(not torch.equal(auto[name], bf16.get(name, fp32[name])) for name in auto)
+
+
+def test_there_it_writes_its_own_text_in_fp32_too(
+    tmp_path: Path, tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, dtypes, load = tiny_folder(dtype=torch.bfloat16), [], calibration.loaded
+
+    def watched(opened: OpenModel, *, dtype: torch.dtype) -> torch.nn.Module:
+        dtypes.append(dtype)
+        return load(opened, dtype=dtype)
+
+    monkeypatch.setattr(devices, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(calibration, "loaded", watched)
+    common = {"calibration": "self", "samples": 4, "length": 16, "method": "flap"}
+    secateur.prune(folder, out=tmp_path / "small", evaluate="none", **common)
+    assert dtypes == [torch.float32]
