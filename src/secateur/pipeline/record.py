@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ _VERSIONS = ("secateur", "torch", "transformers", "tokenizers", "safetensors")
 
 def versions() -> dict[str, str]:
     """What made a folder, for records."""
-    packages = {name: importlib.metadata.version(name) for name in _VERSIONS}
-    return {"python": platform.python_version(), **packages}
+    return {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}}
+
+
+@cache
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 def write_plan(folder: Path, weights: View, structure: Structure, plan: Plan) -> None:

@@ -23,18 +23,12 @@ _INSTALL = 'pip install "secateur[report]"'
 
 def html(report: Report) -> str:
     """The page of a report, as text."""
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     library = plotting_library()
     parts = sections(report, static=library is None)
     plots = [plot for part in parts for plot in part.plots]
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["inline_svg"] = lambda text: Markup(text[text.index("<svg") :])
-    template = environment.from_string(_file("page.html"))
-    return template.render(
+    return _template().render(
         title=f"{one_line(report.model)}, {_TITLES[report.kind]}",
         headline=headline(report),
         facts=facts(report),
@@ -48,6 +42,18 @@ def html(report: Report) -> str:
         style=Markup(_file("page.css")),
         script=Markup(_file("page.js")),
     )
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["inline_svg"] = lambda text: Markup(text[text.index("<svg") :])
+    return environment.from_string(_file("page.html"))
 
 
 @cache
