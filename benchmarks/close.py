@@ -4,7 +4,7 @@
     python benchmarks/close.py MODEL --text text.txt --against before/    (with the other)
 
 For changes of the arithmetic, after which `unchanged.py` can find no two bytes alike. Every method,
-and repair that fits, is run in fp32 and in the model's own dtype; of those whose plans are the same
+and repair that fits, is run in fp32 and in bf16; of those whose plans are the same
 the weights are compared, tensor by tensor: |new - old| / |old|, the largest of all tensors. Where
 plans differ, units were so nearly alike that rounding decides.
 """
@@ -34,12 +34,12 @@ def cases() -> dict[str, str]:
     found = {
         f"{method} {dtype}": f"--method {method} --repair none --dtype {dtype}"
         for method in METHODS
-        for dtype in ("float32", "auto")
+        for dtype in ("float32", "bfloat16")
     }
     found |= {
         f"flap, {repair} {dtype}": f"--method flap --repair {repair} --dtype {dtype}"
         for repair in REPAIRS
-        for dtype in ("float32", "auto")
+        for dtype in ("float32", "bfloat16")
     }
     return found
 

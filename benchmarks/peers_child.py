@@ -263,6 +263,7 @@ def ours(job: Job) -> tuple[Job, Any]:
     import secateur
 
     settings: Job = {"method": job["method"], "ratio": job["ratio"], "align": 1}
+    settings["dtype"] = job["checkpoint"]  # by itself it takes fp32 where a CPU is slow in bf16
     if job["method"] == "llm-pruner":
         settings |= _as_many_units(job) | {"importance": TERMS[job["terms"]]}
     clock = Clock()

@@ -24,6 +24,7 @@ import torch
 import transformers
 
 import secateur
+from secateur.models import dtype_name, open_model
 
 # By name: what is asked of `prune`. The first are the ones that the others are compared with. Those
 # that distil do it for so many minutes as are asked.
@@ -97,19 +98,18 @@ def trial(
     settings = dict(settings)
     recipe = settings.pop("recipe", None)
     alike = settings.pop("tokens", None) == "alike"
-    if settings.get("effort") == "max" and arguments.search_minutes is not None:
-        settings["search_minutes"] = arguments.search_minutes
     settings |= {
         "calibration": str(arguments.calibration),
         "samples": arguments.samples,
         "length": arguments.length,
         "dtype": arguments.dtype,
         "evaluate": "none",
+        "prompts": 0,
         # of what it keeps, nothing is known to depend on how tokens count
         "store": None if alike else arguments.store,
     }
-    started = time.monotonic()
     row: dict[str, Any] = {}
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, tokens_alike() if alike else nullcontext():
         kept = (arguments.keep or Path(folder)) / Path(model).name
         kept.mkdir(parents=True, exist_ok=True)
@@ -118,14 +118,29 @@ def trial(
             result = secateur.prune(model, out=small, force=True, **settings)
         else:
             result, recovery = secateur.prune_and_recover(
-                model, out=small, force=True, recipe=recipe, minutes=arguments.minutes, **settings
+                model, out=small, force=True, recipe=recipe, **settings
             )
-            row |= {"minutes": arguments.minutes, "steps": recovery.config.steps}
+            row["steps"] = recovery.config.steps
         row["seconds"] = round(time.monotonic() - started, 1)
         row["perplexity"] = measured(small, arguments)
     row["parameters"] = result.numbers["parameters"]
     row |= {k: result.numbers[k] for k in ("contest", "search") if result.numbers.get(k)}
     return row
+
+
+def limits(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """How many minutes the row `name` may take, where it is asked for some."""
+    settings = TRIALS[name]
+    if settings.get("recipe"):
+        return {"minutes": arguments.minutes}
+    if settings.get("effort") == "max" and arguments.search_minutes is not None:
+        return {"search_minutes": arguments.search_minutes}
+    return {}
+
+
+def computed_in(model: str, dtype: str) -> str:
+    """The dtype that `dtype` comes to here."""
+    return dtype_name(open_model(model).streamed(dtype=dtype).dtype)
 
 
 def page(found: Mapping[str, Any], model: str) -> str:
@@ -219,12 +234,17 @@ def main() -> None:
     if not arguments.page:
         if DENSE not in found["rows"]:
             found["rows"][DENSE] = {"perplexity": measured(arguments.model, arguments)}
+        dtype = computed_in(arguments.model, arguments.dtype)
         for name, ratio, seed in asked(arguments):
-            if key(name, ratio, seed) in found["rows"]:
+            place, own = key(name, ratio, seed), limits(name, arguments)
+            if place in found["rows"]:
+                there = {what: found["rows"][place].get(what) for what in own}
+                if there != own:
+                    parser.error(f"{place} is there with {there}, not {own}: name another --out.")
                 continue
-            settings = {**TRIALS[name], "ratio": ratio, "seed": seed}
-            place = key(name, ratio, seed)
-            row = found["rows"][place] = trial(arguments.model, place, settings, arguments)
+            settings = {**TRIALS[name], **own, "ratio": ratio, "seed": seed}
+            row = {**own, "dtype": dtype, **trial(arguments.model, place, settings, arguments)}
+            found["rows"][place] = row
             print(place, row, flush=True)
             arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     print(page(found, Path(arguments.model).name))

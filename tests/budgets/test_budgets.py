@@ -15,7 +15,7 @@ from conftest import tiny_model
 from secateur.budgets import BYTES, PARAMETERS, TIME, Attention, Cache, Work, amount, windows_of
 from secateur.budgets.amounts import spelled
 from secateur.budgets.table import Line, work_of
-from secateur.config import make_config
+from secateur.config import make_config, read_toml
 from secateur.errors import SecateurError
 from secateur.models import open_model
 from secateur.pipeline import budgeting
@@ -261,6 +261,18 @@ def by_hand(model: Any, tokens: int, batch: int) -> float:
         assert width is None or outputs % width == 0
         values += 2 * outputs * min(tokens, window or tokens) * batch
     return (weights + values) * 1e-12
+
+
+def test_a_record_does_not_fix_the_dtype_that_time_is_measured_in(
+    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path, fake_time: None
+) -> None:
+    folder, dtypes = tiny_folder(), {"time": "auto", "share": "float32"}
+    for name, budget in (
+        ("time", {"speedup": 1.25, "at_context": CONTEXT}),
+        ("share", {"ratio": 0.2}),
+    ):
+        secateur.prune(str(folder), out=tmp_path / name, **settings("AL-AM", text_file, **budget))
+        assert read_toml(tmp_path / name / "run.toml")["dtype"] == dtypes[name]
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3", "gpt2"])

@@ -2,7 +2,8 @@
 
 import json
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import Cut, linears, logits, tiny_model, tiny_tokenizer
+from secateur.checkpoint import Store
 from secateur.config import make_recover_config
 from secateur.data import IGNORED, Examples, instruction_examples, is_instructions
 from secateur.errors import SecateurError
@@ -101,6 +103,22 @@ def told_by(objective: Any, given: Tensor, labels: Tensor, rows: Tensor, ids: Te
     return loss
 
 
+@contextmanager
+def counted_head(source: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """While entered, at how many places the head is asked, call by call."""
+    places: list[int] = []
+    back = source.back
+
+    @contextmanager
+    def counted() -> Iterator[Any]:
+        with back() as logits_of:
+            yield lambda hidden: (places.append(hidden[..., 0].numel()), logits_of(hidden))[1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(source, "back", counted)
+        yield places
+
+
 def everywhere(tokens: Tensor) -> Tensor:
     return torch.ones_like(tokens, dtype=torch.bool)
 
@@ -144,7 +162,9 @@ def test_the_cached_teacher_says_what_the_live_one_says(
     assert told[0] < told[1] < told[2] + 1e-3
     # one that was asked where there are labels alone says the same there, and is asked nowhere else
     wanted = labels != IGNORED
-    asked = CachedDistillation(Walk(source, tokens, batch=4, limit=limit), 127, wanted)
+    with counted_head(source, monkeypatch) as places:
+        asked = CachedDistillation(Walk(source, tokens, batch=4, limit=limit), 127, wanted)
+    assert sum(places) == int(wanted[:, 1:].sum())
     for kept in (asked._tokens.tensor, asked._logs.tensor):
         kept[~wanted[:, 1:]] = 99
     assert float(told_by(asked, given, labels, rows, tokens)) == pytest.approx(told[2], rel=1e-6)
@@ -154,6 +174,22 @@ def test_the_cached_teacher_says_what_the_live_one_says(
     cut = float(told_by(cached, given[part, :9], labels[part, :9], part, tokens[part, :9]))
     own = float(told_by(live(teacher), given[part], labels[part], part, tokens[part]))
     assert cut == pytest.approx(own, rel=2e-3)
+
+
+def test_a_teacher_that_was_kept_is_not_taken_for_one_of_other_labels(
+    tokens: Tensor, tmp_path: Path
+) -> None:
+    source = open_model(tiny_model()).streamed(device="cpu")
+    halves = torch.arange(tokens.shape[1]) % 2 == 0
+    first, other = halves.expand_as(tokens), ~halves.expand_as(tokens)
+
+    def asked(told: Tensor, store: Store | None) -> CachedDistillation:
+        return CachedDistillation(Walk(source, tokens, batch=4, store=store), 5, told)
+
+    for told in (first, other):
+        with Store(tmp_path / "store") as store:
+            kept = asked(told, store)._tokens.tensor[told[:, 1:]].clone()
+        assert torch.equal(kept, asked(told, None)._tokens.tensor[told[:, 1:]])
 
 
 def test_the_rest_of_a_cached_teacher_counts_as_one_more_token(tokens: Tensor) -> None:

@@ -1,7 +1,13 @@
 """Model families: which structures they have, and how one layer at a time gets its weights."""
 
 from .conversion import converted, reverted
-from .devices import computing_dtype, multiplies_bfloat16, resolve_device, resolve_dtype
+from .devices import (
+    computing_dtype,
+    dtype_name,
+    multiplies_bfloat16,
+    resolve_device,
+    resolve_dtype,
+)
 from .families import FAMILIES, Family, layout_for
 from .hub import hub_name
 from .inputs import Outer

@@ -68,6 +68,11 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in _BFLOAT16)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """What people call it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def resolve_dtype(name: str) -> torch.dtype | None:
     """The dtype by name; None for `auto`."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

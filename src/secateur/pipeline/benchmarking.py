@@ -34,7 +34,14 @@ from ..benchmark import (
 from ..budgets import Cache, latent_width, windows_of
 from ..config import BenchConfig, BenchSettings, make_bench_config
 from ..device_memory import available_bytes
-from ..models import OpenModel, open_model, resolve_device, resolve_dtype, routed_experts
+from ..models import (
+    OpenModel,
+    dtype_name,
+    open_model,
+    resolve_device,
+    resolve_dtype,
+    routed_experts,
+)
 from ..progress import Progress, note, telling, timed, track
 from ..structure import format_ranges
 from .subject import name_of
@@ -269,7 +276,7 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"CPU ({processor()})",
         "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "natural_multiple": natural_multiple(device, dtype),
         "torch": torch.__version__,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

@@ -93,7 +93,7 @@ def cache_of(opened: OpenModel, config: PruneConfig, itemsize: int | None = None
 
 
 def table_of(opened: OpenModel, structure: Structure, config: PruneConfig) -> Table:
-    """What the shapes of the model take on the device, in the dtype in force."""
+    """What the shapes of the model take on the device, in the dtype that engines compute in."""
     device, dtype = resolve_device(config.device), _dtype(opened, config)
     specs = opened.weights.specs
     cache = cache_of(opened, config, dtype.itemsize)
@@ -134,6 +134,7 @@ def _token_times(models: list[Any], device: torch.device, cache: Cache) -> list[
 
 
 def _dtype(opened: OpenModel, config: PruneConfig) -> torch.dtype:
+    """That of the weights, if none is named: passes may be in another where this CPU is slow."""
     return resolve_dtype(config.dtype) or opened.dtype
 
 

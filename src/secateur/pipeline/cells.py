@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import PruneConfig, SweepConfig, make_config
 from ..export import without_place
+from ..models import multiplies_bfloat16, resolve_device
 from ..paths import typed_path
 from .record import versions
 
@@ -22,8 +23,8 @@ _LONGEST = 60
 class Cell:
     """A model, method, ratio, repair and seed, with the settings of all; `model` is its name.
 
-    The `key` is a hash of the settings, of size and time of the files that they name, and of the
-    versions that compute: of other numbers it would be another.
+    The `key` is a hash of the settings, of size and time of the files that they name, of the
+    versions that compute, and of what decides the dtype: of other numbers it would be another.
     """
 
     model: str
@@ -107,7 +108,13 @@ def together(cells: Iterable[Cell]) -> list[list[Cell]]:
 
 def _key(config: PruneConfig, stamps: dict[str, Any]) -> str:
     named = {name: stamps[getattr(config, name)] for name in _PLACES if getattr(config, name)}
-    about = {"settings": config.model_dump(), "files": named, "versions": versions()}
+    about: dict[str, Any] = {
+        "settings": config.model_dump(),
+        "files": named,
+        "versions": versions(),
+    }
+    if config.dtype == "auto" and config.device in ("auto", "cpu"):
+        about["bf16"] = multiplies_bfloat16(resolve_device(config.device))
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -61,7 +61,7 @@ def write_record(
         }
     record["companions"] = companions_beside(folder)
     (folder / "run.toml").write_text(to_toml(subject.recorded, record), encoding="utf-8")
-    settings = settings_in_force(subject.config)
+    settings = settings_in_force(subject.settled)
     card = model_card(
         opened,
         form,

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
+import torch
+
 from ..arguments import (
     a_flag,
     a_folder_or_name,
@@ -23,7 +25,7 @@ from ..config import (
 )
 from ..errors import SecateurError
 from ..evaluation import Perplexity
-from ..models import StreamedModel, load
+from ..models import StreamedModel, dtype_name, load
 from ..progress import Progress, Told, note, telling, timed
 from ..ranks import ALONE, joined_as, this
 from .checks import output_folder, path_of
@@ -216,6 +218,7 @@ def _numbers(
     return {
         "trained": student.config.trained,
         "trained_parameters": trained.parameters,
+        "dtype": dtype_name(student.autocast or torch.float32),
         "parameters": sum(spec.elements for spec in specs),
         "data": {
             "source": data.source,

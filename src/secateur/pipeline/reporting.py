@@ -69,7 +69,7 @@ def report_run(
             store=subject.store,
             tokenizer=subject.tokenizer,
         )
-        settings = settings_in_force(config)
+        settings = settings_in_force(subject.settled)
         write_report(
             folder,
             Report(

@@ -12,7 +12,7 @@ from ..budgets import Budget
 from ..checkpoint import Store
 from ..config import PruneConfig
 from ..export import proved
-from ..models import LIVE, OpenModel, StreamedModel, open_model, resolve_device
+from ..models import LIVE, OpenModel, StreamedModel, dtype_name, open_model, resolve_device
 from ..progress import note
 from ..search import Limits
 from ..structure import Axis, Structure
@@ -45,9 +45,19 @@ class Subject:
     varied: tuple[str, ...] = ()
 
     @property
+    def settled(self) -> PruneConfig:
+        """The settings in force, with the dtype that `auto` came to on this machine.
+
+        It stays `auto` where time is the budget: that is measured in the dtype of the weights.
+        """
+        if self.budget.timed:
+            return self.config
+        return self.config.model_copy(update={"dtype": dtype_name(self.source.dtype)})
+
+    @property
     def recorded(self) -> PruneConfig:
         """The settings that repeat the run."""
-        return self.config.model_copy(update=dict.fromkeys(self.varied))
+        return self.settled.model_copy(update=dict.fromkeys(self.varied))
 
     @property
     def budget(self) -> Budget:

@@ -17,7 +17,7 @@ from ..data import IGNORED, Examples
 from ..device_memory import free_bytes
 from ..export import Form, pruned_form, with_around
 from ..memory import give_back
-from ..models import OpenModel
+from ..models import OpenModel, computing_dtype
 from ..progress import note
 from ..ranks import this
 from ..recovery import (
@@ -140,7 +140,7 @@ def train(
 
 
 def _tell_rounds(student: Student, data: TrainingData) -> None:
-    """Say how often each example comes, where that was not asked for and there are too few."""
+    """Say how often each example comes, where they are few for so many steps."""
     count = len(data.examples) - data.held
     schedule = student.config.schedule(count)
     rounds = schedule.batch * schedule.steps / count
@@ -220,9 +220,15 @@ def fingerprint(student: Student, data: TrainingData) -> str:
         data.examples.sha256,
         student.opened.structure.architecture,
         student.opened.structure.weights,
-        *([student.teacher.structure.weights] if student.teacher is not None else []),
+        *([] if student.teacher is None else _of_teacher(student, student.teacher)),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _of_teacher(student: Student, teacher: OpenModel) -> list[str]:
+    """Its weights, and the dtype that it computes in."""
+    dtype = computing_dtype(student.config.dtype, teacher.dtype, student.device)
+    return [teacher.structure.weights, str(dtype)]
 
 
 def make_objective(student: Student, examples: Examples) -> Objective:

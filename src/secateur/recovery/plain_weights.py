@@ -54,7 +54,8 @@ def relative_rate(tensor: Tensor) -> float:
     and a wide matrix adds up more of them, all in the gradient's direction. So the step is a share
     of the root mean square (as in Adafactor, Shazeer and Stern, 1804.04235), and the smaller the
     wider the matrix is (as for Adam in Yang et al., 2203.03466). Measured: what suits a width of 64
-    suits one of 576, which rms / sqrt(side) does not do. The 10 keeps rates at about one.
+    suits one of 576, which rms / sqrt(side) does not do. The 10 keeps rates at about one. Biases
+    and gains of norms, whose side is their length, are given the same, which is careful of them.
     """
     if not tensor.numel():
         return 0.0

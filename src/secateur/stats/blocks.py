@@ -16,7 +16,7 @@ _VALUES, _ON_GPU = 2**18, 2**26
 
 
 def at_once(device: str) -> int:
-    """How many values a block has at most, unless one row has more."""
+    """How many values a block has at most, unless a row (on a CPU: one a thread) has more."""
     return _VALUES if device == "cpu" else _ON_GPU
 
 
