@@ -20,12 +20,15 @@ from ..device_memory import sent
 from ..ranks import this
 from ..stats import LayerStep, Statistics, Walk
 from ..stats.collect import find
-from ..stats.loss import each_divergence
+from ..stats.loss import summed_divergences
 from ..stats.stream import hidden_of
 from ..stats.substitute import Substitutes, substituted
 from ..structure import Axis, Plan
 from ..surgery.observe import Consumer
 from ..surgery.one_shot import FITTED_BY, one_shot
+
+# Candidates whose last states are at hand at once, beside those of the dense model.
+_TOGETHER = 16
 
 Gone = Mapping[Axis, tuple[int, ...]]
 
@@ -103,17 +106,16 @@ def _asked(
             }
             with substituted(changed), torch.no_grad():
                 states[windows] = hidden_of(step.module(inputs, *args, **kwargs))
-    sums = []
+    sums = torch.zeros(len(candidates), dtype=torch.float64, device=walk.source.device)
+    asked = sum(layer < len(walk.source) for layer in first)  # the others cut nothing
     with walk.source.back() as logits_of:
-        batches = [windows for windows in walk.batches if windows.stop <= count]
-        for index, layer in enumerate(first):
-            total = torch.zeros((), dtype=torch.float64, device=walk.source.device)
-            for windows in batches if layer < len(walk.source) else ():
-                shift = (1 + index) * count
-                own_states = states[slice(windows.start + shift, windows.stop + shift)]
-                total += each_divergence(logits_of, states[windows], own_states).double().sum()
-            sums.append(total)
-    return torch.stack(sums).cpu() if sums else torch.zeros(0, dtype=torch.float64)
+        for windows in (own for own in walk.batches if own.stop <= count):
+            for start in range(0, asked, _TOGETHER):
+                some = range(start, min(start + _TOGETHER, asked))
+                shifts = [(1 + index) * count for index in some]
+                cut = [states[slice(windows.start + n, windows.stop + n)] for n in shifts]
+                sums[some.start : some.stop] += summed_divergences(logits_of, states[windows], cut)
+    return sums.cpu()
 
 
 def _edits(

@@ -7,10 +7,10 @@ Both are taken in fp32 of a few rows at a time, which the processor's cache hold
 window are as large as a layer.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from ..device_memory import free_bytes, sent
@@ -118,6 +118,24 @@ def each_divergence(
     for tokens, _, wanted in in_pieces(logits_of, dense.flatten(0, 1)):
         found.append(token_divergences(wanted, head(others[None, tokens])[0]))
     return torch.cat(found)
+
+
+def summed_divergences(
+    logits_of: Callable[[Tensor], Tensor],
+    dense: Float[Tensor, "window token hidden"],
+    others: Sequence[Float[Tensor, "window token hidden"]],
+) -> Float64[Tensor, " other"]:
+    """KL(dense || other) summed over tokens, of several with one head: on the device.
+
+    The logits of the dense model are made once for all.
+    """
+    rows = [other.flatten(0, 1) for other in others]
+    sums = torch.zeros(len(others), dtype=torch.float64, device=dense.device)
+    for tokens, _, wanted in in_pieces(logits_of, dense.flatten(0, 1)):
+        for index, own in enumerate(rows):
+            apart = token_divergences(wanted, logits_of(own[None, tokens])[0])
+            sums[index] += apart.double().sum()
+    return sums
 
 
 def token_divergences(
