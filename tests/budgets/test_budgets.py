@@ -264,7 +264,11 @@ def by_hand(model: Any, tokens: int, batch: int) -> float:
 
 
 def test_a_record_does_not_fix_the_dtype_that_time_is_measured_in(
-    tiny_folder: Callable[..., Path], text_file: Path, tmp_path: Path, fake_time: None
+    tiny_folder: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    fake_time: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, dtypes = tiny_folder(), {"time": "auto", "share": "float32"}
     for name, budget in (
@@ -273,6 +277,10 @@ def test_a_record_does_not_fix_the_dtype_that_time_is_measured_in(
     ):
         secateur.prune(str(folder), out=tmp_path / name, **settings("AL-AM", text_file, **budget))
         assert read_toml(tmp_path / name / "run.toml")["dtype"] == dtypes[name]
+    # a plan that is applied asks no clock
+    monkeypatch.setattr(budgeting, "seconds_of", lambda *_: 1 / 0)
+    secateur.apply(tmp_path / "time", str(folder), out=tmp_path / "again", evaluate="none")
+    assert read_toml(tmp_path / "again" / "run.toml")["dtype"] == "auto"
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gemma3", "gpt2"])

@@ -235,6 +235,11 @@ class PruneConfig(Reading):
         return next((n for n in BUDGETS if n != "ratio" and getattr(self, n) is not None), "ratio")
 
     @property
+    def budget_timed(self) -> bool:
+        """Whether the budget is of time, which is measured on this machine."""
+        return self.budget_name in ("speedup", "latency")
+
+    @property
     def fusion_name(self) -> str | None:
         """The fusion in force; None if a score is."""
         return self.fusion or (None if self.importance else METHODS[self.method].fusion)

@@ -50,7 +50,7 @@ class Subject:
 
         It stays `auto` where time is the budget: that is measured in the dtype of the weights.
         """
-        if self.budget.timed:
+        if self.config.budget_timed:
             return self.config
         return self.config.model_copy(update={"dtype": dtype_name(self.source.dtype)})
 

@@ -129,13 +129,11 @@ def summed_divergences(
 
     The logits of the dense model are made once for all.
     """
-    rows = [other.flatten(0, 1) for other in others]
-    sums = torch.zeros(len(others), dtype=torch.float64, device=dense.device)
+    rows, found = [other.flatten(0, 1) for other in others], []
     for tokens, _, wanted in in_pieces(logits_of, dense.flatten(0, 1)):
-        for index, own in enumerate(rows):
-            apart = token_divergences(wanted, logits_of(own[None, tokens])[0])
-            sums[index] += apart.double().sum()
-    return sums
+        apart = [token_divergences(wanted, logits_of(own[None, tokens])[0]) for own in rows]
+        found.append(torch.stack([of_each.double().sum() for of_each in apart]))
+    return torch.stack(found).sum(dim=0)
 
 
 def token_divergences(
