@@ -28,7 +28,7 @@ from secateur.cli.main import run
 from secateur.config import LOSSES, RECIPES, make_recover_config, read_toml
 from secateur.errors import SecateurError
 from secateur.models import OpenModel, open_config, open_model
-from secateur.pipeline import recovering
+from secateur.pipeline import recovering, training
 from secateur.pipeline.idle import idle_recovery_settings
 from secateur.pipeline.look import bytes_before
 from secateur.pipeline.student import Student, open_student
@@ -95,6 +95,8 @@ def test_a_recovered_folder_is_a_folder_like_the_one_before(
     assert form["stock"] == ("auto_map" not in read_json(out / "config.json"))
     assert bool(form["why_not_stock"]) != form["stock"]
     assert done.numbers["checks"][0]["step"] == 0
+    assert read_toml(out / "recovery.toml")["dtype"] == "auto"
+    assert done.numbers["dtype"] == "float32"  # what it came to
     assert not list(tmp_path.glob(".*training*"))
     assert any("are few" in note for note in done.notes)
 
@@ -702,8 +704,11 @@ def test_another_arithmetic_is_another_training(
     student = open_student(config)
     data = read_data(student.opened, student.config)
     one, again = (fingerprint(student, data) for _ in range(2))
+    with monkeypatch.context() as elsewhere:  # the teacher's
+        elsewhere.setattr(training, "computing_dtype", lambda *_: torch.bfloat16)
+        assert one == again != fingerprint(student, data)
     monkeypatch.setattr(Student, "autocast", torch.bfloat16)
-    assert one == again != fingerprint(student, data)
+    assert one != fingerprint(student, data)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ..errors import SecateurError
 from ..stats import Activations, LayerSource, Walk
 from ..stats.activations import MEMORY_LIMIT
 from ..stats.finite import not_finite
-from ..stats.loss import each_divergence
+from ..stats.loss import summed_divergences
 from .states import last_states
 
 
@@ -64,8 +64,8 @@ def _summed(first: Walk, dense: Activations, walk: Walk, other: Activations) -> 
     total = torch.zeros((), dtype=torch.float64, device=device)
     with first.source.back() as logits_of, walk.source.back() as others_logits_of:
         for windows in first.batches:
-            states = dense[windows].to(device), other[windows].to(device)
-            total += each_divergence(logits_of, *states, others_logits_of).double().sum()
+            own, others = dense[windows].to(device), [other[windows].to(device)]
+            total += summed_divergences(logits_of, own, others, others_logits_of)[0]
     (total,) = first.ranks.summed("divergence", [total])
     if not torch.isfinite(total):
         raise not_finite("the logits (the output of the head)", walk.source.dtype)

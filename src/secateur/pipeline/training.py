@@ -140,7 +140,7 @@ def train(
 
 
 def _tell_rounds(student: Student, data: TrainingData) -> None:
-    """Say how often each example comes, where they are few for so many steps."""
+    """Say how often each example comes, where they are few for the steps that are asked for."""
     count = len(data.examples) - data.held
     schedule = student.config.schedule(count)
     rounds = schedule.batch * schedule.steps / count

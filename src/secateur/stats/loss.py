@@ -103,35 +103,21 @@ def each_loss(
     )
 
 
-def each_divergence(
-    logits_of: Callable[[Tensor], Tensor],
-    dense: Float[Tensor, "window token hidden"],
-    other: Float[Tensor, "window token other"],
-    others_logits_of: Callable[[Tensor], Tensor] | None = None,
-) -> Float[Tensor, " place"]:
-    """KL(dense || other) = sum p (log p - log q) after every token, fp32, on the device.
-
-    `others_logits_of` is the head of the other model, if that is not the same.
-    """
-    head = others_logits_of or logits_of
-    others, found = other.flatten(0, 1), []
-    for tokens, _, wanted in in_pieces(logits_of, dense.flatten(0, 1)):
-        found.append(token_divergences(wanted, head(others[None, tokens])[0]))
-    return torch.cat(found)
-
-
 def summed_divergences(
     logits_of: Callable[[Tensor], Tensor],
     dense: Float[Tensor, "window token hidden"],
-    others: Sequence[Float[Tensor, "window token hidden"]],
+    others: Sequence[Float[Tensor, "window token _"]],
+    others_logits_of: Callable[[Tensor], Tensor] | None = None,
 ) -> Float64[Tensor, " other"]:
-    """KL(dense || other) summed over tokens, of several with one head: on the device.
+    """KL(dense || other) = sum p (log p - log q) summed over tokens, of each other: on the device.
 
-    The logits of the dense model are made once for all.
+    The logits of the dense model are made once for all. `others_logits_of` is the head of the
+    others, if that is not the same.
     """
+    head = others_logits_of or logits_of
     rows, found = [other.flatten(0, 1) for other in others], []
     for tokens, _, wanted in in_pieces(logits_of, dense.flatten(0, 1)):
-        apart = [token_divergences(wanted, logits_of(own[None, tokens])[0]) for own in rows]
+        apart = [token_divergences(wanted, head(own[None, tokens])[0]) for own in rows]
         found.append(torch.stack([of_each.double().sum() for of_each in apart]))
     return torch.stack(found).sum(dim=0)
 
