@@ -56,10 +56,10 @@ class Effort:
 
 
 _GOOD = (
-    Parts("obs-loss", "global"),
     Parts("obs-loss", "tempered"),
-    Parts("wifv", "AL-AM"),
+    Parts("obs-loss", "global"),
     Parts("obs-loss", "uniform"),
+    Parts("wifv", "AL-AM"),
     Parts("magnitude-l2", "uniform"),
 )
 
@@ -93,15 +93,15 @@ METHODS = {
             BEST,
             "What is nearest to the dense model on calibration text, of what --effort tries.",
             "obs-loss",
-            "global",
+            "tempered",
             "refit",
             "https://arxiv.org/abs/2312.17244",
         ),
         Method(
             "obs-loss",
-            "What a unit costs in loss once the rest is fitted; one global ranking; refit.",
+            "What a unit costs in loss once the rest is fitted; dearer where much has gone; refit.",
             "obs-loss",
-            "global",
+            "tempered",
             "refit",
             "https://arxiv.org/abs/2312.17244",
         ),

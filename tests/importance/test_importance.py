@@ -40,7 +40,7 @@ def ingredients(axis: Axis, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
     return weight, {
         **{name: terms[:, :, 0] if "samples" in name else terms for name in OF_UNITS},
         **{name: torch.rand(axis.units, generator=generator) for name in GATES},
-        "output_fisher": torch.rand(48, generator=generator),
+        "output_fisher": torch.randn(48, 90, generator=generator).cov(),
         "input_mean": X.mean(0),
         "input_var": X.var(0),
         "input_norm": X.square().mean(0).sqrt(),

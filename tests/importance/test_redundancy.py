@@ -35,8 +35,20 @@ def of_inputs(inputs: Tensor, shape: torch.Size) -> dict[str, Tensor]:
     }
 
 
-def fitted_error(inputs: Tensor, weight: Tensor, gone: list[int]) -> float:
-    """What is left of the output when the units that stay, and a bias, are fitted to all of it."""
+def some_fisher(rank: int = FAN) -> Tensor:
+    """A Fisher information by outputs that depend on one another; below FAN, a singular one."""
+    generator = torch.Generator().manual_seed(5)
+    factors = torch.randn(FAN, rank, generator=generator, dtype=torch.float64)
+    return factors @ factors.T
+
+
+def fitted_error(
+    inputs: Tensor, weight: Tensor, gone: list[int], fisher: Tensor | None = None
+) -> float:
+    """What is left of the output when the units that stay, and a bias, are fitted to all of it.
+
+    A sum over tokens of e^T F e, F the identity where no other is given.
+    """
     units, width, fan = weight.shape
     stays = torch.ones(units, dtype=torch.bool)
     stays[gone] = False
@@ -44,7 +56,7 @@ def fitted_error(inputs: Tensor, weight: Tensor, gone: list[int]) -> float:
     rest = inputs.view(-1, units, width)[:, stays].flatten(1)
     design = torch.cat([rest, torch.ones(len(rest), 1, dtype=rest.dtype)], dim=1)
     left = output - design @ torch.linalg.lstsq(design, output).solution
-    return float(left.square().sum())
+    return float(left.square().sum() if fisher is None else ((left @ fisher) * left).sum())
 
 
 @pytest.mark.parametrize(("units", "width"), [(12, 1), (5, 3)])
@@ -68,22 +80,34 @@ def test_a_unit_costs_what_a_fit_to_what_stays_cannot_make_good(
         total = error
 
 
+@pytest.mark.parametrize("rank", [FAN, 2])
 @pytest.mark.parametrize(("units", "width"), [(12, 1), (5, 3)])
-def test_costs_in_loss_are_errors_weighed_by_output_a_mean_over_tokens(
-    units: int, width: int, monkeypatch: pytest.MonkeyPatch
+def test_costs_in_loss_are_errors_weighed_by_the_fisher_information_a_mean_over_tokens(
+    units: int, width: int, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first to go: half the sum of F times what the fit leaves of every output."""
+    """The first to go: half of what the Fisher information makes of what the fit leaves."""
     monkeypatch.setattr(module, "DAMPING", 1e-12)
     inputs, weight = some(units, width)
-    fisher = torch.tensor([0.0, 1.0, 4.0, 0.3, 2.0, 9.0], dtype=torch.float64)
+    fisher = some_fisher(rank)
     costs = obs_loss(weight, inputs.T.cov(correction=0), fisher).double()
-    by_output = [
-        [fitted_error(inputs, weight[..., o, None], [unit]) for o in range(FAN)]
-        for unit in range(units)
-    ]
-    expected = torch.tensor(by_output, dtype=torch.float64) @ fisher / (2 * TOKENS)
+    errors = [fitted_error(inputs, weight, [unit], fisher) for unit in range(units)]
+    expected = torch.tensor(errors, dtype=torch.float64) / (2 * TOKENS)
     assert int(costs.argmin()) == int(expected.argmin())
     assert float(costs.min()) == pytest.approx(float(expected.min()), rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_errors_that_the_loss_does_not_see_cost_nothing(width: int) -> None:
+    """Along one direction of the output alone, as along the output itself behind a norm."""
+    inputs, weight = some(6, width)
+    spread = inputs.T.cov(correction=0)
+    unseen = torch.nn.functional.normalize(weight.sum(dim=(0, 1)), dim=0)
+    across = torch.eye(FAN, dtype=torch.float64) - torch.outer(unseen, unseen)
+    fisher = across @ some_fisher() @ across
+    costs = obs_loss(weight, spread, fisher)
+    other = weight + weight.roll(1, dims=0)[..., :1] * unseen
+    torch.testing.assert_close(obs_loss(other, spread, fisher), costs, rtol=1e-3, atol=0)
+    assert not obs_loss(weight, spread, torch.zeros_like(fisher)).any()
 
 
 def test_sixteen_rounds_are_near_to_one_by_one(
@@ -160,7 +184,7 @@ def test_every_expert_is_scored_by_its_own_inputs() -> None:
     axis = replace(axis, units=experts * channels, groups=experts)
     inputs, weights = zip(*(some(channels, 1, seed=seed) for seed in range(experts)), strict=True)
     own = [one.T.cov(correction=0) for one in inputs]
-    fisher = torch.rand(FAN)
+    fisher = some_fisher()
     found = {f"input_spread#{group}": spread for group, spread in enumerate(own)}
     stored = torch.stack([weight[:, 0].T for weight in weights])
     together = score(

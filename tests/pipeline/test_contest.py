@@ -136,7 +136,7 @@ def test_a_way_that_does_not_compute_is_left_out(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(contest, "cut", failing)
     result = secateur.prune(model, **given)
     assert {row["importance"] for row in result.numbers["contest"]} == {"wifv", "magnitude-l2"}
-    assert any("obs-loss, global: It overflows." in told for told in result.notes)
+    assert any("obs-loss, tempered: It overflows." in told for told in result.notes)
     with pytest.raises(SecateurError, match="No way to prune"):
         secateur.prune(model, importance="obs-loss", **given)
 

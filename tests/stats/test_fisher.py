@@ -12,7 +12,7 @@ from secateur.stats import Walk, collect_gradients
 
 
 def whole_model(model: Any, tokens: Tensor, consumers: dict[str, str]) -> dict[str, Tensor]:
-    """Squared gradients by the outputs of some modules, a mean over tokens, by autograd."""
+    """Products of the gradients by the outputs of some modules, a mean over tokens, by autograd."""
     outputs: dict[str, Tensor] = {}
     hooks = []
     for axis, name in consumers.items():
@@ -32,7 +32,8 @@ def whole_model(model: Any, tokens: Tensor, consumers: dict[str, str]) -> dict[s
     found = {}
     for axis, output in outputs.items():
         assert output.grad is not None
-        found[axis] = output.grad.flatten(0, -2).square().mean(dim=0)
+        rows = output.grad.flatten(0, -2)
+        found[axis] = rows.T @ rows / len(rows)
     return found
 
 
@@ -47,6 +48,7 @@ def test_streamed_is_whole_model(variant: str, tokens: Tensor) -> None:
     got = collect_gradients(way, axes, ["output_fisher"])
     expected = whole_model(model, tokens, {axis.name: axis.consumer.module for axis in axes})
     for axis in axes:
+        own, other = got[axis.name]["output_fisher"], expected[axis.name]
         torch.testing.assert_close(
-            got[axis.name]["output_fisher"], expected[axis.name], rtol=2e-3, atol=1e-9
+            own, other, rtol=2e-3, atol=1e-4 * float(other.diagonal().mean())
         )

@@ -17,14 +17,14 @@ score is the cost at its turn, and no less than that of any turn before it.
 
 Hassibi, Stork (1992); of whole groups: Kurtic, Frantar, Alistarh, ZipLM (2302.04089).
 
-`obs-loss` weighs the error of output o by the diagonal F of the Fisher information there,
+`obs-loss` weighs the output's error by the Fisher information F there (`stats.fisher`),
 
     cost_g = 1/2 tr(F W_g [C^-1_gg]^-1 W_g^T)        C over weighed tokens (`stats.spread`),
 
 which is about what the divergence from the dense model grows by, so that costs compare across
 layers. (An expert's tokens are those that came to it: beside other units, rare experts are dear.) F
-is the output factor of a Kronecker-factored curvature (van der Ouderaa et al., The LLM
-Surgeon, 2312.17244), its diagonal alone.
+and C are the factors of a Kronecker-factored curvature (van der Ouderaa et al., The LLM
+Surgeon, 2312.17244). With F/2 = L L^T it is `obs` of the weights L^T W.
 """
 
 import torch
@@ -36,6 +36,8 @@ from .registry import importance
 
 PAPER, SURGEON = "https://arxiv.org/abs/2302.04089", "https://arxiv.org/abs/2312.17244"
 DAMPING, ROUNDS = 0.01, 16
+# Of the mean of the Fisher information's diagonal, what is added to it to have a root.
+_LEAST = 1e-6
 # By how much the score of a later turn is larger at least, so that the order can be read off it.
 LATER = 1 + 1e-6
 
@@ -58,10 +60,18 @@ def obs(
 def obs_loss(
     weight: Float[Tensor, "unit width fan"],
     input_spread: Float[Tensor, "channel channel"],
-    output_fisher: Float[Tensor, " fan"],
+    output_fisher: Float[Tensor, "fan fan"],
 ) -> Float[Tensor, " unit"]:
     """The same error weighed by what it does to the loss, so that layers compare."""
-    return _turns(weight * (output_fisher / 2).sqrt(), input_spread)
+    return _turns(weight.double() @ _root(output_fisher.double() / 2), input_spread)
+
+
+def _root(fisher: Float[Tensor, "fan fan"]) -> Float[Tensor, "fan fan"]:
+    """L with L L^T = `fisher`, but for a damping that it takes where it is singular."""
+    size = fisher.diagonal().mean()
+    if not size:  # no error there costs anything
+        return fisher
+    return size.sqrt() * factor(fisher / size, _LEAST, where="a consumer's outputs").lower
 
 
 def _turns(

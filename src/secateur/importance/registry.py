@@ -9,7 +9,7 @@
 | `batch_TERM` | Taylor terms from the gradient of the mean loss | [member, unit, channel] |
 | `per_sample_TERM` | the same in every window, then the mean | [member, unit, channel] |
 | `samples_TERM` | the same in every window, members summed | [sample, unit] |
-| `output_fisher` | what an error at the consumer's output costs (`stats.fisher`) | [fan] |
+| `output_fisher` | what an error at the consumer's output costs (`stats.fisher`) | [fan, fan] |
 | `gate_fisher`, `gate_entropy` | slopes by a unit's gate, squared or not (`stats.gates`) | [unit] |
 | `combine` | how members become one: [member, unit, channel] to [unit, channel] | |
 | `generator` | random numbers, seeded by run and axis | |

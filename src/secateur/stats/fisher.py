@@ -1,10 +1,11 @@
-"""The diagonal of the Fisher information by a consumer's output: what an error there costs.
+"""The Fisher information by a consumer's output: what an error there costs.
 
-    F_o = E_t[ (dL/dy_to)^2 ]        KL(dense || with y + e) ~ 1/2 sum_t sum_o F_o e_to^2
+    F = E_t[ (dL/dy_t)(dL/dy_t)^T ]        KL(dense || with y + e) ~ 1/2 sum_t e_t^T F e_t
 
 with L the loss summed over the tokens of a window, and y_t the consumer's output for token t. It
-makes errors of different layers one thing: what they do to the predictions. Of experts, whose
-outputs are no module's, it is that of the layer's output; their routing weights are not in it.
+makes errors of different layers one thing: what they do to the predictions. The matrix knows what
+its diagonal does not: behind a norm an error along the output itself costs nothing. Of experts,
+whose outputs are no module's, it is that of the layer's output, without their routing weights.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,15 +17,16 @@ from torch import Tensor, nn
 
 from ..structure import Axis
 from .activations import Activations
-from .blocks import in_cache
 from .collect import find
 from .stream import LayerStep
 
 OUTPUT_FISHER = "output_fisher"
+# Tokens whose gradients are fp32 at once.
+_ROWS = 1024
 
 
 class OutputFisher:
-    """Sums of squared gradients [fan] by the outputs of the consumers of some axes of a layer.
+    """Sums of g g^T [fan, fan], g a gradient by the output of a consumer of some axes of a layer.
 
     `gradients` are those of the layer's output.
     """
@@ -57,9 +59,10 @@ class OutputFisher:
     def _add(self, module: nn.Module | None, gradient: Tensor) -> None:
         rows = gradient.flatten(0, -2)
         if module not in self._sums:
-            self._sums[module] = torch.zeros(rows.shape[1], device=rows.device)
-        for some in in_cache(rows):
-            self._sums[module] += some.float().square().sum(dim=0)
+            self._sums[module] = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+        for some in rows.split(_ROWS):
+            own = some.float()
+            self._sums[module].addmm_(own.T, own)
 
     def passed(self, windows: slice) -> None:
         """Some windows went down; `gradients` are still those of the layer's output."""
@@ -75,6 +78,6 @@ class OutputFisher:
         for module, axes in self._axes.items():
             about = f"{OUTPUT_FISHER} of {axes[0].name}"
             tokens = sum(self._ranks.each(about, self._tokens))
-            (sums,) = self._ranks.summed(about, [self._sums[module]])
+            (sums,) = self._ranks.summed(about, [self._sums.pop(module)])
             found |= {f"{axis.name}/{OUTPUT_FISHER}": (sums / tokens).cpu() for axis in axes}
         return found

@@ -58,9 +58,9 @@ def collect_gradients(
     """Walk the layers forward and back and collect the gradient terms `needs` of `axes`.
 
     `needs` are names of `GRADIENTS`; `statistics[axis][name]` is [member, unit, channel], or
-    [sample, unit] for `samples_...` (see `Taylor`), [fan] for `output_fisher` (see `fisher`), or
-    [unit] for `gate_...` (see `gates`). `walk.limit` holds for the inputs of all layers together,
-    and `seed` is that of labels which are drawn.
+    [sample, unit] for `samples_...` (see `Taylor`), [fan, fan] for `output_fisher` (see `fisher`),
+    or [unit] for `gate_...` (see `gates`). `walk.limit` holds for the inputs of all layers
+    together, and `seed` is that of labels which are drawn.
 
     Raises:
         SecateurError: an unknown need, no windows or windows of one token, or a loss or a gradient
