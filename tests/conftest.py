@@ -200,10 +200,10 @@ def one_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(autouse=True)
-def few_words(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models write two tokens for a report, each of them a walk, unless a test is about that."""
+def no_words(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models write nothing for a report, each token of it a walk, unless a test is about that."""
     if request.node.get_closest_marker("samples") is None:
-        monkeypatch.setattr("secateur.pipeline.continuing._NEW", 2)
+        monkeypatch.setattr("secateur.pipeline.continuing._WORK", 0)
 
 
 @pytest.fixture
