@@ -311,6 +311,20 @@ def test_a_live_model_still_takes_its_tokenizer(text_file: Path) -> None:
     assert done.numbers["removed_share"] > 0
 
 
+def test_an_unknown_argument_is_told_with_the_one_that_was_meant() -> None:
+    with pytest.raises(ArgumentError, match=r"'prompt'.*Did you mean 'prompts'\?"):
+        secateur.evaluate("a", prompt="b")  # type: ignore[call-arg]
+
+
+def test_a_result_is_shown_in_one_line(text_file: Path) -> None:
+    settings = {"calibration": str(text_file), "samples": 4, "length": 16, "align": 1}
+    live: nn.Module = tiny_model()
+    done = secateur.prune(live, tokenizer=tiny_tokenizer(), evaluate="none", **settings)  # type: ignore[arg-type]
+    share = done.numbers["removed_share"]
+    assert f"by best, {share:.1%} of" in repr(done)
+    assert len(repr(done)) < 200
+
+
 def test_arguments_are_checked_where_they_are_given_by_position() -> None:
     with pytest.raises(ArgumentError, match=r"prune.model, out"):
         secateur.prune("a", "b")  # type: ignore[misc]

@@ -6,6 +6,7 @@
 Settings are not listed: pydantic checks those.
 """
 
+import difflib
 import errno
 import functools
 import inspect
@@ -137,7 +138,10 @@ def _bound(
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise ArgumentError(f"{name}{_listed(signature)}: {error}.") from error
+        unknown = [key for key in kwargs if key not in signature.parameters]
+        near = difflib.get_close_matches(unknown[0], signature.parameters) if unknown else []
+        meant = f" Did you mean {near[0]!r}?" if near else ""
+        raise ArgumentError(f"{name}{_listed(signature)}: {error}.{meant}") from error
     bound.apply_defaults()
     return bound
 

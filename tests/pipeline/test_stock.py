@@ -269,7 +269,7 @@ def test_rows_that_cannot_be_quantised_any_more_are_named() -> None:
     (said,) = notes(512, 288, 320)  # blocks of 32, but no longer of 256
     assert all(word in said for word in ("layers 1-2 ", "256", "k-quants"))
     (said,) = notes(500, 512, 512)
-    assert all(word in said for word in ("layers 0 ", "no multiples of 32", "--align 32"))
+    assert all(word in said for word in ("layer 0 ", "no multiples of 32", "--align 32"))
     heads = open_model(tiny_model("llama-mha", head_dim=16))
     plan = Plan({"layers.0.attention": (0, 1, 2, 3, 4)}, "", "")
     form = form_of(heads, heads.structure, plan)

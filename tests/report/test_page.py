@@ -21,7 +21,7 @@ from secateur.pipeline import Comparison, redraw
 from secateur.pipeline.reporting import scores_of, stability_of
 from secateur.report import Average, Report, Row, page, read_report
 from secateur.report.comparing import winner
-from secateur.report.facts import facts, headline, lost_most
+from secateur.report.facts import facts, headline, lost_most, who_won
 from secateur.report.page import html
 from secateur.report.sections import sections
 from secateur.report.words import words
@@ -233,6 +233,8 @@ def test_who_removed_less_does_not_win_by_that() -> None:
     assert winner(near) is near[0]
     far = [row(0.186, 10.0), row(0.197, 12.0)]
     assert winner(far) is far[1]
+    assert "lost less, and removed less" in who_won(far, "?").detail
+    assert "removed less" not in who_won([worse, more], "?").detail
 
 
 def test_several_seeds_are_one_line_with_their_deviation(no_library: None) -> None:
@@ -366,6 +368,7 @@ def test_samples_are_what_the_models_write(
             assert whole.endswith(text)
 
 
+@pytest.mark.samples
 def test_a_report_outlives_its_samples(
     tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_library: None
 ) -> None:

@@ -27,6 +27,14 @@ class Result:
     out: Path | None = None
     notes: Sequence[str] = ()
 
+    def __repr__(self) -> str:  # the plan and the structure alone have pages
+        share = self.numbers.get("removed_share")
+        went = "" if share is None else f", {share:.1%} of the linears' parameters removed"
+        place = "nothing written" if self.out is None else f"in {self.out}"
+        return (
+            f"<{type(self).__name__} of {self.config.model} by {self.config.method}{went}: {place}>"
+        )
+
     @classmethod
     def of(
         cls,

@@ -46,7 +46,7 @@ from .passes import hidden_bytes
 from .student import Student
 from .trainable import Trained as AnyTrained
 from .trainable import make_trained, trained_tensors
-from .training_data import FEW_TOKENS, TrainingData
+from .training_data import FEW_TOKENS, TrainingData, most_examples
 
 # Settings that do not decide what the trained weights are, once data and models are known.
 _NOT_IN_WEIGHTS = (
@@ -120,9 +120,11 @@ def train(
         SecateurError: the loss is not finite from the first step.
     """
     if data.trained_tokens < FEW_TOKENS:
+        short = len(data.examples) < most_examples(student.config)
+        more = "" if short else "; more --samples, or a longer training, read more of the data"
         note(
             f"{data.trained_tokens:,} tokens to train on are few (under {FEW_TOKENS:,}): what is"
-            " gained may not hold on other text"
+            f" gained may not hold on other text{more}"
         )
     _tell_rounds(student, data)
     objective = make_objective(student, data.examples)

@@ -38,10 +38,11 @@ def engine_notes(
                 told.add(axis.name)
         if found:
             layers = format_ranges(sorted(found))
+            layers = f"layer {layers}" if len(found) == 1 else f"layers {layers}"
             example = next(iter(found.values()))
             cure = f"; --align {block} makes MLP widths that are" if "mlp" in kinds else ""
             notes.append(
-                f"linears of layers {layers} read rows that are no multiples of {block} (one of"
+                f"linears of {layers} read rows that are no multiples of {block} (one of"
                 f" {example:,} values): llama.cpp {what}{cure}"
             )
     return notes

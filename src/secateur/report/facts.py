@@ -57,8 +57,8 @@ def headline(report: Report) -> str:
     if trained is not None and trained.perplexity:
         one = trained.perplexity[0]
         parts.append(
-            f"a training then took it from {text(one.before)} to {text(one.after)}, on a text of"
-            " its own"
+            f"a training then took that on its own text from {text(one.before)} to"
+            f" {text(one.after)} in windows of {one.window:,}"
         )
     return f"{'; '.join(parts)}."
 
@@ -186,7 +186,7 @@ def _victories(report: Report) -> list[Fact]:
     means = averages(report.rows)
     models = by_model(means)
     if len(models) == 1:
-        return [_won(at(means, ratio), f"Which won at {ratio:.0%}?") for ratio in ratios(means)]
+        return [who_won(at(means, ratio), f"Which won at {ratio:.0%}?") for ratio in ratios(means)]
     return [_won_on(model, own) for model, own in models.items()]
 
 
@@ -207,7 +207,7 @@ def _won_on(model: str, means: Sequence[Average]) -> Fact:
     )
 
 
-def _won(means: Sequence[Average], question: str) -> Fact:
+def who_won(means: Sequence[Average], question: str) -> Fact:
     """Who won among those of one model and ratio."""
     best = winner(means)
     if best is None:
@@ -219,12 +219,20 @@ def _won(means: Sequence[Average], question: str) -> Fact:
     how = "within 2% of perplexity" + " or what seeds make of it" * seeded
     tied = f"; {_listed([one.label for one in near])} {verb} as good, {how}" if near else ""
     seeds = f" (mean of {len(best.runs)} seeds)" if seeded else ""
+    lower = [one for one in means if one not in near and _is_lower(one, best, window)]
+    less = f"; {_listed([one.label for one in lower])} lost less, and removed less" if lower else ""
     return Fact(
         question,
         best.label,
         f"perplexity {best.at(window, before=True)}, then {best.at(window)}{seeds} in windows of"
-        f" {window:,}; {best.removed:.1%} of the linears' parameters went{tied}",
+        f" {window:,}; {best.removed:.1%} of the linears' parameters went{tied}{less}",
     )
+
+
+def _is_lower(one: Average, other: Average, window: int) -> bool:
+    """Whether the perplexity of `one` is below that of `other`."""
+    own, its = one.after(window).mean, other.after(window).mean
+    return own is not None and its is not None and own < its
 
 
 def _left_out(report: Report) -> list[Fact]:
