@@ -29,7 +29,7 @@ from ..surgery import REPAIRS, TARGETS
 from .command import Command
 from .options import FORCE, JSON, OUT, TRACK, keeping, quiet_transformers, uploading
 from .recover import say_numbers, show_recovery
-from .screen import Screen, print_json, say, table
+from .screen import Screen, elapsed, print_json, say, table
 from .settings import TEXTS, given_settings, refuse_code, settings_options, texts_of_file
 from .sharing import check_shared
 
@@ -314,4 +314,4 @@ def _show(result: Any, as_json: bool, dry_run: bool) -> None:
     where = result.out if result.out else "nothing written"
     if dry_run and result.out:
         where = result.out / "plan.json"
-    say(f"{where}  ({result.seconds['total']:.1f} s)")
+    say(f"{where}  ({elapsed():.1f} s)")

@@ -11,7 +11,7 @@ from ..errors import SecateurError
 from ..recovery import GRIDS
 from .command import Command
 from .options import FORCE, JSON, OUT, TRACK, keeping, quiet_transformers, uploading
-from .screen import Screen, print_json, say, table
+from .screen import Screen, elapsed, print_json, say, table
 from .settings import TEXTS, given_settings, settings_options, texts_of_file
 
 _KL, _NEXT = LOSSES["kl"], LOSSES["next-token"]
@@ -125,7 +125,7 @@ def show_recovery(done: Any, as_json: bool) -> None:
     rows = number_rows({key: done.numbers[key] for key in ("bytes", "perplexity")})
     table("Numbers", ("", "before", "after"), rows)
     say_numbers(done.numbers)
-    say(f"{done.out}  ({done.seconds:.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)")
+    say(f"{done.out}  ({elapsed():.1f} s, {done.tokens_per_second:,.0f} tokens/s in training)")
 
 
 def say_numbers(numbers: Mapping[str, Any]) -> None:

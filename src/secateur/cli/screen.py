@@ -98,6 +98,11 @@ def count_from(started: float, *, reads: bool) -> None:
         _waiting[:] = [_reading()]
 
 
+def elapsed() -> float:
+    """Seconds since the command began, imports included."""
+    return sum(time.monotonic() - began for began in _started)
+
+
 def hush(silent: bool = True) -> None:
     """Say nothing from here on, or something again: another process speaks for all, or this one."""
     _hushed[:] = [True] if silent else []

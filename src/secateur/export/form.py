@@ -158,7 +158,7 @@ def _stock(
         try:
             built = expected(skeleton(family, candidate))
         except Exception as error:  # the family's own checks
-            why = f"transformers refuses it: {_reason(error)}"
+            why = f"transformers' own class does not hold it: {_reason(error)}"
             continue
         why = _misfit(family, weights.specs, built)
         if not why:

@@ -137,7 +137,8 @@ def check_reach(structure: Structure, config: PruneConfig, budget: Budget) -> No
     least = budget.dense - budget.lost(replace(whole, keep=keep), structure)
     if budget.target < least:
         raise SecateurError(
-            f"{asked} is out of reach: {budget.text(least)} stay at least of the dense model's"
+            f"{asked} ({budget.text(budget.target)}) is out of reach: {budget.text(least)} stay at"
+            " least of the dense model's"
             f" {budget.text(budget.dense)}, as every layer keeps some of each.\n"
             f"Type {budget.option} {budget.spelled(least)}, or widen --layers."
         )

@@ -99,10 +99,13 @@ def form_word(*, stock: bool) -> str:
 
 
 def form_line(form: Mapping[str, Any]) -> str:
-    """In one sentence, which class loads a folder, and why not the family's own."""
+    """Which class loads a folder, why not the family's own, and how it is loaded."""
     if form["stock"]:
         return f"A stock checkpoint: {form['class']}."
-    return f"A custom checkpoint, {form['class']}: {form['why_not_stock']}."
+    return (
+        f"A custom checkpoint, {form['class']}: {form['why_not_stock']}.\n"
+        "It loads with trust_remote_code=True, or after `import secateur`."
+    )
 
 
 def cut_words(structure: Structure, plan: Plan) -> str:
