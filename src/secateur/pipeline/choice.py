@@ -138,9 +138,8 @@ def check_reach(structure: Structure, config: PruneConfig, budget: Budget) -> No
     if budget.target < least:
         raise SecateurError(
             f"{asked} ({budget.text(budget.target)}) is out of reach: {budget.text(least)} stay at"
-            " least of the dense model's"
-            f" {budget.text(budget.dense)}, as every layer keeps some of each.\n"
-            f"Type {budget.option} {budget.spelled(least)}, or widen --layers."
+            f" least of the dense model's {budget.text(budget.dense)}, as every layer keeps"
+            f" some of each.\nType {budget.option} {budget.spelled(least)}, or widen --layers."
         )
 
 

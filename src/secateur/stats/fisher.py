@@ -33,6 +33,7 @@ class OutputFisher:
 
     def __init__(self, step: LayerStep, axes: Sequence[Axis], gradients: Activations) -> None:
         self._gradients, self._tokens, self._ranks = gradients, 0, step.walk.ranks
+        self._device = step.walk.source.device
         self._axes: dict[nn.Module | None, list[Axis]] = {}
         for axis in axes:
             module = find(step.module, axis.consumer.module, axis.layer)
@@ -70,7 +71,7 @@ class OutputFisher:
             own = self._gradients[windows]
             self._tokens += own.shape[0] * own.shape[1]
             if None in self._axes:
-                self._add(None, own)
+                self._add(None, own.to(self._device))
 
     def found(self) -> dict[str, Tensor]:
         """The means over tokens, by AXIS/output_fisher."""
