@@ -68,8 +68,9 @@ def test_the_python_of_the_readme_and_of_the_pages_runs(desk: Path) -> None:
         for name in PYTHON
     }
     assert [len(code) for code in page.values()] == [1, 3, 1, 1]
-    assert page["pruning"] == blocks(README, "python")
-    for code in page.values():  # the first one prunes, the others load what came of it
+    prunes, generates = blocks(README, "python")
+    assert page["pruning"] == [prunes]
+    for code in (*page.values(), [generates]):  # the first one prunes, others load what came of it
         for block in code:
             exec(compile(block, "a page", "exec"), {})
 
