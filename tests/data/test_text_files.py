@@ -169,6 +169,8 @@ def test_a_field_can_be_named(
     path.write_text(json.dumps({"label": 3, "body": "yes"}))
     assert_refused(*command[:-1], says=["has no text", "label, body", "--field"])
     assert_refused(*command[:-1], "--field", "label", says=["'label' is not text, but int"])
+    path.write_text(json.dumps({"Text": 5, "body": "yes"}))
+    assert_refused(*command[:-1], says=["'text' is not text, but int", "Text, body", "--field"])
 
 
 def test_a_blank_field_is_no_document(tmp_path: Path) -> None:

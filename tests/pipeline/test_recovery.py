@@ -800,6 +800,32 @@ def test_another_teacher_is_another_training(
     assert "other settings, data or weights" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_weights_that_changed_in_any_row_are_another_training(
+    whose: str,
+    pruned: Any,
+    tiny_folder: Any,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
+    """What was trained for others goes with no weights but those."""
+    folder, dense = pruned(), tiny_folder("llama-mha")
+    options = ["--data", str(text_file), "--steps", "30", "--length", "16", "--samples", "40"]
+    command = ["recover", str(folder), *options, "--evaluate", "none", "--teacher", str(dense)]
+    command += ["--out", str(tmp_path / "better")]
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.cli.recover.Screen", lambda: Cut(26))
+        assert run(command) == 130
+    file = (folder if whose == "student" else dense) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.0.self_attn.q_proj.weight"][1:] *= -1
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert run(command) == 2
+    assert "other settings, data or weights" in capsys.readouterr().err
+
+
 def test_a_teacher_that_is_not_the_model_that_was_pruned_is_noted(
     pruned: Any, tiny_folder: Any, text_file: Path, tmp_path: Path
 ) -> None:

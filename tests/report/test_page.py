@@ -1,5 +1,6 @@
 """report.html is a function of report.json: whole, escaped, without places; and stands offline."""
 
+import errno
 import json
 import re
 import sys
@@ -396,6 +397,32 @@ def test_a_run_outlives_its_report(
     )
     assert (out / "model.safetensors").exists()
     assert any("no ink" in note for note in result.notes)
+
+
+def test_a_page_is_whole_or_that_of_before(
+    tiny_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What breaks off while it is written, as on a full disk, leaves nothing."""
+
+    whole = Path.write_text
+
+    def breaks_off(path: Path, text: str, **how: Any) -> None:
+        whole(path, text[: 1000 if "report" in path.name else None], **how)
+        if "report" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "small"
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", breaks_off)
+        secateur.prune(tiny_folder(), out=out, method="magnitude", evaluate="none", force=True)
+    assert not [file for file in out.iterdir() if "report" in file.name]
+    secateur.prune(tiny_folder(), out=out, method="magnitude", evaluate="none", force=True)
+    before = (out / "report.html").read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", breaks_off)
+        with pytest.raises(OSError, match="No space left"):
+            redraw(out)
+    assert (out / "report.html").read_bytes() == before
 
 
 def test_a_comparison_without_perplexity_still_has_a_page(tmp_path: Path, no_library: None) -> None:

@@ -4,7 +4,7 @@ from .companions import LARGEST as LARGEST_COMPANION
 from .companions import belongs, companions, travelling
 from .files import INDEX, chosen_file, listed_files, pickles
 from .folder import new_file, new_folder
-from .kept import Kept, checksum, damaged, header
+from .kept import Kept, checksum, crc, damaged, header
 from .lock import locked
 from .ours import EXPORT, companions_beside
 from .packed import PARTS, Packed, packed, packed_linears, unpacked, unpacked_view

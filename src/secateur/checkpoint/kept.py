@@ -275,7 +275,8 @@ def checksum(tensor: Tensor) -> int:
     return int(data[:eights].view(torch.int64).sum()) + int(data[eights:].sum())
 
 
-def _crc(tensor: Tensor) -> int:
+def crc(tensor: Tensor) -> int:
+    """The CRC of its bytes."""
     total = 0
     for piece in _pieces(tensor):
         total = zlib.crc32(piece, total)
@@ -284,7 +285,7 @@ def _crc(tensor: Tensor) -> int:
 
 def _total(path: Path) -> Callable[[Tensor], int]:
     """The checksum of the tensors in a file."""
-    return checksum if path.name == STATES else _crc
+    return checksum if path.name == STATES else crc
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -139,6 +139,9 @@ class TextOf:
             return "".join(pair)
         if any(name in fields and fields[name] is None for name in TEXTS):
             return ""
+        held = [name for name in TEXTS if name in fields]
+        if held:
+            raise _is_no_text(row, held[0], fields[held[0]], where)
         raise _no_text(row, where)
 
     def _named(self, row: Mapping[Any, Any], name: str, where: str) -> str:
@@ -153,10 +156,7 @@ class TextOf:
         if _is_chat(value):
             return self._conversation(value)
         if not isinstance(value, str):
-            raise SecateurError(
-                f"{where}: the field {name!r} is not text, but {type(value).__name__}.\n"
-                f"Name another of {_names(row)}: --field NAME"
-            )
+            raise _is_no_text(row, name, value, where)
         return value
 
     def _conversation(self, messages: list[Any]) -> str:
@@ -204,6 +204,13 @@ def _no_text(row: Mapping[Any, Any], where: str) -> SecateurError:
     return SecateurError(
         f"{where} has no text: {_EXPECTED}, and its fields are {_names(row)}.\n"
         "Name the one to read: --field NAME"
+    )
+
+
+def _is_no_text(row: Mapping[Any, Any], name: str, value: Any, where: str) -> SecateurError:
+    return SecateurError(
+        f"{where}: the field {name!r} is not text, but {type(value).__name__}.\n"
+        f"Name another of {_names(row)}: --field NAME"
     )
 
 

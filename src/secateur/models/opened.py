@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..arguments import is_panic
-from ..checkpoint import Packed, View, weight_files
+from ..checkpoint import Packed, View, crc, weight_files
 from ..device_memory import Room
 from ..errors import SecateurError
 from ..structure import Structure
@@ -136,6 +136,16 @@ class OpenModel:
         for name in self.weights.specs if self.folder is None else ():
             data = self.weights.tensor(name).detach().cpu().contiguous().flatten()
             parts.update(name.encode() + data.view(torch.uint8).numpy().data)
+        return parts.hexdigest()
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all weights, wherever they lie: every one is read for it."""
+        parts = hashlib.sha256()
+        for name, spec in sorted(self.weights.specs.items()):
+            parts.update(
+                f"{name} {spec.dtype} {spec.shape} {crc(self.weights.tensor(name))}".encode()
+            )
         return parts.hexdigest()
 
     @cached_property

@@ -106,7 +106,7 @@ def _architecture(model_type: str, weights: View) -> str:
 
 
 def _weights(weights: View) -> str:
-    """Hash of the first row of every tensor, dtype included: cheap, and no two models share it."""
+    """Hash of the first row of every tensor, dtype included: cheap; two trainings share none."""
     digest = hashlib.sha256()
     for name, spec in sorted(weights.specs.items(), key=lambda item: item[0]):
         digest.update(f"{name} {spec.dtype} {spec.shape}".encode())

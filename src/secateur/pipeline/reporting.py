@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import belongs
+from ..checkpoint import belongs, token
 from ..config import TRAINED, RecoverConfig
 from ..errors import SecateurError
 from ..export import without_place, without_places
@@ -125,8 +125,18 @@ def report_recovery(
 def write_report(folder: Path, report: Report) -> None:
     """Write report.json, and the page that is drawn from it."""
     with timed("report"):
-        (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
-        (folder / "report.html").write_text(html(report), encoding="utf-8")
+        _write_whole(folder / "report.json", report.to_json())
+        _write_whole(folder / "report.html", html(report))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is whole or not there; until it is, what was there before stays."""
+    partial = path.with_name(f".{path.name}-{token()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -146,7 +156,7 @@ def redraw(folder: Path) -> Path:
         SecateurError: there is none, or none of this version.
     """
     page = folder / "report.html"
-    page.write_text(html(read_report(folder / "report.json")), encoding="utf-8")
+    _write_whole(page, html(read_report(folder / "report.json")))
     return page
 
 

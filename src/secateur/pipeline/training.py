@@ -221,7 +221,7 @@ def fingerprint(student: Student, data: TrainingData) -> str:
         str(student.autocast),
         data.examples.sha256,
         student.opened.structure.architecture,
-        student.opened.structure.weights,
+        student.opened.content,
         *([] if student.teacher is None else _of_teacher(student, student.teacher)),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -230,7 +230,7 @@ def fingerprint(student: Student, data: TrainingData) -> str:
 def _of_teacher(student: Student, teacher: OpenModel) -> list[str]:
     """Its weights, and the dtype that it computes in."""
     dtype = computing_dtype(student.config.dtype, teacher.dtype, student.device)
-    return [teacher.structure.weights, str(dtype)]
+    return [teacher.content, str(dtype)]
 
 
 def make_objective(student: Student, examples: Examples) -> Objective:
