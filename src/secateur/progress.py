@@ -21,7 +21,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 T = TypeVar("T")
 
 # What a run does before its first stage.
-READING = "starting, and reading the model and the text"
+READING = "starting to read the model and the text"
 
 
 @runtime_checkable
