@@ -96,6 +96,16 @@ def test_costs_in_loss_are_errors_weighed_by_the_fisher_information_a_mean_over_
     assert float(costs.min()) == pytest.approx(float(expected.min()), rel=1e-4)
 
 
+@pytest.mark.parametrize("rank", [FAN, 2])
+def test_costs_are_in_the_units_of_the_loss(rank: int) -> None:
+    """However small its slopes are, which are sums over many tokens' shares."""
+    inputs, weight = some(6, 1)
+    spread = inputs.T.cov(correction=0)
+    costs = obs_loss(weight, spread, some_fisher(rank))
+    tiny = obs_loss(weight, spread, 1e-12 * some_fisher(rank))
+    torch.testing.assert_close(tiny * 1e12, costs, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("width", [1, 3])
 def test_errors_that_the_loss_does_not_see_cost_nothing(width: int) -> None:
     """Along one direction of the output alone, as along the output itself behind a norm."""

@@ -236,8 +236,8 @@ class PruneConfig(Reading):
 
     @property
     def budget_timed(self) -> bool:
-        """Whether the budget is of time, which is measured on this machine."""
-        return self.budget_name in ("speedup", "latency")
+        """Whether the budget is of time: it needs the table that is measured on this machine."""
+        return "table" in BUDGETS[self.budget_name].needs
 
     @property
     def fusion_name(self) -> str | None:

@@ -219,7 +219,7 @@ def who_won(means: Sequence[Average], question: str) -> Fact:
     how = "within 2% of perplexity" + " or what seeds make of it" * seeded
     tied = f"; {_listed([one.label for one in near])} {verb} as good, {how}" if near else ""
     seeds = f" (mean of {len(best.runs)} seeds)" if seeded else ""
-    lower = [one for one in means if one not in near and _is_lower(one, best, window)]
+    lower = [one for one in means if one not in near and _lost_less(one, best, window)]
     less = f"; {_listed([one.label for one in lower])} lost less, and removed less" if lower else ""
     return Fact(
         question,
@@ -229,10 +229,10 @@ def who_won(means: Sequence[Average], question: str) -> Fact:
     )
 
 
-def _is_lower(one: Average, other: Average, window: int) -> bool:
-    """Whether the perplexity of `one` is below that of `other`."""
+def _lost_less(one: Average, other: Average, window: int) -> bool:
+    """Whether the perplexity of `one` is below that of `other`, and less of it was removed."""
     own, its = one.after(window).mean, other.after(window).mean
-    return own is not None and its is not None and own < its
+    return own is not None and its is not None and own < its and one.removed < other.removed
 
 
 def _left_out(report: Report) -> list[Fact]:
