@@ -141,6 +141,7 @@ class TextOf:
             return ""
         held = [name for name in TEXTS if name in fields]
         if held:
+            where = f"{where} has no text: {_EXPECTED}"
             raise _is_no_text(row, held[0], fields[held[0]], where)
         raise _no_text(row, where)
 
@@ -208,9 +209,9 @@ def _no_text(row: Mapping[Any, Any], where: str) -> SecateurError:
 
 
 def _is_no_text(row: Mapping[Any, Any], name: str, value: Any, where: str) -> SecateurError:
+    cure = f"Name another of {_names(row)}: --field NAME" if len(row) > 1 else "Put a string there."
     return SecateurError(
-        f"{where}: the field {name!r} is not text, but {type(value).__name__}.\n"
-        f"Name another of {_names(row)}: --field NAME"
+        f"{where}: the field {name!r} is not text, but {type(value).__name__}.\n{cure}"
     )
 
 
